@@ -1,0 +1,256 @@
+//! The only place that prints: data to standard output, the rest to standard error.
+//!
+//! On a terminal lists are tables cut to its width; on a pipe they are stable
+//! columns separated by tabs, never cut. `-o json|yaml|ndjson` gives the whole
+//! records.
+
+use std::cell::Cell;
+use std::io::{self, IsTerminal, Write};
+
+use clap::ValueEnum;
+use serde::Serialize;
+use unicode_width::UnicodeWidthStr;
+
+use crate::error::{Context, Result};
+
+/// The shape of what is shown, for programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// One JSON value
+    Json,
+    /// One JSON value a line
+    Ndjson,
+    /// YAML
+    Yaml,
+}
+
+/// `-o`, for every command that shows something.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub struct OutputArgs {
+    /// Show whole records in this format
+    #[arg(short = 'o', long = "output", value_name = "FORMAT")]
+    pub output: Option<Format>,
+}
+
+/// A column of a list.
+pub struct Column<T> {
+    pub title: &'static str,
+    pub text: fn(&T) -> String,
+}
+
+impl<T> std::fmt::Debug for Column<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.title)
+    }
+}
+
+/// Standard output and standard error.
+#[derive(Debug)]
+pub struct Out {
+    stdout_is_terminal: bool,
+    stderr_is_terminal: bool,
+    /// Whether a progress line stands unfinished on the terminal.
+    in_progress: Cell<bool>,
+}
+
+impl Default for Out {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Out {
+    pub fn new() -> Self {
+        Self {
+            stdout_is_terminal: io::stdout().is_terminal(),
+            stderr_is_terminal: io::stderr().is_terminal(),
+            in_progress: Cell::new(false),
+        }
+    }
+
+    /// Shows a list: a table, or records in `format`.
+    pub fn list<T: Serialize>(
+        &self,
+        format: OutputArgs,
+        rows: &[T],
+        columns: &[Column<T>],
+    ) -> Result<()> {
+        let text = match format.output {
+            Some(Format::Json) => to_json(&rows)?,
+            Some(Format::Yaml) => to_yaml(&rows)?,
+            Some(Format::Ndjson) => rows.iter().map(to_line).collect::<Result<String>>()?,
+            None => self.table(rows, columns),
+        };
+        self.data(&text)
+    }
+
+    /// Shows one record: lines of `title  text`, or the record in `format`.
+    pub fn record<T: Serialize>(
+        &self,
+        format: OutputArgs,
+        record: &T,
+        lines: &[(&str, String)],
+    ) -> Result<()> {
+        let text = match format.output {
+            Some(Format::Json) => to_json(record)?,
+            Some(Format::Yaml) => to_yaml(record)?,
+            Some(Format::Ndjson) => to_line(record)?,
+            None => {
+                let width = lines.iter().map(|(title, _)| title.width()).max().unwrap_or(0);
+                let line = |(title, text): &(&str, String)| format!("{title:width$}  {text}\n");
+                lines.iter().map(line).collect()
+            }
+        };
+        self.data(&text)
+    }
+
+    /// Writes data, as it is, to standard output.
+    pub fn data(&self, text: &str) -> Result<()> {
+        self.end_progress();
+        let mut out = anstream::stdout().lock();
+        out.write_all(text.as_bytes())
+            .and_then(|()| out.flush())
+            .while_doing(|| "writing to standard output".into())
+    }
+
+    /// Says, on standard error, what happened.
+    pub fn status(&self, text: &str) {
+        self.end_progress();
+        // Nobody is left to tell when standard error is gone.
+        let _ = writeln!(anstream::stderr(), "{text}");
+    }
+
+    /// Says, on standard error, what the user may want to mend.
+    pub fn warn(&self, text: &str) {
+        let style = anstyle::AnsiColor::Yellow.on_default().bold();
+        self.status(&format!("{style}warning:{style:#} {text}"));
+    }
+
+    /// Reports a failure.
+    pub fn error(&self, report: &str) {
+        let style = anstyle::AnsiColor::Red.on_default().bold();
+        match report.strip_prefix("error:") {
+            Some(rest) => self.status(&format!("{style}error:{style:#}{rest}")),
+            None => self.status(report),
+        }
+    }
+
+    /// Shows what is waited for. On a terminal the line replaces the one before;
+    /// elsewhere each is a line of its own, so callers say it only on change.
+    pub fn progress(&self, text: &str) {
+        if !self.stderr_is_terminal {
+            return self.status(text);
+        }
+        let cut = fit(text, terminal_width().saturating_sub(1));
+        let _ = write!(io::stderr(), "\r\x1b[K{cut}");
+        let _ = io::stderr().flush();
+        self.in_progress.set(true);
+    }
+
+    /// Takes the progress line away.
+    pub fn end_progress(&self) {
+        if self.in_progress.take() {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
+
+    pub fn stderr_is_terminal(&self) -> bool {
+        self.stderr_is_terminal
+    }
+
+    fn table<T>(&self, rows: &[T], columns: &[Column<T>]) -> String {
+        let cells: Vec<Vec<String>> = rows
+            .iter()
+            .map(|row| columns.iter().map(|column| printable(&(column.text)(row))).collect())
+            .collect();
+        if !self.stdout_is_terminal {
+            let title: Vec<_> = columns.iter().map(|column| column.title.to_uppercase()).collect();
+            let line = |cells: &Vec<String>| cells.join("\t") + "\n";
+            return std::iter::once(&title).chain(&cells).map(line).collect();
+        }
+        draw(columns.iter().map(|column| column.title.to_uppercase()).collect(), cells)
+    }
+}
+
+/// Pads columns, and shortens the widest so that lines fit the terminal.
+fn draw(titles: Vec<String>, cells: Vec<Vec<String>>) -> String {
+    let mut widths: Vec<usize> = titles.iter().map(|title| title.width()).collect();
+    for row in &cells {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.width());
+        }
+    }
+    let limit = terminal_width();
+    let room = |widths: &[usize]| widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1);
+    while room(&widths) > limit {
+        let Some(widest) = widths.iter_mut().max().filter(|width| **width > 8) else { break };
+        *widest -= 1;
+    }
+    let line = |row: &Vec<String>| {
+        let mut text = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            let cell = fit(cell, *width);
+            text += &cell;
+            text += &" ".repeat(width + 2 - cell.width());
+        }
+        text.trim_end().to_owned() + "\n"
+    };
+    std::iter::once(&titles).chain(&cells).map(line).collect()
+}
+
+/// The text, shortened with `…` to `width` columns.
+fn fit(text: &str, width: usize) -> String {
+    if text.width() <= width {
+        return text.to_owned();
+    }
+    let mut cut = String::new();
+    for letter in text.chars() {
+        if cut.width() + letter.to_string().width() + 1 > width {
+            break;
+        }
+        cut.push(letter);
+    }
+    cut + "…"
+}
+
+/// One line, without anything a terminal would obey.
+fn printable(text: &str) -> String {
+    text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
+}
+
+fn terminal_width() -> usize {
+    let size = terminal_size::terminal_size_of(io::stdout())
+        .or_else(|| terminal_size::terminal_size_of(io::stderr()));
+    size.map_or(80, |(width, _)| width.0.into())
+}
+
+fn to_json<T: Serialize + ?Sized>(value: &T) -> Result<String> {
+    let text = serde_json::to_string_pretty(value).while_doing(|| "writing JSON".into())?;
+    Ok(text + "\n")
+}
+
+fn to_line<T: Serialize + ?Sized>(value: &T) -> Result<String> {
+    let text = serde_json::to_string(value).while_doing(|| "writing JSON".into())?;
+    Ok(text + "\n")
+}
+
+fn to_yaml<T: Serialize + ?Sized>(value: &T) -> Result<String> {
+    serde_yaml::to_string(value).while_doing(|| "writing YAML".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_cut_by_columns_not_by_bytes() {
+        assert_eq!(fit("short", 10), "short");
+        assert_eq!(fit("a long sentence", 8), "a long …");
+        assert_eq!(fit("日本語日本語", 7), "日本語…");
+    }
+
+    #[test]
+    fn a_guest_cannot_write_to_the_terminal_through_a_list() {
+        assert_eq!(printable("a\x1b[2Jb\nc"), "a [2Jb c");
+    }
+}

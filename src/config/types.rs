@@ -1,0 +1,214 @@
+//! The typed values that configuration files become.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::model::address::{MacPrefix, Subnet};
+use crate::model::vm::{DiskCache, DiskModel};
+
+/// Everything that was configured, checked as a whole.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Config {
+    pub batch: Batch,
+    /// By name.
+    pub networks: BTreeMap<String, Network>,
+    pub resource_sets: BTreeMap<String, ResourceSet>,
+    /// The resource set of templates that name none.
+    pub default_resource_set: Option<String>,
+    /// By name, inheritance already applied.
+    pub templates: BTreeMap<String, Template>,
+    /// In order of priority: the user's before the site's.
+    pub repos: Vec<Repo>,
+}
+
+/// `batch.yaml`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    pub manager: BatchManager,
+    /// Arguments given to every salloc and sbatch.
+    pub batch_args: Vec<String>,
+    pub etcd: Option<Etcd>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BatchManager {
+    #[default]
+    Local,
+    Slurm,
+}
+
+/// How the site's etcd is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Etcd {
+    pub servers: Vec<String>,
+    pub client_port: u16,
+    /// `http` or `https`.
+    pub protocol: String,
+    pub ca_cert: Option<PathBuf>,
+    /// `password`, `munge` or `none`.
+    pub auth_type: String,
+}
+
+/// One entry of `networks.yaml`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Network {
+    Ethernet(Ethernet),
+    /// A type that pcocc has and this version does not run yet; refused, with
+    /// its name, by the first cluster that uses it.
+    Unsupported {
+        kind: String,
+    },
+}
+
+/// Private Ethernet (`type: ethernet`, or pcocc's older `nat` and `pv`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ethernet {
+    pub layer: Layer,
+    /// Guests' addresses, the same in every cluster.
+    pub int_network: Subnet,
+    /// Where each job's uplink on a host takes its pair of addresses from.
+    pub ext_network: Subnet,
+    pub mac_prefix: MacPrefix,
+    pub mac_start_offset: u32,
+    /// Of the underlay. On one host the guests get all of it.
+    pub mtu: u16,
+    pub domain_name: Option<String>,
+    pub dns_search: Vec<String>,
+    pub dns_server: Option<std::net::Ipv4Addr>,
+    pub ntp_server: Option<std::net::Ipv4Addr>,
+    /// Ports of each VM that are published on the host.
+    pub reverse_nat: Vec<ReverseNat>,
+    pub allow_outbound: bool,
+}
+
+impl Default for Ethernet {
+    fn default() -> Self {
+        Self {
+            layer: Layer::L3,
+            int_network: "10.200.0.0/16".parse().expect("a network"),
+            ext_network: "10.201.0.0/16".parse().expect("a network"),
+            mac_prefix: MacPrefix::default(),
+            mac_start_offset: 0,
+            mtu: 1500,
+            domain_name: None,
+            dns_search: Vec::new(),
+            dns_server: None,
+            ntp_server: None,
+            reverse_nat: Vec::new(),
+            allow_outbound: true,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layer {
+    L2,
+    L3,
+}
+
+/// A VM port published at a free host port of a range (both ends included).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReverseNat {
+    pub vm_port: u16,
+    pub min_host_port: u16,
+    pub max_host_port: u16,
+}
+
+/// One entry of `resources.yaml`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ResourceSet {
+    /// In the order in which the guest sees the interfaces.
+    pub networks: Vec<String>,
+}
+
+/// One kind of VM, with what it inherits already filled in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Template {
+    pub name: String,
+    /// Where it was defined: a file, or `image user:tiny` for the template that
+    /// every image becomes.
+    pub origin: String,
+    /// `REPO:IMAGE[@REV]`, `IMAGE`, or (older form, with a `/`) a folder.
+    pub image: Option<String>,
+    pub resource_set: String,
+    pub inherits: Option<String>,
+    pub description: String,
+    pub user_data: Option<UserData>,
+    pub instance_id: Option<String>,
+    pub mount_points: BTreeMap<String, MountPoint>,
+    pub persistent_drives: Vec<PersistentDrive>,
+    pub custom_args: Vec<String>,
+    pub qemu_bin: PathBuf,
+    pub nic_model: String,
+    pub machine_type: String,
+    pub cpu_model: Option<String>,
+    pub disk_model: DiskModel,
+    pub disk_cache: DiskCache,
+    pub emulator_cores: u32,
+    pub bind_vcpus: bool,
+    pub full_node: bool,
+    pub remote_display: Option<String>,
+    pub kernel: Option<PathBuf>,
+}
+
+impl Template {
+    /// A template with every setting at its default.
+    pub fn new(name: impl Into<String>, origin: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            origin: origin.into(),
+            image: None,
+            resource_set: "default".into(),
+            inherits: None,
+            description: String::new(),
+            user_data: None,
+            instance_id: None,
+            mount_points: BTreeMap::new(),
+            persistent_drives: Vec::new(),
+            custom_args: Vec::new(),
+            qemu_bin: "qemu-system-x86_64".into(),
+            nic_model: "virtio-net".into(),
+            machine_type: "q35".into(),
+            cpu_model: None,
+            disk_model: DiskModel::default(),
+            disk_cache: DiskCache::default(),
+            emulator_cores: 0,
+            bind_vcpus: true,
+            full_node: false,
+            remote_display: None,
+            kernel: None,
+        }
+    }
+}
+
+/// `user-data`: a file to read when the cluster starts, or text given inline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UserData {
+    File(PathBuf),
+    /// Already rendered, with its `#cloud-config` line.
+    Inline(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountPoint {
+    pub path: String,
+    pub readonly: bool,
+    /// `virtio-9p` or `virtio-fs`.
+    pub kind: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PersistentDrive {
+    pub path: String,
+    /// `yes`, `cluster` or `no`.
+    pub mmp: String,
+    pub cache: DiskCache,
+    pub backup: Option<String>,
+}
+
+/// One image repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repo {
+    pub name: String,
+    pub path: PathBuf,
+}

@@ -1,0 +1,3 @@
+//! The only layer that changes a machine.
+
+pub mod spawn;

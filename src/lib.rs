@@ -1,0 +1,36 @@
+//! The map of pavo: one line per module, the layers, and where to add things.
+//!
+//! ```text
+//!  4  cli            one file per verb or noun; parses, calls, prints through `cli::out`
+//!  3  ops            operations that join the peers below: launch, cell, run, sweep, wait
+//!  2  batch          who runs the job: local (Slurm to come)
+//!     network        cluster + configuration -> plan for one host; the guests' DHCP and DNS
+//!     image          repositories, revisions, import, header checks, the demo image
+//!     vm             one VM: QEMU's arguments, QMP, state machine, console, seed
+//!  1  config         YAML files to typed values, all mistakes at once
+//!     store          what is known of jobs: conditional commits, watches, leases, pools
+//!     host           the only layer that changes a machine: steps, journal, netlink, nft
+//!  0  error, model   values and rules; no file, no clock, no environment
+//! ```
+//!
+//! A module uses layers below its own, never a peer: `tests/conventions.rs` holds the table.
+//!
+//! # Where do I add …
+//!
+//! - a subcommand: `src/cli/<verb>.rs` and one line in `cli::Command`;
+//! - a kernel object: a `host::step::Step` variant, tested in `tests/netns.rs`;
+//! - a network type: `src/network/<type>.rs` and its configuration;
+//! - a stored key: a function in `store::keys`;
+//! - a configuration option: a documented field in `config`, and the example in `etc/`.
+
+pub mod batch;
+pub mod cli;
+pub mod config;
+pub mod error;
+pub mod host;
+pub mod image;
+pub mod model;
+pub mod network;
+pub mod ops;
+pub mod store;
+pub mod vm;

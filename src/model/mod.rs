@@ -1,0 +1,8 @@
+//! Pure values and rules: no file, no clock, no environment.
+
+pub mod address;
+pub mod cluster;
+pub mod job;
+pub mod owner;
+pub mod vm;
+pub mod vmset;

@@ -1,0 +1,171 @@
+//! What one virtual machine is: everything decided, nothing left to interpret.
+//!
+//! The launcher resolves templates, images, networks and resources into one
+//! [`VmSpec`] per VM and hands it to the VM's process as JSON. The process looks
+//! nothing up.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::address::{Mac, Subnet};
+use super::owner::Owner;
+
+/// One VM, resolved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSpec {
+    pub owner: Owner,
+    pub rank: u32,
+    /// The template it was made from, for people to read.
+    pub template: String,
+    /// The VM's own directory: its process creates it, 0700. Holds disk, seed,
+    /// logs and sockets, and goes with the job.
+    pub dir: PathBuf,
+    pub cores: u32,
+    pub memory_mib: u64,
+    pub accel: Accel,
+    pub qemu_bin: PathBuf,
+    /// QEMU machine type without options, such as `q35`.
+    pub machine_type: String,
+    pub cpu_model: Option<String>,
+    pub disk: Option<Disk>,
+    pub nics: Vec<Nic>,
+    pub seed: Option<Seed>,
+    /// Direct kernel boot.
+    pub kernel: Option<Kernel>,
+    /// Appended to QEMU's arguments as they are.
+    pub custom_args: Vec<String>,
+    /// Do not start the guest's CPUs (`-S` and no `cont`): for benches.
+    #[serde(default)]
+    pub paused: bool,
+}
+
+impl VmSpec {
+    /// `vm0`, `vm1`, …
+    pub fn name(&self) -> String {
+        format!("vm{}", self.rank)
+    }
+}
+
+/// How guest code runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accel {
+    Kvm,
+    Tcg,
+}
+
+/// The VM's main disk: an ephemeral overlay on an image that is never written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// The image's top layer, absolute.
+    pub backing: PathBuf,
+    pub backing_format: DiskFormat,
+    /// Bytes, a multiple of 512.
+    pub virtual_size: u64,
+    pub model: DiskModel,
+    pub cache: DiskCache,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskFormat {
+    Qcow2,
+    Raw,
+}
+
+impl DiskFormat {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Qcow2 => "qcow2",
+            Self::Raw => "raw",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskModel {
+    #[default]
+    Virtio,
+    VirtioScsi,
+    Ide,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskCache {
+    Writeback,
+    None,
+    /// The overlay dies with the VM: flushing it would only cost time.
+    #[default]
+    Unsafe,
+    Writethrough,
+    Directsync,
+}
+
+/// A network interface, in the order the guest sees them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nic {
+    /// The network's name in `networks.yaml`.
+    pub network: String,
+    /// The TAP device, already made, that QEMU opens.
+    pub tap: String,
+    pub mac: Mac,
+    /// QEMU's device, such as `virtio-net`.
+    pub model: String,
+    pub mtu: u16,
+    /// On an L3 network, what DHCP will tell the guest.
+    pub ipv4: Option<NicIpv4>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicIpv4 {
+    pub address: Ipv4Addr,
+    pub subnet: Subnet,
+    pub gateway: Ipv4Addr,
+    /// The domain of the cluster's names, such as `pavo.local`.
+    pub domain: String,
+}
+
+/// What cloud-init (or the demo image) is told at first boot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seed {
+    pub instance_id: String,
+    /// `vm0`
+    pub hostname: String,
+    pub domain: Option<String>,
+    /// The user's own user-data, text as it was read.
+    pub user_data: Option<String>,
+    /// Public keys (OpenSSH lines) that may log in.
+    pub authorized_keys: Vec<String>,
+    /// The VM's ed25519 host key.
+    pub host_key: HostKey,
+}
+
+/// An ed25519 key pair. The spec that carries it is only ever written to pipes
+/// and 0600 files of its user.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostKey {
+    /// 32 bytes, hexadecimal.
+    pub seed: String,
+    /// 32 bytes, hexadecimal.
+    pub public: String,
+    /// The private key in OpenSSH's PEM form.
+    pub openssh_private: String,
+    /// `ssh-ed25519 AAAA…`
+    pub openssh_public: String,
+}
+
+impl std::fmt::Debug for HostKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "HostKey({})", self.openssh_public)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kernel {
+    pub path: PathBuf,
+    pub append: String,
+}
