@@ -1,3 +1,47 @@
 //! The only layer that changes a machine.
+//!
+//! A set-up is a [`Plan`](journal::Plan): a list of [`Step`](step::Step)s, plain
+//! data. The [`Journal`](journal::Journal) writes it down, applies it and undoes it.
+//! Below them is one file per protocol or kernel facility: [`netlink`] (links,
+//! addresses, routes), [`tap`] (ioctl), [`nft`], [`netns`], [`process`], [`cmd`]
+//! (other programs) and [`file`](mod@file).
+//!
+//! "The host's namespace" is always the network namespace of the calling thread: a
+//! machine's own for root, the cell's for an ordinary user. Nothing here can tell.
 
+use std::path::{Path, PathBuf};
+
+pub mod cmd;
+pub mod file;
+pub mod journal;
+pub mod netlink;
+pub mod netns;
+pub mod nft;
+pub mod process;
 pub mod spawn;
+pub mod step;
+pub mod tap;
+
+/// The machine, or the part of it, that steps change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    netns_dir: PathBuf,
+}
+
+impl Host {
+    /// `netns_dir` is where named network namespaces are mounted: `/run/netns` as
+    /// root (where `ip netns` looks), a folder of the job in a cell.
+    pub fn new(netns_dir: PathBuf) -> Self {
+        Self { netns_dir }
+    }
+
+    /// Where named network namespaces are mounted.
+    pub fn netns_dir(&self) -> &Path {
+        &self.netns_dir
+    }
+
+    /// The file of the namespace of this name, whether or not it exists.
+    pub fn netns(&self, name: &str) -> PathBuf {
+        self.netns_dir.join(name)
+    }
+}

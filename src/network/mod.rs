@@ -1,1 +1,120 @@
-//! (in the making)
+//! Networks of a cluster: from configuration to a plan for one host.
+//!
+//! [`plan`] decides and changes nothing; the [journal](crate::host::journal) applies
+//! what it returns. What each part of a plan is for:
+//!
+//! | file | decides |
+//! |---|---|
+//! | [`ethernet`] | names, addresses, the order of steps |
+//! | [`switch`] | what guests may send: the Linux bridge and its rules |
+//! | [`router`] | where guests' packets may go: NAT and rules of an L3 network |
+//! | [`ruleset`] | how rules are written down |
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Network, ReverseNat};
+use crate::error::Result;
+use crate::host::journal::Plan;
+use crate::model::address::{Mac, Subnet};
+use crate::model::job::ProcessId;
+use crate::model::owner::Owner;
+use crate::model::vm::Nic;
+
+pub mod ethernet;
+pub mod router;
+pub mod ruleset;
+pub mod switch;
+
+/// What one job needs of one host.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub owner: Owner,
+    /// The process the network is made for.
+    pub keeper: ProcessId,
+    /// Who may open the guests' TAP devices, as seen in the namespace of the plan.
+    pub tap_uid: u32,
+    pub outside: Outside,
+    /// A number no other job on this host has: it chooses the job's pairs of
+    /// addresses in `ext_network`.
+    pub uplink_slot: u32,
+    /// The job's networks by name; an index in this list is part of kernel names.
+    pub networks: Vec<(String, Network)>,
+    /// The VMs that run on this host.
+    pub vms: Vec<VmNetworks>,
+}
+
+/// One VM's interfaces.
+#[derive(Clone, Debug)]
+pub struct VmNetworks {
+    pub rank: u32,
+    /// QEMU's device, such as `virtio-net`.
+    pub nic_model: String,
+    /// Names of networks, in the order in which the guest sees the interfaces.
+    pub networks: Vec<String>,
+}
+
+/// What lies beyond the namespace in which the plan is applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outside {
+    /// That of a cell: the link that pasta made, and the gateway address it shows.
+    /// Packets to that address would leave pasta towards whatever has it out there:
+    /// none is sent.
+    Pasta { link: String, gateway: Ipv4Addr },
+    /// The host's own links and routes.
+    Host,
+}
+
+/// Everything decided about a job's networks on one host.
+#[derive(Clone, Debug)]
+pub struct NetworkPlan {
+    pub plan: Plan,
+    /// The interfaces of each VM, by rank.
+    pub nics: Vec<(u32, Vec<Nic>)>,
+    /// One for each L3 network: what its responder has to know.
+    pub l3: Vec<L3>,
+}
+
+/// An L3 network, as its DHCP and DNS responder sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct L3 {
+    /// The network's name in the configuration.
+    pub network: String,
+    /// The name, below [`Host::netns_dir`](crate::host::Host::netns_dir), of the
+    /// namespace in which the responder listens.
+    pub namespace: String,
+    /// The link in it that holds the gateway's address.
+    pub interface: String,
+    /// The gateway's address.
+    pub gateway: Ipv4Addr,
+    pub gateway_mac: Mac,
+    pub subnet: Subnet,
+    pub mtu: u16,
+    pub domain: String,
+    pub allow_outbound: bool,
+    pub dns_search: Vec<String>,
+    pub dns_server: Option<Ipv4Addr>,
+    pub ntp_server: Option<Ipv4Addr>,
+    pub guests: Vec<Guest>,
+    pub reverse_nat: Vec<ReverseNat>,
+}
+
+/// A guest of an L3 network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guest {
+    pub rank: u32,
+    pub mac: Mac,
+    pub address: Ipv4Addr,
+}
+
+/// Plans the networks of a job on one host. Pure: the same request gives the same
+/// plan.
+///
+/// # Errors
+/// [`Kind::Config`](crate::error::Kind::Config) when a VM names a network that is
+/// not in the request, or of a type that does not run yet, or the configured
+/// addresses do not suffice.
+pub fn plan(request: &Request) -> Result<NetworkPlan> {
+    ethernet::plan(request)
+}

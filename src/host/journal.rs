@@ -1,0 +1,195 @@
+//! Remembers, across crashes and reboots, what each job changes on this host.
+//!
+//! A job's whole plan is written, atomically, before its first step is applied. That
+//! is enough: undoing a step that never ran is harmless, so undoing a job is its
+//! plan, backwards, however far it got. Nothing else on the host decides what to
+//! clean.
+//!
+//! Set-ups and removals wait for each other at a lock in the journal's folder, which
+//! ends with its holder.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use super::Host;
+use super::file::write_atomically;
+use super::process::{self, ProcessId};
+use super::step::Step;
+use crate::error::{Context, Error, Result};
+use crate::model::owner::Owner;
+
+/// How long others' set-ups may take before we give up.
+const LOCK_LIMIT: Duration = Duration::from_secs(60);
+/// How often a lock that is held is tried again.
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
+
+/// Everything one job changes on this host, in order, with no hole left to fill
+/// while it is applied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    pub owner: Owner,
+    /// The process the changes are made for: when it is gone they are leftovers.
+    pub keeper: ProcessId,
+    pub steps: Vec<Step>,
+}
+
+/// The plans in force on this host, a file each.
+#[derive(Debug)]
+pub struct Journal {
+    dir: PathBuf,
+}
+
+impl Journal {
+    /// Opens the journal in this folder, which is made if need be.
+    pub fn open(dir: impl Into<PathBuf>) -> Result<Self> {
+        let dir = dir.into();
+        fs::create_dir_all(&dir).while_doing(|| format!("creating `{}`", dir.display()))?;
+        Ok(Self { dir })
+    }
+
+    /// Sets a job up entirely, or not at all: if a step fails, what precedes it is
+    /// undone and the step's error returned.
+    pub async fn apply(&self, plan: &Plan, host: &Host) -> Result<()> {
+        let _lock = self.lock().await?;
+        // An older plan of the owner may hold what the new one lacks.
+        if self.read(plan.owner)?.is_some_and(|old| old.steps != plan.steps) {
+            self.undo_locked(plan.owner, host).await?;
+        }
+        self.write(plan)?;
+        for step in &plan.steps {
+            if let Err(error) = step.apply(host).await {
+                // The step's error is the one that helps; what could not be undone
+                // stays in the journal for the next sweep.
+                if let Err(leftover) = self.undo_locked(plan.owner, host).await {
+                    warn!("{}", leftover.report());
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Undoes a job, going on past failures. Its plan is forgotten only once nothing
+    /// of it is left, so that the next [`sweep`](Self::sweep) retries.
+    pub async fn undo(&self, owner: Owner, host: &Host) -> Result<()> {
+        let _lock = self.lock().await?;
+        self.undo_locked(owner, host).await
+    }
+
+    /// Undoes every job whose keeper is gone, going on past failures, and returns
+    /// those of which nothing is left.
+    ///
+    /// # Errors
+    /// The last failure, after all were tried.
+    pub async fn sweep(&self, host: &Host) -> Result<Vec<Owner>> {
+        let _lock = self.lock().await?;
+        let (mut swept, mut failure) = (Vec::new(), None);
+        for owner in self.owners()? {
+            match self.sweep_one(owner, host).await {
+                Ok(true) => swept.push(owner),
+                Ok(false) => {}
+                Err(error) => {
+                    warn!("{}", error.report());
+                    failure = Some(error);
+                }
+            }
+        }
+        failure.map_or(Ok(swept), Err)
+    }
+
+    /// The jobs that have a plan here.
+    pub fn owners(&self) -> Result<BTreeSet<Owner>> {
+        let listing = || format!("listing `{}`", self.dir.display());
+        let mut owners = BTreeSet::new();
+        for entry in fs::read_dir(&self.dir).while_doing(listing)? {
+            let name = entry.while_doing(listing)?.file_name();
+            let owner = name.to_str().and_then(|name| name.strip_suffix(".json"));
+            owners.extend(owner.and_then(|owner| owner.parse::<Owner>().ok()));
+        }
+        Ok(owners)
+    }
+
+    async fn sweep_one(&self, owner: Owner, host: &Host) -> Result<bool> {
+        match self.read(owner)? {
+            Some(plan) if !process::alive(&plan.keeper) => {
+                self.undo_locked(owner, host).await.map(|()| true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    async fn undo_locked(&self, owner: Owner, host: &Host) -> Result<()> {
+        let Some(plan) = self.read(owner)? else { return Ok(()) };
+        let mut failure = None;
+        for step in plan.steps.iter().rev() {
+            if let Err(error) = step.undo(host).await {
+                warn!("{}", error.report());
+                failure = Some(error);
+            }
+        }
+        match failure {
+            Some(error) => Err(error).while_doing(|| format!("cleaning up after job {owner}")),
+            None => fs::remove_file(self.path(owner))
+                .while_doing(|| format!("forgetting the plan of job {owner}")),
+        }
+    }
+
+    fn read(&self, owner: Owner) -> Result<Option<Plan>> {
+        let path = self.path(owner);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => {
+                return Err(error).while_doing(|| format!("reading `{}`", path.display()));
+            }
+        };
+        serde_json::from_slice(&text).map(Some).map_err(|error| {
+            Error::system(format!("`{}` is not a plan of this version", path.display()))
+                .because(error)
+                .help("remove the job's links and tables by hand, then the file")
+        })
+    }
+
+    fn write(&self, plan: &Plan) -> Result<()> {
+        let text = serde_json::to_vec(plan).expect("a plan is always valid JSON");
+        write_atomically(&self.path(plan.owner), &text, 0o600)
+    }
+
+    fn path(&self, owner: Owner) -> PathBuf {
+        self.dir.join(format!("{owner}.json"))
+    }
+
+    async fn lock(&self) -> Result<Flock<File>> {
+        let path = self.dir.join("lock");
+        let open =
+            |path: &Path| OpenOptions::new().create(true).truncate(false).write(true).open(path);
+        let mut file = open(&path).while_doing(|| format!("opening `{}`", path.display()))?;
+        let deadline = tokio::time::Instant::now() + LOCK_LIMIT;
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(lock),
+                Err((back, Errno::EWOULDBLOCK)) if tokio::time::Instant::now() < deadline => {
+                    file = back;
+                }
+                Err((_, Errno::EWOULDBLOCK)) => {
+                    let seconds = LOCK_LIMIT.as_secs();
+                    let text =
+                        format!("another set-up has held `{}` for {seconds} s", path.display());
+                    return Err(Error::system(text).help("see who: `fuser -v` and that path"));
+                }
+                Err((_, error)) => {
+                    return Err(error).while_doing(|| format!("locking `{}`", path.display()));
+                }
+            }
+            tokio::time::sleep(LOCK_PAUSE).await;
+        }
+    }
+}

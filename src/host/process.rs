@@ -1,0 +1,68 @@
+//! Processes, told apart for good by id and start time.
+
+use std::fs;
+
+pub use crate::model::job::ProcessId;
+
+/// The calling process.
+pub fn current() -> ProcessId {
+    identify(std::process::id()).expect("a running process is in /proc")
+}
+
+/// The process that has this id now; `None` if there is none, or only a zombie.
+pub fn identify(pid: u32) -> Option<ProcessId> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    parse(&stat).map(|start_time| ProcessId { pid, start_time })
+}
+
+/// Whether this very process still runs. A zombie does not: it holds nothing any
+/// more but its exit status.
+pub fn alive(process: &ProcessId) -> bool {
+    identify(process.pid).as_ref() == Some(process)
+}
+
+/// The start time (field 22 of proc(5)'s `stat`) of a process that is not over.
+fn parse(stat: &str) -> Option<u64> {
+    // The second field is the program's name in parentheses and may hold anything,
+    // parentheses and spaces too: count from its end. The third is the state.
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_ascii_whitespace();
+    let state = fields.next()?;
+    if matches!(state, "Z" | "X" | "x") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn a_program_cannot_hide_behind_its_name() {
+        let tail = "1 1 1 0 -1 4194560 0 0 0 0 0 0 0 0 20 0 1 0 4711 0 0";
+        assert_eq!(parse(&format!("7 (a) Z b) S {tail}")), Some(4711));
+        assert_eq!(parse(&format!("7 (a) S b) Z {tail}")), None);
+        assert_eq!(parse("7 (a"), None);
+    }
+
+    #[test]
+    fn a_zombie_and_a_reused_id_count_as_dead() {
+        assert!(alive(&current()));
+        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
+        let process = identify(child.id()).unwrap();
+        assert!(alive(&process));
+        let later = ProcessId { start_time: process.start_time + 1, ..process };
+        assert!(!alive(&later), "another process may get the id");
+
+        child.kill().unwrap();
+        // Waits for the end, but leaves the zombie.
+        let id = nix::sys::wait::Id::Pid(nix::unistd::Pid::from_raw(child.id() as i32));
+        let flags = nix::sys::wait::WaitPidFlag::WEXITED | nix::sys::wait::WaitPidFlag::WNOWAIT;
+        nix::sys::wait::waitid(id, flags).unwrap();
+        assert!(!alive(&process), "a zombie");
+        child.wait().unwrap();
+        assert!(!alive(&process));
+    }
+}

@@ -1,0 +1,251 @@
+//! The primitive, reversible changes a job may make to a host.
+//!
+//! A step is plain data: it can be printed, compared with a golden file, and written
+//! to the journal before it happens. Both directions are idempotent, because a crash
+//! may leave a step done, half done or not done, and the next run cannot tell which.
+//!
+//! Links are known as ours by their group, not by their name alone: applying refuses
+//! a foreign link of the same name, undoing leaves it alone.
+
+use std::fmt;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::Host;
+use super::netlink::{LinkSettings, Netlink, VethPeer};
+use super::netns;
+use super::nft::{self, Family};
+use super::tap::Tap;
+use crate::error::{Context, Error, Result};
+use crate::model::address::Mac;
+
+/// Taps made at once. Each holds a descriptor until the batch is done.
+const TAP_BATCH: usize = 64;
+
+/// Whether an operation found something to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Changed,
+    AlreadySo,
+}
+
+/// One change to the host. Add a variant only for a new kind of kernel object; a new
+/// network type is a new list of existing steps. `namespace` is a name below
+/// [`Host::netns_dir`]; without it the host's own is meant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Step {
+    /// A named network namespace.
+    Namespace { name: String },
+    /// A kernel setting below `/proc/sys`, such as `net/ipv4/ip_forward`.
+    ///
+    /// It is not put back: in a namespace of ours it ends with it, and on the host
+    /// somebody else may have come to rely on it since, whom no old value of ours
+    /// knows about.
+    Sysctl { namespace: Option<String>, key: String, value: String },
+    /// A whole table; `objects` as in [`nft::replace_table`].
+    NftTable {
+        namespace: Option<String>,
+        family: Family,
+        name: String,
+        objects: Vec<serde_json::Value>,
+    },
+    /// A Linux bridge of the job's own.
+    Bridge { name: String, mtu: u16, group: u32, alias: String },
+    /// A pair of links, from the host (there perhaps a port of `bridge`) into a
+    /// namespace.
+    Veth {
+        name: String,
+        mtu: u16,
+        group: u32,
+        alias: String,
+        bridge: Option<String>,
+        peer: String,
+        peer_namespace: String,
+        peer_mac: Option<Mac>,
+    },
+    /// An IPv4 address of a link, with the route to its network.
+    Address { namespace: Option<String>, link: String, address: Ipv4Addr, bits: u8 },
+    /// The default route.
+    Route { namespace: Option<String>, gateway: Ipv4Addr },
+    /// A link that exists anyway (`lo`) is switched on.
+    LinkUp { namespace: Option<String>, link: String },
+    /// TAP devices that `owner` may open, all ports of `bridge`. Undoing deletes every
+    /// link of the group, by one message: keep it last in a plan.
+    Taps { bridge: String, mtu: u16, group: u32, alias: String, owner: u32, names: Vec<String> },
+}
+
+impl Step {
+    /// Makes the change, or what is missing of it.
+    pub async fn apply(&self, host: &Host) -> Result<Outcome> {
+        self.ensure(host).await.while_doing(|| format!("creating {self}"))
+    }
+
+    /// Takes the change back. What is already gone is not an error.
+    pub async fn undo(&self, host: &Host) -> Result<Outcome> {
+        self.ensure_not(host).await.while_doing(|| format!("deleting {self}"))
+    }
+
+    async fn ensure(&self, host: &Host) -> Result<Outcome> {
+        let place = self.place(host);
+        let place = place.as_deref();
+        match self {
+            Self::Namespace { name } => netns::create(&host.netns(name)),
+            Self::Sysctl { key, value, .. } => match place {
+                Some(path) => netns::with_netns(path, || set_sysctl(key, value))?,
+                None => set_sysctl(key, value),
+            },
+            Self::NftTable { family, name, objects, .. } => {
+                nft::replace_table(place, *family, name, objects).await?;
+                Ok(Outcome::Changed)
+            }
+            Self::Bridge { name, mtu, group, alias } => {
+                let link = LinkSettings { name, mtu: *mtu, group: *group, alias, bridge: None };
+                Netlink::open(None)?.ensure_bridge(&link).await
+            }
+            Self::Veth { name, mtu, group, alias, bridge, peer, peer_namespace, peer_mac } => {
+                let netlink = Netlink::open(None)?;
+                let bridge = match bridge {
+                    Some(bridge) => Some(netlink.require_link(bridge).await?.index),
+                    None => None,
+                };
+                let link = LinkSettings { name, mtu: *mtu, group: *group, alias, bridge };
+                let namespace = &host.netns(peer_namespace);
+                let peer = VethPeer { name: peer, namespace, mac: *peer_mac };
+                netlink.ensure_veth(&link, &peer).await
+            }
+            Self::Address { link, address, bits, .. } => {
+                Netlink::open(place)?.add_address(link, *address, *bits).await
+            }
+            Self::Route { gateway, .. } => Netlink::open(place)?.add_default_route(*gateway).await,
+            Self::LinkUp { link, .. } => Netlink::open(place)?.set_up(link, true).await,
+            Self::Taps { bridge, mtu, group, alias, owner, names } => {
+                let netlink = Netlink::open(None)?;
+                let bridge = Some(netlink.require_link(bridge).await?.index);
+                let link = LinkSettings { name: "", mtu: *mtu, group: *group, alias, bridge };
+                ensure_taps(&netlink, &link, *owner, names).await
+            }
+        }
+    }
+
+    async fn ensure_not(&self, host: &Host) -> Result<Outcome> {
+        let place = self.place(host);
+        let place = place.as_deref();
+        if place.is_some_and(|path| !netns::is_netns(path)) {
+            // It went with its namespace.
+            return Ok(Outcome::AlreadySo);
+        }
+        match self {
+            Self::Namespace { name } => netns::delete(&host.netns(name)),
+            Self::Sysctl { .. } => Ok(Outcome::AlreadySo),
+            Self::NftTable { family, name, .. } => nft::delete_table(place, *family, name).await,
+            Self::Bridge { name, group, .. } | Self::Veth { name, group, .. } => {
+                Netlink::open(None)?.delete(name, *group).await
+            }
+            Self::Address { link, address, bits, .. } => {
+                Netlink::open(place)?.delete_address(link, *address, *bits).await
+            }
+            Self::Route { gateway, .. } => {
+                Netlink::open(place)?.delete_default_route(*gateway).await
+            }
+            Self::LinkUp { link, .. } => {
+                let netlink = Netlink::open(place)?;
+                match netlink.link(link).await? {
+                    Some(_) => netlink.set_up(link, false).await,
+                    None => Ok(Outcome::AlreadySo),
+                }
+            }
+            Self::Taps { group, .. } => Netlink::open(None)?.delete_group(*group).await,
+        }
+    }
+
+    /// The file of the namespace the step happens in, unless it is the host's own.
+    fn place(&self, host: &Host) -> Option<PathBuf> {
+        match self {
+            Self::Sysctl { namespace, .. }
+            | Self::NftTable { namespace, .. }
+            | Self::Address { namespace, .. }
+            | Self::Route { namespace, .. }
+            | Self::LinkUp { namespace, .. } => namespace.as_ref().map(|name| host.netns(name)),
+            Self::Namespace { .. }
+            | Self::Bridge { .. }
+            | Self::Veth { .. }
+            | Self::Taps { .. } => None,
+        }
+    }
+}
+
+/// Makes the taps that are missing, and makes all of them as `like` says.
+async fn ensure_taps(
+    netlink: &Netlink,
+    like: &LinkSettings<'_>,
+    owner: u32,
+    names: &[String],
+) -> Result<Outcome> {
+    let mut outcome = Outcome::AlreadySo;
+    for batch in names.chunks(TAP_BATCH) {
+        let mut new = Vec::new();
+        for name in batch {
+            match Tap::create(name, owner)? {
+                Some(tap) => new.push(tap),
+                None => drop(netlink.own_link(name, like.group).await?),
+            }
+        }
+        let links: Vec<_> =
+            batch.iter().map(|name| LinkSettings { name, ..like.clone() }).collect();
+        netlink.configure(&links).await?;
+        // Only now, in the owner's group, can they be found again after a crash.
+        for tap in new {
+            tap.keep().while_doing(|| "keeping a TAP device".into())?;
+            outcome = Outcome::Changed;
+        }
+    }
+    Ok(outcome)
+}
+
+/// Writes a setting only if it differs: some act on being written.
+fn set_sysctl(key: &str, value: &str) -> Result<Outcome> {
+    if !key.starts_with("net/") || key.split('/').any(|part| part == "..") {
+        return Err(Error::bug(format!("`{key}` is not a network setting")));
+    }
+    let path = PathBuf::from("/proc/sys").join(key);
+    let text = fs::read_to_string(&path).while_doing(|| format!("reading `{}`", path.display()))?;
+    if text.trim() == value {
+        return Ok(Outcome::AlreadySo);
+    }
+    fs::write(&path, value).while_doing(|| format!("writing `{}`", path.display()))?;
+    Ok(Outcome::Changed)
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Namespace { name } => write!(f, "namespace `{name}`"),
+            Self::Sysctl { key, value, .. } => write!(f, "setting `{key}` = {value}"),
+            Self::NftTable { family, name, .. } => {
+                write!(f, "nftables table `{} {name}`", family.as_str())
+            }
+            Self::Bridge { name, .. } => write!(f, "bridge `{name}`"),
+            Self::Veth { name, peer, .. } => write!(f, "veth pair `{name}`, `{peer}`"),
+            Self::Address { link, address, bits, .. } => {
+                write!(f, "address {address}/{bits} on `{link}`")
+            }
+            Self::Route { gateway, .. } => write!(f, "default route by {gateway}"),
+            Self::LinkUp { link, .. } => write!(f, "the up state of `{link}`"),
+            Self::Taps { bridge, names, .. } => {
+                write!(f, "{} TAP devices on `{bridge}`", names.len())
+            }
+        }?;
+        match self {
+            Self::Sysctl { namespace: Some(name), .. }
+            | Self::NftTable { namespace: Some(name), .. }
+            | Self::Address { namespace: Some(name), .. }
+            | Self::Route { namespace: Some(name), .. }
+            | Self::LinkUp { namespace: Some(name), .. } => write!(f, " in namespace `{name}`"),
+            _ => Ok(()),
+        }
+    }
+}

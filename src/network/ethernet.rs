@@ -1,0 +1,329 @@
+//! Private Ethernet: one broadcast domain per network and job.
+//!
+//! ```text
+//!  namespace of the host (or the cell)          namespace of the network, pnl3-0
+//!    vm0 ── ptl3-0 ┐                              ┌ guests   gateway address, DHCP, DNS
+//!    vm1 ── ptl3-1 ┴ pbl3-0 ── pgl3-0 ═══ veth ═══╡ NAT
+//!                                                 └ uplink
+//!    outside ── NAT ────────── pvl3-0 ═══ veth ═════╛ a /31 of ext_network
+//! ```
+//!
+//! L2 is the first line alone. Names are of job `l3` and its network of index 0; taps
+//! are counted over all networks of the job. Each L3 network has a namespace of its
+//! own, so that a job's networks may use the same addresses, and one is no way into
+//! another.
+//!
+//! This module decides and changes nothing: the journal applies the plan, and undoes
+//! it in reverse.
+//!
+//! # What holds
+//!
+//! - Planning twice gives the same plan: it looks at neither the host nor the clock.
+//! - Every name carries the job, every link its group, so that what is found on a
+//!   host tells whose it is.
+//! - Tables come first in the plan and taps last: at no time can a guest send
+//!   unchecked. Undoing deletes all links by group first.
+//! - Nothing of the guests' addresses is in the host's routing.
+//! - The host's `ip_forward` is switched on where it is off, and left on: by the time
+//!   a job ends others may forward too, and which of them asked first is not known.
+//!   In a cell it ends with the cell.
+//!
+//! # Changing it
+//!
+//! `tests/golden/plans/*.json` show whole plans: read one first.
+
+use std::collections::BTreeSet;
+
+use super::router::{self, GUESTS, UPLINK, Uplink};
+use super::switch::{self, MAX_PORTS, Port};
+use super::{Guest, L3, NetworkPlan, Request, VmNetworks};
+use crate::config::{Ethernet, Layer, Network};
+use crate::error::{Error, Result};
+use crate::host::journal::Plan;
+use crate::host::step::Step;
+use crate::model::vm::{Nic, NicIpv4};
+
+/// How many L3 networks one job may have on a host; each takes a /31 of its slot.
+pub const MAX_UPLINKS: u32 = 8;
+
+/// The domain of guests' names where none is configured.
+const DOMAIN: &str = "pavo.local";
+
+/// The longest name of a link.
+const MAX_NAME: usize = 15;
+
+/// One network of the job that is in use, with everything it is made of.
+struct Segment<'a> {
+    index: u32,
+    name: &'a str,
+    config: &'a Ethernet,
+    bridge: String,
+    /// Of the VMs on it, in the order of ranks.
+    ports: Vec<Port>,
+    /// On L3.
+    uplink: Option<Uplink>,
+}
+
+/// See [`network::plan`](super::plan).
+pub fn plan(request: &Request) -> Result<NetworkPlan> {
+    let mut segments = segments(request)?;
+    let nics = plug(request, &mut segments)?;
+    for segment in &segments {
+        let gateway = usize::from(segment.config.layer == Layer::L3);
+        if segment.ports.len() + gateway > MAX_PORTS {
+            let text = format!("more than {MAX_PORTS} ports on network `{}`", segment.name);
+            return Err(Error::usage(text).help("spread the VMs over more hosts or networks"));
+        }
+    }
+    let l3 = segments.iter().filter_map(|segment| describe(request, segment)).collect();
+    let plan =
+        Plan { owner: request.owner, keeper: request.keeper, steps: steps(request, &segments) };
+    Ok(NetworkPlan { plan, nics, l3 })
+}
+
+/// The networks that VMs use, still without ports.
+fn segments(request: &Request) -> Result<Vec<Segment<'_>>> {
+    let used: BTreeSet<&str> =
+        request.vms.iter().flat_map(|vm| &vm.networks).map(String::as_str).collect();
+    if let Some(missing) =
+        used.iter().find(|name| !request.networks.iter().any(|(known, _)| known == *name))
+    {
+        return Err(Error::config(format!("there is no network `{missing}`")));
+    }
+    let mut uplinks = 0;
+    let mut segments = Vec::new();
+    for (index, (name, network)) in (0..).zip(&request.networks) {
+        if !used.contains(name.as_str()) {
+            continue;
+        }
+        let config = match network {
+            Network::Ethernet(config) => config,
+            Network::Unsupported { kind } => {
+                return Err(Error::config(format!(
+                    "network `{name}` has the type `{kind}`, which this version does not run"
+                ))
+                .help("use a network of `type: ethernet`"));
+            }
+        };
+        let uplink = match config.layer {
+            Layer::L2 => None,
+            Layer::L3 => {
+                uplinks += 1;
+                Some(uplink(request, index, name, config, uplinks - 1)?)
+            }
+        };
+        let bridge = kernel_name(request, 'b', index)?;
+        segments.push(Segment { index, name, config, bridge, ports: Vec::new(), uplink });
+    }
+    Ok(segments)
+}
+
+/// Takes the job's `number`-th /31.
+fn uplink(
+    request: &Request,
+    index: u32,
+    name: &str,
+    config: &Ethernet,
+    number: u32,
+) -> Result<Uplink> {
+    if config.int_network.overlaps(&config.ext_network) {
+        return Err(Error::config(format!(
+            "`int-network` {} and `ext-network` {} of network `{name}` overlap",
+            config.int_network, config.ext_network
+        )));
+    }
+    if number >= MAX_UPLINKS {
+        let text = format!("a job may use {MAX_UPLINKS} L3 networks on a host, not more");
+        return Err(Error::usage(text));
+    }
+    let first = u64::from(request.uplink_slot) * u64::from(MAX_UPLINKS) + u64::from(number);
+    let nth = |number: u64| config.ext_network.nth(number.try_into().ok()?);
+    let (Some(outer), Some(inner)) = (nth(2 * first), nth(2 * first + 1)) else {
+        return Err(Error::config(format!(
+            "`ext-network` {} of network `{name}` has no addresses left for one more job",
+            config.ext_network
+        ))
+        .help("give it a larger network"));
+    };
+    let link = kernel_name(request, 'v', index)?;
+    Ok(Uplink { link, outer, inner, ext_network: config.ext_network })
+}
+
+/// Gives each VM its NICs and each network its ports.
+fn plug(request: &Request, segments: &mut [Segment<'_>]) -> Result<Vec<(u32, Vec<Nic>)>> {
+    let mut next_tap = 0;
+    let mut all = Vec::new();
+    for vm in &request.vms {
+        let mut nics: Vec<Nic> = Vec::new();
+        for name in &vm.networks {
+            if nics.iter().any(|nic| nic.network == *name) {
+                let text = format!("network `{name}` is listed twice for one VM");
+                return Err(Error::config(text));
+            }
+            let segment = segments
+                .iter_mut()
+                .find(|segment| segment.name == name)
+                .ok_or_else(|| Error::bug(format!("network `{name}` was not planned")))?;
+            let tap = kernel_name(request, 't', next_tap)?;
+            next_tap += 1;
+            let nic = nic(vm, segment, tap)?;
+            segment.ports.push(Port {
+                tap: nic.tap.clone(),
+                mac: nic.mac,
+                address: nic.ipv4.as_ref().map(|ipv4| ipv4.address),
+            });
+            nics.push(nic);
+        }
+        all.push((vm.rank, nics));
+    }
+    Ok(all)
+}
+
+fn nic(vm: &VmNetworks, segment: &Segment<'_>, tap: String) -> Result<Nic> {
+    let (name, config, rank) = (segment.name, segment.config, vm.rank);
+    let number = config.mac_start_offset.checked_add(rank);
+    let mac = number.and_then(|number| config.mac_prefix.nth(number));
+    // On L3 the prefix also holds the gateway's address.
+    let mac = mac.filter(|mac| *mac != config.mac_prefix.gateway()).ok_or_else(|| {
+        Error::config(format!("network `{name}` has no MAC address for vm{rank}"))
+            .help("choose a shorter `mac-prefix`, or a smaller `mac-start-offset`")
+    })?;
+    let ipv4 = match config.layer {
+        Layer::L2 => None,
+        Layer::L3 => {
+            let subnet = config.int_network;
+            let address = subnet.guest(rank).ok_or_else(|| {
+                let guests = subnet.guests();
+                let text = format!("network `{name}` ({subnet}) has no address for vm{rank}");
+                Error::config(text).help(format!("its `int-network` holds {guests} VMs"))
+            })?;
+            Some(NicIpv4 { address, subnet, gateway: subnet.gateway(), domain: domain(config) })
+        }
+    };
+    let (network, model) = (name.to_owned(), vm.nic_model.clone());
+    Ok(Nic { network, tap, mac, model, mtu: config.mtu, ipv4 })
+}
+
+fn describe(request: &Request, segment: &Segment<'_>) -> Option<L3> {
+    segment.uplink.as_ref()?;
+    let config = segment.config;
+    let guest =
+        |(rank, port): (u32, &Port)| Some(Guest { rank, mac: port.mac, address: port.address? });
+    let on_it = request.vms.iter().filter(|vm| vm.networks.iter().any(|n| n == segment.name));
+    Some(L3 {
+        network: segment.name.to_owned(),
+        namespace: request.owner.indexed('n', segment.index),
+        interface: GUESTS.to_owned(),
+        gateway: config.int_network.gateway(),
+        gateway_mac: config.mac_prefix.gateway(),
+        subnet: config.int_network,
+        mtu: config.mtu,
+        domain: domain(config),
+        allow_outbound: config.allow_outbound,
+        dns_search: config.dns_search.clone(),
+        dns_server: config.dns_server,
+        ntp_server: config.ntp_server,
+        guests: on_it.map(|vm| vm.rank).zip(&segment.ports).filter_map(guest).collect(),
+        reverse_nat: config.reverse_nat.clone(),
+    })
+}
+
+fn steps(request: &Request, segments: &[Segment<'_>]) -> Vec<Step> {
+    if segments.is_empty() {
+        return Vec::new();
+    }
+    let ports: Vec<_> =
+        segments.iter().map(|segment| (segment.config.layer, segment.ports.clone())).collect();
+    let uplinks: Vec<_> = segments.iter().filter_map(|segment| segment.uplink.clone()).collect();
+    let mut steps = vec![switch::table(request.owner, &ports)];
+    if !uplinks.is_empty() {
+        steps.push(router::outer_table(request.owner, &uplinks, &request.outside));
+        steps.push(sysctl(None, "net/ipv4/ip_forward"));
+    }
+    for segment in segments {
+        steps.push(Step::Bridge {
+            name: segment.bridge.clone(),
+            mtu: segment.config.mtu,
+            group: request.owner.link_group(),
+            alias: alias(request, segment),
+        });
+        if let Some(uplink) = &segment.uplink {
+            steps.extend(gateway_steps(request, segment, uplink));
+        }
+    }
+    steps.extend(segments.iter().map(|segment| Step::Taps {
+        bridge: segment.bridge.clone(),
+        mtu: segment.config.mtu,
+        group: request.owner.link_group(),
+        alias: alias(request, segment),
+        owner: request.tap_uid,
+        names: segment.ports.iter().map(|port| port.tap.clone()).collect(),
+    }));
+    steps
+}
+
+/// The namespace of an L3 network, and its two ways in.
+fn gateway_steps(request: &Request, segment: &Segment<'_>, uplink: &Uplink) -> Vec<Step> {
+    let config = segment.config;
+    let name = request.owner.indexed('n', segment.index);
+    let namespace = || Some(name.clone());
+    let veth = |link: String, bridge, peer: &str, peer_mac| Step::Veth {
+        name: link,
+        mtu: config.mtu,
+        group: request.owner.link_group(),
+        alias: alias(request, segment),
+        bridge,
+        peer: peer.to_owned(),
+        peer_namespace: name.clone(),
+        peer_mac,
+    };
+    let address = |namespace, link: &str, address, bits| Step::Address {
+        namespace,
+        link: link.to_owned(),
+        address,
+        bits,
+    };
+    let subnet = config.int_network;
+    let bridge = Some(segment.bridge.clone());
+    let gateway_link = request.owner.indexed('g', segment.index);
+    vec![
+        Step::Namespace { name: name.clone() },
+        router::inner_table(request.owner, &name, subnet, uplink, config.allow_outbound),
+        sysctl(namespace(), "net/ipv4/ip_forward"),
+        // A guest's address cannot come in by the uplink, nor the other way round …
+        sysctl(namespace(), "net/ipv4/conf/all/rp_filter"),
+        // … and neither side learns of the other's by ARP.
+        sysctl(namespace(), "net/ipv4/conf/all/arp_ignore"),
+        Step::LinkUp { namespace: namespace(), link: "lo".into() },
+        veth(gateway_link, bridge, GUESTS, Some(config.mac_prefix.gateway())),
+        address(namespace(), GUESTS, subnet.gateway(), subnet.bits()),
+        veth(uplink.link.clone(), None, UPLINK, None),
+        address(None, &uplink.link, uplink.outer, 31),
+        address(namespace(), UPLINK, uplink.inner, 31),
+        Step::Route { namespace: namespace(), gateway: uplink.outer },
+    ]
+}
+
+fn sysctl(namespace: Option<String>, key: &str) -> Step {
+    Step::Sysctl { namespace, key: key.to_owned(), value: "1".to_owned() }
+}
+
+/// What a person sees beside the link's name. The kernel takes 255 bytes.
+fn alias(request: &Request, segment: &Segment<'_>) -> String {
+    let name: String = segment.name.chars().filter(char::is_ascii_graphic).take(200).collect();
+    format!("pavo: job {}, network {name}", request.owner)
+}
+
+fn domain(config: &Ethernet) -> String {
+    config.domain_name.clone().unwrap_or_else(|| DOMAIN.to_owned())
+}
+
+/// The name of the job's object of a kind, if the kernel can take it.
+fn kernel_name(request: &Request, kind: char, index: u32) -> Result<String> {
+    let name = request.owner.indexed(kind, index);
+    if name.len() <= MAX_NAME {
+        return Ok(name);
+    }
+    let text = format!("`{name}` is longer than the {MAX_NAME} characters of a link's name");
+    Err(Error::usage(text).help("use fewer VMs or networks in one job"))
+}
