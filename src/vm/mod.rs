@@ -2,5 +2,7 @@
 
 pub mod args;
 pub mod kvm;
+pub mod machine;
 pub mod overlay;
+pub mod qmp;
 pub mod seed;

@@ -1,0 +1,413 @@
+//! What happens next to a VM, decided from events alone: no clock, no QEMU.
+//!
+//! ```text
+//!  Preparing ──Prepared──► Starting ──Greeted──► Paused ◄──STOP── Running
+//!      │                      │                    │  └───RESUME───►  │
+//!      │                      │                    │                  │
+//!      │                      │        Quit        │     Powerdown    │
+//!      │                      │ Kill    ▼──────────┘         ▼────────┘
+//!      │                      └────► Leaving { Powerdown ► Quit ► Kill }
+//!      │                                      │ Exited
+//!      └──────────────► Over ◄────────────────┘
+//! ```
+//!
+//! There is one way out, with three doors. Each has a deadline, and what does not
+//! leave by one door in time is pushed through the next: the guest is asked to
+//! power down, QEMU is asked to quit, QEMU is killed. [`on`] is the whole policy;
+//! the driver turns what happens into [`Event`]s and carries out [`Action`]s.
+
+use std::time::Duration;
+
+use crate::model::job::VmState;
+
+/// How long QEMU has from its start to answering QMP. Generous: a loaded host is
+/// slow, not broken.
+pub const START: Duration = Duration::from_secs(60);
+/// How long QEMU has to end, once told to quit or once the guest has shut down.
+pub const QUIT: Duration = Duration::from_secs(5);
+/// How long the kernel has to end a killed process.
+pub const KILL: Duration = Duration::from_secs(5);
+
+/// How a VM is told to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The guest may shut down first, for as long as this.
+    Graceful { deadline: Duration },
+    /// At once.
+    Now,
+}
+
+/// Where a VM is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Disk and seed are being made; there is no QEMU.
+    Preparing,
+    /// QEMU was started; QMP has not answered.
+    Starting,
+    /// The guest's CPUs stand still.
+    Paused,
+    Running,
+    /// On its way out. With a fault it will have failed, without it stopped.
+    Leaving {
+        door: Door,
+        fault: Option<String>,
+    },
+    Over,
+}
+
+/// The ways out, gentlest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Door {
+    /// The guest is asked to shut down (ACPI).
+    Powerdown,
+    /// QEMU is ending by itself, or was asked to.
+    Quit,
+    /// QEMU is killed.
+    Kill,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// QEMU was started.
+    Started,
+    /// QMP answered. Whether the guest is to run.
+    Greeted { run: bool },
+    /// QMP's RESUME: guest CPUs run.
+    Resumed,
+    /// QMP's STOP, and why, where it is known.
+    Suspended { why: String },
+    /// QMP's SHUTDOWN: QEMU is ending, and why.
+    ShuttingDown { why: String },
+    /// Somebody wants it to end.
+    StopAsked(Stop),
+    /// The time that was last armed is over.
+    Deadline,
+    /// QEMU closed its control connection, or does not do what it should.
+    Broken { why: String },
+    /// QEMU is gone; with its exit status where that is not 0.
+    Exited { fault: Option<String> },
+}
+
+/// What is to be done, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// `cont`
+    Continue,
+    /// `system_powerdown`
+    Powerdown,
+    /// `quit`
+    Quit,
+    /// SIGKILL
+    Kill,
+    /// Replaces the deadline.
+    Arm(Duration),
+    /// There is nothing to wait for any more.
+    Disarm,
+    /// Tell the launcher.
+    Report(VmState, String),
+}
+
+use Action::{Arm, Continue, Disarm, Kill, Powerdown, Quit, Report};
+
+/// The next state, and what to do to get there.
+pub fn on(state: State, event: Event) -> (State, Vec<Action>) {
+    match (state, event) {
+        (State::Over, _) => (State::Over, vec![]),
+
+        // A process that we killed tells nothing by its exit status.
+        (State::Leaving { door: Door::Kill, fault: None }, Event::Exited { .. }) => stopped(),
+        (State::Leaving { door: Door::Kill, fault: Some(fault) }, Event::Exited { .. }) => {
+            failed(fault)
+        }
+        (_, Event::Exited { fault: Some(fault) }) => failed(fault),
+        (State::Leaving { fault: Some(fault), .. }, Event::Exited { .. }) => failed(fault),
+        (State::Leaving { .. } | State::Preparing, Event::Exited { .. }) => stopped(),
+        (_, Event::Exited { fault: None }) => failed("QEMU ended unasked".into()),
+
+        (State::Preparing, Event::Started) => {
+            (State::Starting, vec![Report(VmState::Starting, String::new()), Arm(START)])
+        }
+        (State::Preparing, Event::StopAsked(_)) => stopped(),
+        (State::Preparing, Event::Broken { why }) => failed(why),
+
+        (State::Starting, Event::Greeted { run: true }) => (State::Paused, vec![Continue]),
+        (State::Starting, Event::Greeted { run: false }) => {
+            (State::Paused, vec![Disarm, Report(VmState::Paused, "not started".into())])
+        }
+        // Without QMP there is only one door.
+        (State::Starting, Event::StopAsked(_)) => leave(Door::Kill, None),
+        (State::Starting, Event::Deadline) => {
+            leave(Door::Kill, Some(format!("QEMU did not answer within {START:?}")))
+        }
+        (State::Paused, Event::Deadline) => {
+            leave(Door::Quit, Some(format!("the guest did not start within {START:?}")))
+        }
+
+        (State::Starting | State::Paused | State::Running, Event::Resumed) => {
+            (State::Running, vec![Disarm, Report(VmState::Running, String::new())])
+        }
+        (State::Starting | State::Paused | State::Running, Event::Suspended { why }) => {
+            (State::Paused, vec![Report(VmState::Paused, why)])
+        }
+
+        // A guest that stands still cannot shut down.
+        (State::Paused, Event::StopAsked(_)) => leave(Door::Quit, None),
+        (State::Running, Event::StopAsked(Stop::Now)) => leave(Door::Quit, None),
+        (State::Running, Event::StopAsked(Stop::Graceful { deadline })) => {
+            let state = State::Leaving { door: Door::Powerdown, fault: None };
+            let report = Report(VmState::Stopping, "the guest is asked to power down".into());
+            (state, vec![report, Powerdown, Arm(deadline)])
+        }
+        (State::Leaving { door: Door::Powerdown, fault }, Event::StopAsked(Stop::Now)) => {
+            leave(Door::Quit, fault)
+        }
+
+        (State::Starting | State::Paused | State::Running, Event::ShuttingDown { why }) => {
+            let state = State::Leaving { door: Door::Quit, fault: None };
+            (state, vec![Report(VmState::Stopping, why), Arm(QUIT)])
+        }
+        // It has begun to leave: what is armed now is QEMU's time to do so.
+        (State::Leaving { door: Door::Powerdown, fault }, Event::ShuttingDown { .. }) => {
+            (State::Leaving { door: Door::Quit, fault }, vec![Arm(QUIT)])
+        }
+
+        // Mostly because QEMU is dying. It gets the time to: its own exit status
+        // says more than that of a process which we killed.
+        (State::Starting | State::Paused | State::Running, Event::Broken { why }) => {
+            let report = Report(VmState::Stopping, why.clone());
+            (State::Leaving { door: Door::Quit, fault: Some(why) }, vec![report, Arm(QUIT)])
+        }
+        (State::Leaving { door: Door::Powerdown, fault }, Event::Broken { .. }) => {
+            (State::Leaving { door: Door::Quit, fault }, vec![Arm(QUIT)])
+        }
+
+        (State::Leaving { door: Door::Powerdown, fault }, Event::Deadline) => {
+            leave(Door::Quit, fault)
+        }
+        (State::Leaving { door: Door::Quit, fault }, Event::Deadline) => leave(Door::Kill, fault),
+        (State::Leaving { door: Door::Kill, .. }, Event::Deadline) => {
+            failed(format!("QEMU cannot be killed (waited {KILL:?})"))
+        }
+
+        (state, _) => (state, vec![]),
+    }
+}
+
+fn leave(door: Door, fault: Option<String>) -> (State, Vec<Action>) {
+    let why = fault.clone().unwrap_or_default();
+    let (action, patience) = match door {
+        Door::Kill => (Kill, KILL),
+        Door::Quit | Door::Powerdown => (Quit, QUIT),
+    };
+    let actions = vec![Report(VmState::Stopping, why), action, Arm(patience)];
+    (State::Leaving { door, fault }, actions)
+}
+
+fn stopped() -> (State, Vec<Action>) {
+    (State::Over, vec![Disarm, Report(VmState::Stopped, String::new())])
+}
+
+fn failed(why: String) -> (State, Vec<Action>) {
+    (State::Over, vec![Disarm, Report(VmState::Failed, why)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRACEFUL: Event =
+        Event::StopAsked(Stop::Graceful { deadline: Duration::from_secs(9) });
+    const NOW: Event = Event::StopAsked(Stop::Now);
+
+    fn exited() -> Event {
+        Event::Exited { fault: None }
+    }
+
+    fn died() -> Event {
+        Event::Exited { fault: Some("killed by signal 9".into()) }
+    }
+
+    fn shutting_down() -> Event {
+        Event::ShuttingDown { why: "the guest shut down".into() }
+    }
+
+    fn broken() -> Event {
+        Event::Broken { why: "lost".into() }
+    }
+
+    /// Feeds events to a VM from its beginning: its state and all it did.
+    fn after(events: impl IntoIterator<Item = Event>) -> (State, Vec<Action>) {
+        let mut all = Vec::new();
+        let state = events.into_iter().fold(State::Preparing, |state, event| {
+            let (state, actions) = on(state, event);
+            all.extend(actions);
+            state
+        });
+        (state, all)
+    }
+
+    fn running(more: impl IntoIterator<Item = Event>) -> (State, Vec<Action>) {
+        let start = [Event::Started, Event::Greeted { run: true }, Event::Resumed];
+        after(start.into_iter().chain(more))
+    }
+
+    fn reports(actions: &[Action]) -> Vec<VmState> {
+        let state = |action: &Action| match action {
+            Report(state, _) => Some(*state),
+            _ => None,
+        };
+        actions.iter().filter_map(state).collect()
+    }
+
+    fn doors(actions: &[Action]) -> Vec<&Action> {
+        actions.iter().filter(|action| matches!(action, Powerdown | Quit | Kill)).collect()
+    }
+
+    #[test]
+    fn running_is_said_only_once_qemu_said_so() {
+        let (state, actions) = after([Event::Started, Event::Greeted { run: true }]);
+        assert_eq!(state, State::Paused);
+        assert_eq!(reports(&actions), [VmState::Starting]);
+        assert_eq!(reports(&running([]).1), [VmState::Starting, VmState::Running]);
+    }
+
+    #[test]
+    fn a_vm_that_is_to_stay_paused_is_not_continued() {
+        let (_, actions) = after([Event::Started, Event::Greeted { run: false }]);
+        assert!(!actions.contains(&Continue));
+        assert_eq!(reports(&actions), [VmState::Starting, VmState::Paused]);
+        assert_eq!(actions.iter().rfind(|a| matches!(a, Arm(_) | Disarm)), Some(&Disarm));
+    }
+
+    #[test]
+    fn a_running_guest_is_not_waited_for() {
+        let (_, actions) = running([]);
+        assert_eq!(actions.iter().rfind(|a| matches!(a, Arm(_) | Disarm)), Some(&Disarm));
+    }
+
+    #[test]
+    fn the_way_out_is_powerdown_then_quit_then_kill() {
+        let (state, actions) = running([GRACEFUL, Event::Deadline, Event::Deadline, exited()]);
+        assert_eq!(doors(&actions), [&Powerdown, &Quit, &Kill]);
+        assert_eq!(state, State::Over);
+        assert_eq!(reports(&actions).last(), Some(&VmState::Stopped));
+    }
+
+    #[test]
+    fn each_door_has_a_deadline() {
+        let (_, actions) = running([GRACEFUL, Event::Deadline, Event::Deadline]);
+        let armed: Vec<_> = actions.iter().filter(|action| matches!(action, Arm(_))).collect();
+        assert_eq!(armed, [&Arm(START), &Arm(Duration::from_secs(9)), &Arm(QUIT), &Arm(KILL)]);
+    }
+
+    #[test]
+    fn a_guest_that_powers_down_in_time_is_not_pushed() {
+        let (_, actions) = running([GRACEFUL, shutting_down(), exited()]);
+        assert_eq!(doors(&actions), [&Powerdown]);
+        assert_eq!(reports(&actions).last(), Some(&VmState::Stopped));
+    }
+
+    #[test]
+    fn an_impatient_stop_overtakes_a_graceful_one_and_not_the_other_way_round() {
+        assert_eq!(doors(&running([GRACEFUL, NOW]).1), [&Powerdown, &Quit]);
+        assert_eq!(doors(&running([NOW, GRACEFUL]).1), [&Quit]);
+        assert_eq!(doors(&running([GRACEFUL, GRACEFUL]).1), [&Powerdown]);
+    }
+
+    #[test]
+    fn a_paused_guest_is_not_asked_to_power_down() {
+        let stop = Event::Suspended { why: String::new() };
+        assert_eq!(doors(&running([stop, GRACEFUL]).1), [&Quit]);
+    }
+
+    #[test]
+    fn before_qmp_answers_there_is_only_killing() {
+        let (_, actions) = after([Event::Started, GRACEFUL, died()]);
+        assert_eq!(doors(&actions), [&Kill]);
+        assert_eq!(reports(&actions).last(), Some(&VmState::Stopped), "we killed it");
+    }
+
+    #[test]
+    fn before_qemu_starts_stopping_needs_no_door() {
+        let (state, actions) = after([GRACEFUL]);
+        assert_eq!((state, reports(&actions)), (State::Over, vec![VmState::Stopped]));
+    }
+
+    #[test]
+    fn a_guest_that_shuts_itself_down_has_stopped() {
+        let (_, actions) = running([shutting_down(), exited()]);
+        assert_eq!(reports(&actions)[2..], [VmState::Stopping, VmState::Stopped]);
+        assert!(doors(&actions).is_empty());
+    }
+
+    #[test]
+    fn a_qemu_that_hangs_after_its_guest_shut_down_is_killed() {
+        assert_eq!(doors(&running([shutting_down(), Event::Deadline]).1), [&Kill]);
+    }
+
+    #[test]
+    fn a_qemu_that_dies_has_failed_whichever_news_comes_first() {
+        for events in [vec![died()], vec![broken(), died()], vec![broken(), exited()]] {
+            let (state, actions) = running(events);
+            assert_eq!(state, State::Over);
+            assert_eq!(reports(&actions).last(), Some(&VmState::Failed));
+        }
+        let Some(Report(_, why)) = running([broken(), died()]).1.pop() else { panic!() };
+        assert_eq!(why, "killed by signal 9", "the status says more than the lost connection");
+    }
+
+    #[test]
+    fn a_qemu_that_ends_well_but_unasked_has_failed() {
+        assert_eq!(reports(&running([exited()]).1).last(), Some(&VmState::Failed));
+    }
+
+    #[test]
+    fn the_connection_closes_on_the_way_out_and_that_is_no_fault() {
+        let (_, actions) = running([NOW, broken(), exited()]);
+        assert_eq!(doors(&actions), [&Quit]);
+        assert_eq!(reports(&actions).last(), Some(&VmState::Stopped));
+    }
+
+    #[test]
+    fn a_qemu_that_never_answers_is_killed_and_has_failed() {
+        let (_, mut actions) = after([Event::Started, Event::Deadline, died()]);
+        assert_eq!(doors(&actions), [&Kill]);
+        let Some(Report(VmState::Failed, why)) = actions.pop() else { panic!("{actions:?}") };
+        assert!(why.starts_with("QEMU did not answer"), "{why}");
+    }
+
+    #[test]
+    fn what_cannot_be_killed_is_given_up_and_said() {
+        let (state, actions) = running([NOW, Event::Deadline, Event::Deadline]);
+        assert_eq!(state, State::Over);
+        assert_eq!(reports(&actions).last(), Some(&VmState::Failed));
+    }
+
+    #[test]
+    fn whatever_happens_in_whatever_order_the_end_is_reported_once() {
+        let all = [
+            Event::Started,
+            Event::Greeted { run: true },
+            Event::Resumed,
+            Event::Suspended { why: String::new() },
+            shutting_down(),
+            GRACEFUL,
+            NOW,
+            Event::Deadline,
+            broken(),
+            exited(),
+            died(),
+        ];
+        // Every sequence of four events, then three deadlines: always over.
+        for number in 0..all.len().pow(4) {
+            let pick = |place: u32| all[number / all.len().pow(place) % all.len()].clone();
+            let events = (0..4).map(pick).chain([NOW, NOW]);
+            let ends = std::iter::repeat_n(Event::Deadline, 3);
+            let (state, actions) = after(events.chain(ends));
+            assert_eq!(state, State::Over, "{number}");
+            let over = reports(&actions).into_iter().filter(|state| state.is_over()).count();
+            assert_eq!(over, 1, "{number}");
+        }
+    }
+}
