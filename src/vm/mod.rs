@@ -1,8 +1,23 @@
-//! One virtual machine: what it needs on disk, QEMU's arguments and its control.
+//! One virtual machine: what it needs on disk, QEMU's arguments, its control.
+//!
+//! ```text
+//! process   one stream to the launcher: spec and wishes in, reports out
+//!   driver    the loop: events in, actions out
+//!     machine   what to do on which event; pure
+//!     overlay seed args        what QEMU is given
+//!     qmp stderr               what QEMU says
+//!     console control          what people reach it by
+//! kvm       whether KVM is to be trusted
+//! ```
 
 pub mod args;
+pub mod console;
+pub mod control;
+pub mod driver;
 pub mod kvm;
 pub mod machine;
 pub mod overlay;
+pub mod process;
 pub mod qmp;
 pub mod seed;
+pub mod stderr;
