@@ -210,3 +210,163 @@ fn text(path: &Path) -> Result<&str> {
             .help("set PAVO_TMPDIR to a folder with a plain name")
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing;
+    use super::*;
+    use crate::model::address::Mac;
+    use crate::model::vm::Kernel;
+    use std::process::Command;
+
+    fn nic(index: u8) -> Nic {
+        Nic {
+            network: "net".into(),
+            tap: format!("ptl3-{index}"),
+            mac: Mac([0x52, 0x54, 0, 0, 0, index]),
+            model: if index == 0 { "virtio-net".into() } else { "e1000".into() },
+            mtu: 1450,
+            ipv4: None,
+        }
+    }
+
+    /// The VMs of the golden files.
+    fn vms() -> Vec<(&'static str, VmSpec)> {
+        let plain = testing::spec(tempfile::tempdir().unwrap().path());
+        let mut networked = plain.clone();
+        networked.cores = 4;
+        networked.nics = vec![nic(0), nic(1)];
+        let mut scsi = plain.clone();
+        let disk = scsi.disk.as_mut().unwrap();
+        (disk.model, disk.cache) = (DiskModel::VirtioScsi, DiskCache::Directsync);
+        scsi.cpu_model = Some("qemu64,+ssse3".into());
+        let mut ide = plain.clone();
+        let disk = ide.disk.as_mut().unwrap();
+        (disk.model, disk.cache) = (DiskModel::Ide, DiskCache::None);
+        ide.machine_type = "pc".into();
+        let mut kernel = plain.clone();
+        (kernel.disk, kernel.seed) = (None, None);
+        kernel.kernel =
+            Some(Kernel { path: "/boot/vm,linux".into(), append: "console=ttyS0,9600 a=b".into() });
+        kernel.custom_args = vec!["-device".into(), "virtio-balloon-pci".into()];
+        let mut kvm = plain.clone();
+        kvm.accel = Accel::Kvm;
+        vec![
+            ("plain", plain),
+            ("networked", networked),
+            ("scsi", scsi),
+            ("ide", ide),
+            ("kernel", kernel),
+            ("kvm", kvm),
+        ]
+    }
+
+    fn wiring<'a>(disk: &'a Path, seed: &'a Path) -> Wiring<'a> {
+        Wiring { qmp: 10, console: 11, agent: 12, disk, seed }
+    }
+
+    #[test]
+    fn whole_command_lines_are_as_the_golden_files_show() {
+        let wiring = wiring(Path::new("/job/vm0/disk"), Path::new("/job/vm0/seed"));
+        for (name, spec) in vms() {
+            let lines: String = qemu(&spec, &wiring)
+                .unwrap()
+                .iter()
+                .map(|arg| format!("{}\n", arg.to_str().unwrap()))
+                .collect();
+            let golden =
+                Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/args-{name}.txt"));
+            if std::env::var_os("PAVO_BLESS").is_some() {
+                std::fs::write(&golden, &lines).unwrap();
+            }
+            let expected = std::fs::read_to_string(&golden).unwrap_or_default();
+            assert_eq!(lines, expected, "{}: PAVO_BLESS=1 rewrites it", golden.display());
+        }
+    }
+
+    #[test]
+    fn no_name_or_path_becomes_an_option() {
+        let (_, mut spec) = vms().swap_remove(1);
+        spec.machine_type = "q35,accel=kvm".into();
+        spec.nics[0].tap = "t,script=/bin/sh".into();
+        spec.nics[0].model = "virtio-net\",\"driver\":\"x".into();
+        let path = Path::new("/a\",b/x=y,z");
+        let args = qemu(&spec, &wiring(path, path)).unwrap();
+        let after = |name: &str| {
+            let found = args.windows(2).filter(|pair| pair[0] == name);
+            found.map(|pair| pair[1].to_str().unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(after("-machine"), ["type=q35,,accel=kvm,accel=tcg,dump-guest-core=off"]);
+        let json = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        assert_eq!(json(after("-netdev")[0])["ifname"], "t,script=/bin/sh");
+        assert_eq!(json(after("-blockdev")[0])["file"]["filename"], path.to_str().unwrap());
+        let devices: Vec<Value> = after("-device").into_iter().map(json).collect();
+        assert!(devices.iter().any(|device| device["driver"] == spec.nics[0].model.as_str()));
+    }
+
+    #[test]
+    fn a_path_that_json_cannot_hold_is_refused() {
+        use std::os::unix::ffi::OsStrExt;
+        let (_, spec) = vms().swap_remove(0);
+        let path = Path::new(OsStr::from_bytes(b"/job/\xff"));
+        assert!(qemu(&spec, &wiring(path, path)).is_err());
+    }
+
+    /// Starts QEMU with these arguments, in a network namespace with the taps, up
+    /// to the answer to its first command.
+    fn accepted(spec: &VmSpec) {
+        use std::io::{BufRead, BufReader, Write};
+        use std::os::unix::net::{UnixListener, UnixStream};
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, seed) = (dir.path().join("a disk,x"), dir.path().join("seed"));
+        if let Some(spec) = &spec.disk {
+            let base = dir.path().join("base");
+            std::fs::File::create(&base).unwrap().set_len(1 << 20).unwrap();
+            let size = spec.virtual_size;
+            super::super::overlay::create(&disk, &base, spec.backing_format, size).unwrap();
+        }
+        std::fs::File::create(&seed).unwrap().set_len(1 << 20).unwrap();
+        let (ours, qmp) = UnixStream::pair().unwrap();
+        let (_console, console) = UnixStream::pair().unwrap();
+        let agent = UnixListener::bind(dir.path().join("agent")).unwrap();
+
+        let taps: Vec<_> = spec.nics.iter().map(|nic| nic.tap.as_str()).collect();
+        let mut command = Command::new(if taps.is_empty() { "sh" } else { "unshare" });
+        if !taps.is_empty() {
+            command.args(["--user", "--map-root-user", "--net", "sh"]);
+        }
+        let script = "for tap in $0; do ip tuntap add $tap mode tap || exit 9; done; exec \"$@\"";
+        command.args(["-c", script]).arg(taps.join(" ")).arg(&spec.qemu_bin);
+        let ends = vec![qmp.into(), console.into(), agent.into()];
+        let [qmp, console, agent] =
+            crate::host::spawn::inherit(&mut command, ends).try_into().unwrap();
+        let wiring = Wiring { qmp, console, agent, disk: &disk, seed: &seed };
+        command.args(qemu(spec, &wiring).unwrap());
+        crate::host::spawn::die_with_parent(&mut command);
+        let mut child = command.spawn().unwrap();
+        drop(command);
+
+        let mut lines = BufReader::new(&ours).lines();
+        let greeting = lines.next().map(Result::unwrap).unwrap_or_default();
+        assert!(greeting.contains("QMP"), "{spec:?}: {:?}", child.wait());
+        (&ours).write_all(b"{\"execute\":\"qmp_capabilities\"}{\"execute\":\"quit\"}").unwrap();
+        assert_eq!(lines.next().unwrap().unwrap(), "{\"return\": {}}\r".trim_end());
+        assert!(child.wait().unwrap().success());
+    }
+
+    #[test]
+    fn qemu_accepts_every_golden_command_line_that_can_run_here() {
+        let tun = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun");
+        for (name, spec) in vms() {
+            if name == "kernel" || name == "kvm" {
+                continue;
+            }
+            if let (Err(error), false) = (&tun, spec.nics.is_empty()) {
+                assert!(std::env::var_os("CI").is_none(), "/dev/net/tun: {error}");
+                eprintln!("skipped: `{name}` needs /dev/net/tun: {error}");
+                continue;
+            }
+            accepted(&spec);
+        }
+    }
+}

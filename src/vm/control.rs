@@ -63,9 +63,13 @@ pub enum Op {
     /// Ends the VM at once.
     Quit,
     /// A line for QEMU's human monitor; the answer is its text.
-    Monitor { command: String },
+    Monitor {
+        command: String,
+    },
     /// The newest `replay` bytes of the console's log, then the console.
-    Console { replay: usize },
+    Console {
+        replay: usize,
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -267,14 +271,13 @@ impl Client {
     /// # Errors
     /// When nobody listens there: the VM has ended or has not begun.
     pub fn connect(dir: &Path) -> Result<Self> {
-        let stream = through_descriptor(dir, SOCKET, |path| {
-            std::os::unix::net::UnixStream::connect(path)
-        })
-        .map_err(|error| {
-            Error::new(Kind::NotFound, "the VM's process does not answer")
-                .because(error)
-                .help("see how it is: `pavo status`")
-        })?;
+        let stream =
+            through_descriptor(dir, SOCKET, |path| std::os::unix::net::UnixStream::connect(path))
+                .map_err(|error| {
+                Error::new(Kind::NotFound, "the VM's process does not answer")
+                    .because(error)
+                    .help("see how it is: `pavo status`")
+            })?;
         stream
             .set_read_timeout(Some(ANSWER_TIME))
             .and_then(|()| stream.set_write_timeout(Some(REQUEST_TIME)))

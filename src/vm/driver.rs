@@ -47,11 +47,13 @@ pub async fn run(
     driver.report(VmState::Preparing, String::new(), None).await;
     let started = driver.start();
     if let Err(error) = started {
-        driver.happened(Event::Broken { why: error.to_string() }, Some(error)).await;
+        let why = error.to_string();
+        driver.cause = Some(error);
+        driver.happened(Event::Broken { why }).await;
     }
     while driver.state != State::Over {
-        let (event, cause) = driver.next(&mut stops).await;
-        driver.happened(event, cause).await;
+        let event = driver.next(&mut stops).await;
+        driver.happened(event).await;
     }
     driver.outcome
 }
@@ -64,6 +66,8 @@ struct Driver {
     status: watch::Sender<VmStatus>,
     qmp: watch::Sender<Option<qmp::Client>>,
     qemu: Option<Qemu>,
+    /// Whether QMP ever did.
+    answered: bool,
     deadline: Option<Instant>,
     /// Events from tasks.
     inbox: mpsc::Receiver<Event>,
@@ -73,6 +77,10 @@ struct Driver {
     quit: mpsc::Sender<Stop>,
     /// Of this VM; they end with the loop.
     tasks: JoinSet<()>,
+    /// Why it could not be started.
+    cause: Option<Error>,
+    /// What QEMU said before it ended.
+    last_words: Stderr,
     outcome: Result<()>,
 }
 
@@ -96,12 +104,15 @@ impl Driver {
             status: watch::Sender::new(status),
             qmp: watch::Sender::new(None),
             qemu: None,
+            answered: false,
             deadline: None,
             inbox,
             post,
             quits,
             quit,
             tasks: JoinSet::new(),
+            cause: None,
+            last_words: Stderr::default(),
             outcome: Ok(()),
         }
     }
@@ -155,7 +166,8 @@ impl Driver {
     /// Answers at the control socket.
     fn serve(&mut self, console: Console) -> Result<()> {
         let listener = control::listen(&self.spec.dir, control::SOCKET)?;
-        let listener = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
+        let listener =
+            listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
         let listener = listener.while_doing(|| "preparing the control socket".into())?;
         let endpoint = control::Endpoint {
             name: self.spec.name(),
@@ -168,8 +180,8 @@ impl Driver {
         Ok(())
     }
 
-    /// Waits for what happens next, and what explains it.
-    async fn next(&mut self, stops: &mut mpsc::Receiver<Stop>) -> (Event, Option<Error>) {
+    /// Waits for what happens next.
+    async fn next(&mut self, stops: &mut mpsc::Receiver<Stop>) -> Event {
         let deadline = self.deadline;
         let passed = async {
             match deadline {
@@ -186,43 +198,47 @@ impl Driver {
         let status = tokio::select! {
             // What QEMU said comes before that it is gone.
             biased;
-            Some(event) = self.inbox.recv() => return (event, None),
-            Some(stop) = self.quits.recv() => return (Event::StopAsked(stop), None),
-            Some(stop) = stops.recv() => return (Event::StopAsked(stop), None),
+            Some(event) = self.inbox.recv() => return event,
+            Some(stop) = self.quits.recv() => return Event::StopAsked(stop),
+            Some(stop) = stops.recv() => return Event::StopAsked(stop),
             status = exited => status,
             () = passed => {
                 self.deadline = None;
-                return (Event::Deadline, None);
+                return Event::Deadline;
             }
         };
-        let qemu = self.qemu.take().expect("it has exited");
-        // Its last words on QMP, such as that the guest shut down, come first.
-        let mut listener = qemu.listener;
+        self.hear_last_words().await;
+        let fault = match status {
+            Ok(status) => self.fault(status),
+            Err(error) => Some(format!("QEMU is lost: {error}")),
+        };
+        Event::Exited { fault }
+    }
+
+    /// QEMU has exited: takes what it said before, such as that the guest shut
+    /// down, which must come first.
+    async fn hear_last_words(&mut self) {
+        let Some(Qemu { mut listener, stderr, .. }) = self.qemu.take() else { return };
         let end = Instant::now() + LAST_WORDS;
-        while !listener.is_finished() && self.state != State::Over {
+        while !listener.is_finished() {
             tokio::select! {
                 biased;
-                Some(event) = self.inbox.recv() => self.happened(event, None).await,
+                Some(event) = self.inbox.recv() => self.happened(event).await,
                 _ = &mut listener => {}
                 () = tokio::time::sleep_until(end) => listener.abort(),
             }
         }
         while let Ok(event) = self.inbox.try_recv() {
-            self.happened(event, None).await;
+            self.happened(event).await;
         }
-        let stderr = tokio::time::timeout(LAST_WORDS, qemu.stderr).await;
-        let stderr = stderr.ok().and_then(Result::ok).unwrap_or_default();
-        let fault = status.map_or_else(|error| Some(error.to_string()), |status| self.fault(status));
-        let cause = fault.as_ref().map(|fault| stderr.explain(fault));
-        (Event::Exited { fault }, cause)
+        if let Ok(Ok(stderr)) = tokio::time::timeout_at(end, stderr).await {
+            self.last_words = stderr;
+        }
     }
 
     /// What is wrong with QEMU having ended like this.
     fn fault(&self, status: ExitStatus) -> Option<String> {
-        let when = match self.status.borrow().state {
-            VmState::Preparing | VmState::Starting => " during start",
-            _ => "",
-        };
+        let when = if self.answered { "" } else { " during start" };
         match (status.code(), status.signal()) {
             (Some(0), _) => None,
             (Some(code), _) => Some(format!("QEMU exited{when} with status {code}")),
@@ -233,17 +249,17 @@ impl Driver {
     }
 
     /// Lets the machine decide, and does what it says.
-    async fn happened(&mut self, event: Event, cause: Option<Error>) {
+    async fn happened(&mut self, event: Event) {
+        self.answered |= matches!(event, Event::Greeted { .. });
+        let actions;
         let state = std::mem::replace(&mut self.state, State::Over);
-        let (state, actions) = machine::on(state, event);
-        self.state = state;
-        let mut cause = cause;
+        (self.state, actions) = machine::on(state, event);
         for action in actions {
-            self.carry_out(action, &mut cause).await;
+            self.carry_out(action).await;
         }
     }
 
-    async fn carry_out(&mut self, action: Action, cause: &mut Option<Error>) {
+    async fn carry_out(&mut self, action: Action) {
         match action {
             Action::Continue => {
                 let (qmp, post) = (self.qmp.borrow().clone(), self.post.clone());
@@ -269,7 +285,8 @@ impl Driver {
             Action::Report(state, detail) => {
                 let mut error = None;
                 if state == VmState::Failed {
-                    let cause = cause.take().unwrap_or_else(|| Error::system(detail.clone()));
+                    let cause = self.cause.take();
+                    let cause = cause.unwrap_or_else(|| self.last_words.explain(&detail));
                     error = Some(cause.to_wire());
                     let name = self.spec.name();
                     self.outcome = Err(cause).while_doing(|| format!("running {name}"));
@@ -408,4 +425,156 @@ fn why_shut_down(shutdown: Option<Shutdown>) -> String {
 /// Seconds since the epoch.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing;
+    use super::control::{Client, Op};
+    use super::*;
+    use crate::model::vm::Accel;
+
+    /// A VM that runs beside the test, on the test's own thread.
+    struct Running {
+        dir: PathBuf,
+        reports: mpsc::Receiver<VmReport>,
+        stops: mpsc::Sender<Stop>,
+        done: JoinHandle<Result<()>>,
+        _dir: tempfile::TempDir,
+    }
+
+    fn start(change: impl FnOnce(&mut VmSpec)) -> Running {
+        let outer = tempfile::tempdir().unwrap();
+        let mut spec = testing::spec(outer.path());
+        change(&mut spec);
+        let dir = spec.dir.clone();
+        let (report, reports) = mpsc::channel(16);
+        let (stops, stop) = mpsc::channel(4);
+        let done = tokio::spawn(run(spec, report, stop));
+        Running { dir, reports, stops, done, _dir: outer }
+    }
+
+    impl Running {
+        /// Takes reports up to this state.
+        async fn until(&mut self, state: VmState) -> VmReport {
+            loop {
+                let report = self.reports.recv().await.expect("it has not ended");
+                if report.state == state {
+                    return report;
+                }
+                assert!(!report.state.is_over(), "{report:?}");
+            }
+        }
+
+        async fn failure(mut self) -> (String, Self) {
+            let report = self.until(VmState::Failed).await;
+            let error: Error = report.error.expect("a failure has an error").into();
+            (&mut self.done).await.unwrap().unwrap_err();
+            (error.report(), self)
+        }
+
+        /// Runs a blocking client beside the VM.
+        async fn ask<T: Send + 'static>(
+            &self,
+            ask: impl FnOnce(&mut Client) -> T + Send + 'static,
+        ) -> T {
+            let dir = self.dir.clone();
+            let ask = move || ask(&mut Client::connect(&dir).unwrap());
+            tokio::task::spawn_blocking(ask).await.unwrap()
+        }
+
+        fn qemu(&self) -> Option<nix::unistd::Pid> {
+            testing::process_with(&self.dir.join("disk.qcow2"))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_vm_is_reported_from_its_preparation_to_its_end() {
+        let mut vm = start(|_| {});
+        vm.until(VmState::Running).await;
+        assert!(vm.qemu().is_some());
+        vm.stops.send(Stop::Now).await.unwrap();
+        vm.until(VmState::Stopped).await;
+        vm.done.await.unwrap().unwrap();
+        assert_eq!(testing::process_with(&vm.dir), None);
+    }
+
+    #[tokio::test]
+    async fn commands_at_the_control_socket_reach_the_guest() {
+        let mut vm = start(|spec| spec.paused = true);
+        vm.until(VmState::Paused).await;
+        vm.ask(|client| client.ask(Op::Resume).unwrap()).await;
+        vm.until(VmState::Running).await;
+        vm.ask(|client| client.reset().unwrap()).await;
+        vm.ask(|client| client.ask(Op::Pause).unwrap()).await;
+        vm.until(VmState::Paused).await;
+        let status = vm.ask(|client| client.status().unwrap()).await;
+        assert_eq!(status.state, VmState::Paused);
+        let command = Op::Monitor { command: "info status".into() };
+        let text = vm.ask(|client| client.ask(command).unwrap()).await;
+        assert_eq!(text, "VM status: paused\r\n");
+        vm.ask(|client| client.ask(Op::Quit).unwrap()).await;
+        vm.until(VmState::Stopped).await;
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_ignores_the_power_button_is_ended_all_the_same() {
+        let mut vm = start(|_| {});
+        vm.until(VmState::Running).await;
+        vm.stops.send(Stop::Graceful { deadline: Duration::from_millis(50) }).await.unwrap();
+        vm.until(VmState::Stopped).await;
+        vm.done.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_stop_before_qemu_answers_leaves_nothing_behind() {
+        let vm = start(|_| {});
+        vm.stops.send(Stop::Now).await.unwrap();
+        vm.done.await.unwrap().unwrap();
+        assert_eq!(testing::process_with(&vm.dir), None);
+    }
+
+    #[tokio::test]
+    async fn a_killed_qemu_is_a_failure_that_says_so() {
+        let mut vm = start(|_| {});
+        vm.until(VmState::Running).await;
+        nix::sys::signal::kill(vm.qemu().unwrap(), nix::sys::signal::Signal::SIGKILL).unwrap();
+        let (report, _) = vm.failure().await;
+        assert!(report.starts_with("error: QEMU was killed by signal 9"), "{report}");
+    }
+
+    #[tokio::test]
+    async fn a_qemu_that_dies_at_start_is_quoted() {
+        let (report, vm) = start(|spec| spec.custom_args = vec!["-bogus".into()]).failure().await;
+        assert!(report.starts_with("error: QEMU exited during start with status 1"), "{report}");
+        assert!(report.contains("because: ") && report.contains("-bogus: invalid option"));
+        assert!(report.contains("help: check `custom-args`"), "{report}");
+        let log = std::fs::read_to_string(vm.dir.join("qemu.log")).unwrap();
+        assert!(log.contains("-bogus"));
+    }
+
+    #[tokio::test]
+    async fn a_missing_qemu_is_named() {
+        let (report, _) = start(|spec| spec.qemu_bin = "/no/qemu".into()).failure().await;
+        assert!(report.contains("`/no/qemu` does not start"), "{report}");
+        assert!(report.contains("help: install it"), "{report}");
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_exists_is_not_taken_over() {
+        let vm = start(|spec| std::fs::create_dir(&spec.dir).unwrap());
+        let (report, vm) = vm.failure().await;
+        assert!(report.starts_with("error: creating the VM's directory"), "{report}");
+        assert_eq!(std::fs::read_dir(&vm.dir).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_machine_type_cannot_smuggle_in_an_accelerator() {
+        let change = |spec: &mut VmSpec| {
+            spec.accel = Accel::Tcg;
+            spec.machine_type = "q35,accel=kvm".into();
+        };
+        let (report, _) = start(change).failure().await;
+        assert!(report.contains("unsupported machine type"), "{report}");
+    }
 }

@@ -216,8 +216,7 @@ fn failed(why: String) -> (State, Vec<Action>) {
 mod tests {
     use super::*;
 
-    const GRACEFUL: Event =
-        Event::StopAsked(Stop::Graceful { deadline: Duration::from_secs(9) });
+    const GRACEFUL: Event = Event::StopAsked(Stop::Graceful { deadline: Duration::from_secs(9) });
     const NOW: Event = Event::StopAsked(Stop::Now);
 
     fn exited() -> Event {

@@ -21,3 +21,5 @@ pub mod process;
 pub mod qmp;
 pub mod seed;
 pub mod stderr;
+#[cfg(test)]
+mod testing;

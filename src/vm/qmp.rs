@@ -343,8 +343,8 @@ mod tests {
     #[tokio::test]
     async fn a_value_we_do_not_know_fails_its_own_command_only() {
         let (mut fake, client, _events) = Fake::connected().await;
-        for (answer, fine) in [(RUNNING.replace("\"running\",", "\"dreaming\","), false),
-            (RUNNING.to_owned(), true)]
+        for (answer, fine) in
+            [(RUNNING.replace("\"running\",", "\"dreaming\","), false), (RUNNING.to_owned(), true)]
         {
             let (status, ()) = tokio::join!(client.execute(status()), async {
                 let id = fake.asked("query-status").await;
@@ -375,16 +375,13 @@ mod tests {
     #[tokio::test]
     async fn answers_in_any_order_reach_their_callers() {
         let (mut fake, client, _events) = Fake::connected().await;
-        let (one, two, ()) = tokio::join!(
-            client.execute(status()),
-            client.execute(qmp::query_name {}),
-            async {
+        let (one, two, ()) =
+            tokio::join!(client.execute(status()), client.execute(qmp::query_name {}), async {
                 let first = fake.asked("query-status").await;
                 let second = fake.asked("query-name").await;
                 fake.answer(second, "{}").await;
                 fake.answer(first, RUNNING).await;
-            }
-        );
+            });
         assert!(one.unwrap().running && two.unwrap().name.is_none());
     }
 

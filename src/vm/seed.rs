@@ -212,9 +212,8 @@ fn user_data(seed: &Seed) -> Result<String> {
     let parts: Vec<String> = theirs.into_iter().chain([ours]).collect();
 
     let boundary = boundary(&parts);
-    let mut message = format!(
-        "Content-Type: multipart/mixed; boundary=\"{boundary}\"\nMIME-Version: 1.0\n"
-    );
+    let mut message =
+        format!("Content-Type: multipart/mixed; boundary=\"{boundary}\"\nMIME-Version: 1.0\n");
     for part in &parts {
         write!(message, "\n--{boundary}\n{part}").expect("a string takes it");
     }
@@ -237,7 +236,8 @@ fn part(content_type: &str, headers: &str, text: &str) -> String {
 
 /// A line that no part contains: their hash, hashed again until it is so.
 fn boundary(parts: &[String]) -> String {
-    let mut digest = parts.iter().fold(Sha256::new(), |hash, part| hash.chain_update(part)).finalize();
+    let mut digest =
+        parts.iter().fold(Sha256::new(), |hash, part| hash.chain_update(part)).finalize();
     loop {
         let name: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
         let boundary = format!("pavo-{name}");
@@ -414,7 +414,8 @@ mod tests {
 
     #[test]
     fn interfaces_are_matched_by_mac_and_ask_dhcp_only_where_it_answers() {
-        let config: Value = serde_json::from_slice(&written(&seed(None))["network-config"]).unwrap();
+        let config: Value =
+            serde_json::from_slice(&written(&seed(None))["network-config"]).unwrap();
         let nics = &config["ethernets"];
         assert_eq!(nics["nic0"]["match"]["macaddress"], "52:54:00:00:00:00");
         assert_eq!(nics["nic0"]["dhcp4"], true);
