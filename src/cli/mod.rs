@@ -9,7 +9,9 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod completion;
+mod config;
 pub mod out;
+mod template;
 
 use crate::error::{Error, Kind, Result};
 use out::Out;
@@ -29,6 +31,8 @@ struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Completion(completion::Completion),
+    Config(config::Config),
+    Template(template::Template),
 }
 
 impl Command {
@@ -36,6 +40,8 @@ impl Command {
     fn run(self, app: &App) -> Result<u8> {
         match self {
             Self::Completion(verb) => verb.run(app),
+            Self::Config(noun) => noun.run(app),
+            Self::Template(noun) => noun.run(app),
         }
     }
 }
