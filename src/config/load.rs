@@ -65,7 +65,7 @@ impl Loaded {
 /// Why a file cannot be read, if so. A FIFO is not opened: that would wait.
 fn unreadable(path: &Path) -> Option<std::io::Error> {
     match path.metadata() {
-        Ok(metadata) if !metadata.is_file() => Some(ErrorKind::InvalidInput.into()),
+        Ok(metadata) if !metadata.is_file() => Some(std::io::Error::other("it is no file")),
         Ok(_) => fs::File::open(path).err(),
         Err(error) => Some(error),
     }

@@ -41,3 +41,113 @@ pub use load::{Loaded, load};
 pub use problem::{Problem, nearest};
 pub use sources::Sources;
 pub use types::*;
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// Each example, and the lists of all keys it may hold.
+    const EXAMPLES: &[(&str, &[&[&str]])] = &[
+        ("batch.yaml", &[batch::KEYS, batch::SETTINGS]),
+        (
+            "networks.yaml",
+            &[
+                networks::KEYS,
+                networks::ETHERNET,
+                networks::REVERSE_NAT,
+                networks::INFINIBAND,
+                networks::HOST_INFINIBAND,
+                networks::BRIDGED,
+                networks::VLAN,
+                networks::PCI,
+            ],
+        ),
+        ("resources.yaml", &[resources::KEYS]),
+        (
+            "templates.yaml",
+            &[templates::SETTINGS, templates::MOUNT_POINT, templates::PERSISTENT_DRIVE],
+        ),
+        ("repos.yaml", &[repos::KEYS, repos::REPO, repos::CACHE]),
+    ];
+
+    #[test]
+    fn the_examples_mention_every_key() {
+        for (name, lists) in EXAMPLES {
+            let text = std::fs::read_to_string(Path::new("etc").join(name)).unwrap();
+            let mut words = text.split(|c: char| !c.is_ascii_alphanumeric() && !"-:".contains(c));
+            for key in lists.iter().flat_map(|keys| keys.iter()) {
+                let mentioned = words.clone().any(|word| word.strip_suffix(':') == Some(*key));
+                assert!(mentioned, "etc/{name} does not mention `{key}`");
+            }
+            assert!(words.next().is_some());
+        }
+    }
+
+    /// The example with its optional settings taken out of their comments: `#` and
+    /// one blank begins prose, anything else after `#` is YAML.
+    fn uncommented(text: &str) -> String {
+        let line = |line: &str| match line.split_once('#') {
+            Some((blank, rest)) if blank.trim().is_empty() => {
+                let prose = rest.starts_with(' ') && !rest.starts_with("  ");
+                format!("{blank}{}{rest}\n", if prose { "#" } else { "" })
+            }
+            _ => format!("{line}\n"),
+        };
+        text.lines().map(line).collect()
+    }
+
+    fn load_examples(edit: fn(&str) -> String) -> Loaded {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, _) in EXAMPLES {
+            let text = std::fs::read_to_string(Path::new("etc").join(name)).unwrap();
+            std::fs::write(dir.path().join(name), edit(&text)).unwrap();
+        }
+        load(&Sources {
+            system: dir.path().into(),
+            user: None,
+            home: "/home/ada".into(),
+            user_name: "ada".into(),
+            env: Default::default(),
+        })
+    }
+
+    #[test]
+    fn the_examples_load_and_show_the_defaults() {
+        let loaded = load_examples(str::to_owned);
+        assert_eq!(loaded.warnings, []);
+        let config = loaded.into_config().unwrap();
+        let nothing = load(&Sources {
+            system: "/nonexistent".into(),
+            user: None,
+            home: "/home/ada".into(),
+            user_name: "ada".into(),
+            env: Default::default(),
+        });
+        assert_eq!(config.batch, nothing.config.batch);
+        assert_eq!(config.networks["nat"], nothing.config.networks["nat"]);
+        assert_eq!(config.resource_sets["default"], nothing.config.resource_sets["default"]);
+        assert_eq!(config.repos[0], nothing.config.repos[0]);
+        let shown = &config.templates["debian"];
+        let default = Template::new("debian", &*shown.origin);
+        let same = Template {
+            image: shown.image.clone(),
+            description: shown.description.clone(),
+            user_data: shown.user_data.clone(),
+            mount_points: shown.mount_points.clone(),
+            ..default
+        };
+        assert_eq!(*shown, same);
+        assert_eq!(config.templates["debian/front"].user_data, None);
+    }
+
+    #[test]
+    fn the_examples_optional_settings_are_right_too() {
+        let loaded = load_examples(uncommented);
+        assert_eq!(loaded.problems, []);
+        assert_eq!(loaded.config.batch.etcd.unwrap().servers.len(), 3);
+        assert!(loaded.config.networks.contains_key("gpu"));
+        assert_eq!(loaded.config.templates["debian"].persistent_drives.len(), 2);
+    }
+}

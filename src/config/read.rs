@@ -233,7 +233,9 @@ impl<'a> Fields<'a> {
     /// The setting, whose absence is reported.
     pub fn required(&self, key: &str) -> Option<&Item<'a>> {
         let item = self.get(key);
-        if item.is_none() {
+        // What is no mapping has been reported as that.
+        let could_hold_it = self.owner.is_mapping() || self.owner.is_null();
+        if item.is_none() && could_hold_it {
             self.owner.problem(format!("the setting `{key}` is missing"));
         }
         item

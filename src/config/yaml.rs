@@ -112,8 +112,8 @@ impl Scalar {
     pub fn as_bool(&self) -> Option<bool> {
         let is = |word: &&str| self.plain && self.text.eq_ignore_ascii_case(word);
         match () {
-            () if ["true", "yes", "on"].iter().any(|word| is(word)) => Some(true),
-            () if ["false", "no", "off"].iter().any(|word| is(word)) => Some(false),
+            () if ["true", "yes", "on"].iter().any(&is) => Some(true),
+            () if ["false", "no", "off"].iter().any(is) => Some(false),
             () => None,
         }
     }
@@ -447,7 +447,9 @@ mod tests {
         assert_eq!(message("a: &a [*a]"), "1:8: the alias stands inside what it names");
         assert!(message("a: !!python/object/apply:os.system [ls]").contains("not known here"));
         assert!(message("a: !secret b").contains("not known here"));
-        assert!(message(&"[".repeat(10_000)).contains("nested too deeply"));
+        assert!(message(&"[".repeat(100)).contains("nested too deeply"));
+        assert!(parse(&"[".repeat(100_000)).is_err());
+        assert!(parse(&"- ".repeat(100_000)).is_err());
         let bomb = (1..12).fold("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned(), |text, n| {
             let alias = format!("*a{}", n - 1);
             text + &format!("a{n}: &a{n} [{}]\n", vec![alias; 10].join(","))
