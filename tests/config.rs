@@ -234,11 +234,11 @@ fn a_template_is_shown_without_its_defaults_unless_asked() {
              {\"backup\":\"user:b\",\"cache\":\"none\",\"mmp\":\"no\",\"path\":\"/work/b.qcow2\"}]",
             "user-data          #cloud-config",
             "    packages:",
-            "    - htop",
-            "    ssh_pwauth: true",
+            "      - htop",
+            "    ssh_pwauth: Yes",
             "    write_files:",
-            "    - path: /etc/motd",
-            "      permissions: '0644'",
+            "      - path: /etc/motd",
+            "        permissions: \"0644\"",
         ]
     );
     let all = site.run(&["template", "show", "-a", "fs/mds0"]).1;
@@ -258,6 +258,14 @@ fn an_unknown_template_is_not_found() {
         assert!(err.contains("error: Template not found: compte\n"), "{err}");
         assert!(err.contains("help: did you mean `compute`?\n"), "{err}");
     }
+}
+
+#[test]
+fn a_template_that_may_be_in_a_broken_file_is_not_called_unknown() {
+    let site = Site::new().with("home/.pavo/templates.d/mine.yaml", "mine: [");
+    let (code, out, _) = site.run(&["template", "check", "mine"]);
+    assert_eq!(code, 3);
+    assert!(out.starts_with("home/.pavo/templates.d/mine.yaml:2:1: no YAML: "), "{out}");
 }
 
 #[test]

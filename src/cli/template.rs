@@ -1,6 +1,7 @@
 //! `pavo template`
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -233,26 +234,33 @@ impl Check {
     fn run(self, app: &App) -> Result<u8> {
         let sources = sources(app);
         let loaded = config::load(&sources);
-        let names = loaded.config.templates.keys();
-        if let Some(unknown) = self.names.iter().find(|name| !names.clone().any(|n| n == *name)) {
-            return Err(not_found(unknown, names.map(String::as_str)));
+        // A file that is no YAML may hold any template.
+        let in_broken_file = |problem: &config::Problem| problem.key.is_empty();
+        let all_read = !loaded.problems.iter().filter(|p| in_templates(p)).any(in_broken_file);
+        let known = loaded.config.templates.keys();
+        let unknown = |name: &&String| all_read && !known.clone().any(|known| known == *name);
+        if let Some(unknown) = self.names.iter().find(unknown) {
+            return Err(not_found(unknown, known.map(String::as_str)));
         }
         let about = |problem: &config::Problem| {
-            let file = problem.file.to_string_lossy();
-            let in_templates = file.ends_with("templates.yaml") || file.contains("templates.d");
             let named = |name: &String| {
                 let rest = problem.key.strip_prefix(name.as_str());
                 rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
             };
-            // A file that is no YAML may hold any template.
-            in_templates
-                && (self.names.is_empty() || problem.key.is_empty() || self.names.iter().any(named))
+            let wanted = self.names.is_empty() || self.names.iter().any(named);
+            in_templates(problem) && (wanted || in_broken_file(problem))
         };
         let files = loaded.check_named_files(&sources);
         let problems = files.into_iter().chain(loaded.problems).filter(about);
         let warnings = loaded.warnings.into_iter().filter(about).collect();
         Findings::new(problems, warnings).report(app, self.format, "templates are correct")
     }
+}
+
+/// Whether the problem is in a file of templates.
+fn in_templates(problem: &config::Problem) -> bool {
+    let folder = problem.file.parent().and_then(Path::file_name);
+    problem.file.ends_with("templates.yaml") || folder.is_some_and(|name| name == "templates.d")
 }
 
 fn not_found<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Error {

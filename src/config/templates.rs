@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, HashMap};
 use super::read::{Fields, Item};
 use super::resources::Resources;
 use super::types::{MountPoint, PersistentDrive, Template, UserData};
-use super::yaml::Node;
 use crate::model::cluster::plain_name;
 use crate::model::vm::{DiskCache, DiskModel};
 
@@ -250,16 +249,11 @@ fn image(item: &Item) -> Option<Option<String>> {
 
 fn user_data(item: &Item) -> Option<Option<UserData>> {
     if item.is_mapping() {
-        return Some(Some(UserData::Inline(cloud_config(item.node()))));
+        return Some(Some(UserData::Inline(format!("#cloud-config\n{}", item.node().to_yaml()))));
     }
     let path = item.text()?;
     item.names_file(&path);
     Some(Some(UserData::File(path.into())))
-}
-
-fn cloud_config(node: &Node) -> String {
-    let yaml = serde_yaml::to_string(&node.to_value());
-    format!("#cloud-config\n{}", yaml.expect("lists, mappings and scalars are always YAML"))
 }
 
 fn mount_points(item: &Item) -> Option<BTreeMap<String, MountPoint>> {

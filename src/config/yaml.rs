@@ -12,12 +12,11 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Tag};
-use serde_yaml::Value;
 
 /// The deepest nesting of lists and mappings.
 const MAX_DEPTH: usize = 64;
 
-/// The most nodes that aliases may add to a file.
+/// The most that aliases may add to a file, in nodes of 32 bytes of text.
 const MAX_REPEATED: u64 = 100_000;
 
 /// A place in a file; both count from 1.
@@ -38,7 +37,7 @@ impl From<&Marker> for Mark {
 pub struct Node {
     pub mark: Mark,
     pub body: Body,
-    /// How many nodes it is, aliases followed.
+    /// How much it is, aliases followed: see [`MAX_REPEATED`].
     weight: u64,
 }
 
@@ -138,29 +137,33 @@ impl Scalar {
         Some(if negative { -number } else { number })
     }
 
-    fn to_value(&self) -> Value {
+    /// As it was written, on one line: what was plain stays so, since whether `1:30`
+    /// is text or a number is for its reader to say.
+    fn to_yaml(&self) -> String {
         if self.is_null() {
-            return Value::Null;
+            return "null".into();
         }
-        if let Some(boolean) = self.as_bool() {
-            return Value::Bool(boolean);
+        if self.plain && !self.text.contains('\n') {
+            return self.text.clone();
         }
-        if let Some(integer) = self.as_integer() {
-            return Value::Number(integer.into());
-        }
-        let looks_like_float = self.plain
-            && self.text.contains('.')
-            && self.text.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c));
-        match self.text.parse::<f64>() {
-            Ok(float) if looks_like_float => Value::Number(float.into()),
-            _ => Value::String(self.text.clone()),
-        }
+        let escaped = |letter: char| match letter {
+            '"' => "\\\"".into(),
+            '\\' => "\\\\".into(),
+            '\n' => "\\n".into(),
+            '\t' => "\\t".into(),
+            letter if letter.is_control() || "\u{2028}\u{2029}\u{feff}".contains(letter) => {
+                format!("\\u{:04x}", u32::from(letter))
+            }
+            letter => letter.to_string(),
+        };
+        format!("\"{}\"", self.text.chars().map(escaped).collect::<String>())
     }
 }
 
 impl Node {
     fn scalar(mark: Mark, text: String, plain: bool) -> Self {
-        Self { mark, body: Body::Scalar(Scalar { text, plain }), weight: 1 }
+        let weight = 1 + text.len() as u64 / 32;
+        Self { mark, body: Body::Scalar(Scalar { text, plain }), weight }
     }
 
     pub fn as_scalar(&self) -> Option<&Scalar> {
@@ -174,14 +177,38 @@ impl Node {
         self.as_scalar().is_some_and(Scalar::is_null)
     }
 
-    /// The value as PyYAML understood it, to be written again.
-    pub fn to_value(&self) -> Value {
+    /// The value as YAML in block style, with aliases and merges replaced.
+    ///
+    /// Every scalar is as it was written. A library that writes values would leave
+    /// out the quotes of `"1:30"` or `"017"`, which are numbers to cloud-init.
+    pub fn to_yaml(&self) -> String {
+        let mut text = String::new();
+        self.write(0, &mut text);
+        text.trim_start().to_owned() + "\n"
+    }
+
+    /// Writes the value after a key, a `-` or nothing.
+    fn write(&self, depth: usize, text: &mut String) {
+        let line = format!("\n{}", "  ".repeat(depth));
         match &self.body {
-            Body::Scalar(scalar) => scalar.to_value(),
-            Body::Sequence(items) => Value::Sequence(items.iter().map(|i| i.to_value()).collect()),
-            Body::Mapping(entries) => Value::Mapping(
-                entries.iter().map(|e| (e.key.to_value(), e.value.to_value())).collect(),
-            ),
+            Body::Scalar(scalar) => *text += &format!(" {}", scalar.to_yaml()),
+            Body::Sequence(items) if items.is_empty() => *text += " []",
+            Body::Mapping(entries) if entries.is_empty() => *text += " {}",
+            Body::Sequence(items) => {
+                for item in items {
+                    let mut below = String::new();
+                    item.write(depth + 1, &mut below);
+                    // A list or mapping begins in the line of its `-`.
+                    let begun = below.strip_prefix(&format!("{line}  ")).unwrap_or(&below[1..]);
+                    *text += &format!("{line}- {begun}");
+                }
+            }
+            Body::Mapping(entries) => {
+                for entry in entries {
+                    *text += &format!("{line}{}:", entry.key.to_yaml());
+                    entry.value.write(depth + 1, text);
+                }
+            }
         }
     }
 }
@@ -395,8 +422,12 @@ mod tests {
         parse(text).unwrap_or_else(|fault| panic!("{text:?}: {fault:?}"))
     }
 
-    fn json(text: &str) -> String {
-        serde_json::to_string(&read(text).root.to_value()).unwrap()
+    fn yaml(text: &str) -> String {
+        read(text).root.to_yaml()
+    }
+
+    fn scalar(text: &str) -> Scalar {
+        read(text).root.as_scalar().unwrap().clone()
     }
 
     fn message(text: &str) -> String {
@@ -406,21 +437,39 @@ mod tests {
 
     #[test]
     fn scalars_mean_what_they_meant_to_pyyaml() {
-        assert_eq!(json("[yes, NO, On, off, True, y]"), r#"[true,false,true,false,true,"y"]"#);
-        assert_eq!(json("[~, null, '~']"), r#"[null,null,"~"]"#);
-        assert_eq!(json("[1_000, 0x1F, 0o17, 017, -3, '3', 09]"), r#"[1000,31,15,15,-3,"3","09"]"#);
-        assert_eq!(json("[1.5, 1.2.3, 1e3, !!str 5, nan]"), r#"[1.5,"1.2.3","1e3","5","nan"]"#);
+        let boolean = |text| scalar(text).as_bool();
+        assert_eq!(["yes", "On", "TRUE"].map(boolean), [Some(true); 3]);
+        assert_eq!(["no", "oFF", "False"].map(boolean), [Some(false); 3]);
+        assert_eq!(["y", "1", "'yes'", "!!str yes"].map(boolean), [None; 4]);
+        let integer = |text| scalar(text).as_integer();
+        let numbers = ["1_000", "0x1F", "0o17", "017", "0b11", "-3", "+0"].map(integer);
+        assert_eq!(numbers, [1000, 31, 15, 15, 3, -3, 0].map(Some));
+        assert_eq!(["'3'", "09", "1:30", "--3", "0x", "1.0", "a"].map(integer), [None; 7]);
+        assert_eq!(
+            ["~", "null", "''", "'~'"].map(|text| scalar(text).is_null()),
+            [true, true, false, false]
+        );
+    }
+
+    #[test]
+    fn what_is_written_again_means_the_same() {
+        let text = "a: [x, 'yes', yes, '1:30', 1:30, ~, \"t\\x7f\\\"\\n\"]\n'~': {}\n\
+                    l:\n- - b: 1\n    c: []\n  - d\n- |\n  one\n  two\n";
+        let written = "a:\n  - x\n  - \"yes\"\n  - yes\n  - \"1:30\"\n  - 1:30\n  - null\n  \
+                       - \"t\\u007f\\\"\\n\"\n\"~\": {}\nl:\n  - - b: 1\n      c: []\n    - d\n  \
+                       - \"one\\ntwo\\n\"\n";
+        assert_eq!(yaml(text), written);
+        assert_eq!(yaml(written), written);
     }
 
     #[test]
     fn merges_fill_in_what_a_mapping_does_not_say() {
-        let text = "a: &a {x: 1, y: 1}\nb: &b {y: 2, z: 2}\nc: {<<: *a, x: 0}\n\
-                    d: {z: 0, <<: [*b, *a]}\ne: {<<: {<<: *a, y: 3}}\n";
-        let merged = read(text).root.to_value();
-        let one = |key: &str| serde_json::to_string(&merged[key]).unwrap();
-        assert_eq!(one("c"), r#"{"x":0,"y":1}"#);
-        assert_eq!(one("d"), r#"{"z":0,"y":2,"x":1}"#);
-        assert_eq!(one("e"), r#"{"y":3,"x":1}"#);
+        let common = "a: &a {x: 1, y: 1}\nb: &b {y: 2, z: 2}\nm: ";
+        let merged =
+            |text: &str| yaml(&format!("{common}{text}")).split_once("m:\n").unwrap().1.to_owned();
+        assert_eq!(merged("{<<: *a, x: 0}"), "  x: 0\n  y: 1\n");
+        assert_eq!(merged("{z: 0, <<: [*b, *a]}"), "  z: 0\n  y: 2\n  x: 1\n");
+        assert_eq!(merged("{<<: {<<: *a, y: 3}}"), "  y: 3\n  x: 1\n");
         assert_eq!(message("a: {<<: 5}"), "1:5: `<<` takes a mapping, or a list of mappings");
     }
 
@@ -435,7 +484,7 @@ mod tests {
                 Duplicate { path: "vm.a".into(), mark: at(3, 3), first: at(2, 3) },
             ]
         );
-        assert_eq!(json("a: 1\na: 2"), r#"{"a":2}"#);
+        assert_eq!(yaml("a: 1\na: 2"), "a: 2\n");
     }
 
     #[test]
@@ -455,6 +504,8 @@ mod tests {
             text + &format!("a{n}: &a{n} [{}]\n", vec![alias; 10].join(","))
         });
         assert!(message(&bomb).contains("repeat too much"), "{}", message(&bomb));
+        let long = format!("a: &a {}\nb: [{}]", "x".repeat(100_000), "*a,".repeat(100));
+        assert!(message(&long).contains("repeat too much"));
     }
 
     #[test]
@@ -467,7 +518,15 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_makes_it_panic(text in "[-a-z0-9:,#&*!|>'\"%@{}?~<\\[\\] \n\t\\PC]{0,60}") {
-            let _ = parse(&text).map(|document| document.root.to_value());
+            let _ = parse(&text).map(|document| document.root.to_yaml());
+        }
+
+        #[test]
+        fn quoted_text_is_read_back_by_others(words in prop::collection::vec(any::<String>(), 1..4)) {
+            let nodes = words.iter().map(|word| Node::scalar(Mark::default(), word.clone(), false));
+            let body = Body::Sequence(nodes.map(Rc::new).collect());
+            let list = Node { mark: Mark::default(), body, weight: 1 };
+            prop_assert_eq!(serde_yaml::from_str::<Vec<String>>(&list.to_yaml()).unwrap(), words);
         }
     }
 }
