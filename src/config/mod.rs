@@ -14,9 +14,9 @@
 //! file by file, so that a machine without any configuration runs clusters.
 //!
 //! ```text
-//! sources   the folders; a file's text        yaml    text -> tree with places
-//! read      tree -> values, mistakes noted    batch networks resources templates repos: one file each
-//! load      all files together -> Loaded      expand  %user and the like in paths
+//! sources   the folders; a file's text        yaml     text -> tree with places
+//! read      tree -> values, mistakes noted    batch, networks, …: one per file
+//! load      all files together -> Loaded      expand   %user and the like in paths
 //! ```
 //!
 //! Paths in templates keep their variables: some (`%vm_rank`, `%clusterdir`) only
