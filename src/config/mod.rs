@@ -7,7 +7,6 @@
 //! | `resources.yaml` | sets of networks a VM gets | [`ResourceSet`] |
 //! | `templates.yaml`, `templates.d/*.yaml` | kinds of VM | [`Template`] |
 //! | `repos.yaml` | image repositories | [`Repo`] |
-
 //!
 //! [`load`] reads them all and reports every mistake at once, each with its place
 //! and the nearest valid word. What lies in a folder that is absent has a default,
