@@ -97,7 +97,8 @@ impl Netlink {
             .execute();
         let answer = in_time(found.try_next()).await;
         let message = match answer {
-            Err(error) if is(&error, &[libc::ENODEV]) => None,
+            // ERANGE: no link can have this name.
+            Err(error) if is(&error, &[libc::ENODEV, libc::ERANGE]) => None,
             other => other.while_doing(|| format!("looking for link `{name}`"))?,
         };
         Ok(message.map(|message| LinkState {
@@ -156,13 +157,15 @@ impl Netlink {
         let mut other = LinkMessageBuilder::<LinkUnspec>::new()
             .name(peer.name)
             .mtu(settings.mtu.into())
-            .setns_by_fd(std::os::fd::AsRawFd::as_raw_fd(&namespace))
-            .up();
+            .setns_by_fd(std::os::fd::AsRawFd::as_raw_fd(&namespace));
         if let Some(Mac(bytes)) = peer.mac {
             other = other.address(bytes.to_vec());
         }
         let data = InfoData::Veth(InfoVeth::Peer(other.build()));
-        self.ensure_link(new_link(settings, InfoKind::Veth, data), settings).await
+        let outcome = self.ensure_link(new_link(settings, InfoKind::Veth, data), settings).await?;
+        // It cannot be born up: an end is not connected before both exist.
+        Self::open(Some(peer.namespace))?.set_up(peer.name, true).await?;
+        Ok(outcome)
     }
 
     async fn ensure_link(

@@ -64,7 +64,8 @@ pub fn create(path: &Path) -> Result<Outcome> {
 pub fn delete(path: &Path) -> Result<Outcome> {
     match umount2(path, MntFlags::MNT_DETACH) {
         // EINVAL: not a mount point.
-        Ok(()) | Err(Errno::ENOENT | Errno::EINVAL) => {}
+        Ok(()) | Err(Errno::EINVAL) => {}
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ENAMETOOLONG) => return Ok(Outcome::AlreadySo),
         Err(error) => {
             return Err(error).while_doing(|| format!("unmounting `{}`", path.display()));
         }

@@ -44,10 +44,10 @@ const FILTER: i32 = 0;
 const SOURCE_NAT: i32 = 100;
 
 /// The rules of the inner table that drop, by the names of their counters.
-pub const INNER_DROPS: [&str; 3] = ["gateway-service", "outbound", "forward"];
+pub const INNER_DROPS: [&str; 4] = ["gateway-service", "outbound", "forward", "stray-ipv6"];
 /// The rules of the outer table that drop, by the names of their counters.
-pub const OUTER_DROPS: [&str; 5] =
-    ["source-address", "other-jobs", "host-service", "unsolicited", "pasta-gateway"];
+pub const OUTER_DROPS: [&str; 6] =
+    ["source-address", "other-jobs", "host-service", "unsolicited", "pasta-gateway", "stray-ipv6"];
 
 /// An L3 network's way out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +90,7 @@ pub fn inner_table(
         service("udp", 53),
         service("tcp", 53),
         rule("input", &[from(GUESTS), eq(field("icmp", "type"), "echo-request"), accept()]),
+        dropped("input", &[is_ipv6()], "stray-ipv6"),
         dropped("input", &[], "gateway-service"),
         hook("filter", "forward", FILTER, "drop"),
         rule("forward", &[is_reply(), accept()]),
@@ -128,7 +129,7 @@ pub fn outer_table(owner: Owner, uplinks: &[Uplink], outside: &Outside) -> Step 
         chain("from-job"),
         hook("filter", "prerouting", RAW, "accept"),
         rule("prerouting", &[eq(source, "@sources"), goto("from-job")]),
-        // IPv6 too.
+        dropped("prerouting", &[from_job(), is_ipv6()], "stray-ipv6"),
         dropped("prerouting", &[from_job()], "source-address"),
     ]);
     objects.extend(networks.into_iter().map(|network| {
@@ -165,6 +166,12 @@ fn nft(namespace: Option<&str>, owner: Owner, objects: Vec<Value>) -> Step {
         name: format!("pavo_{owner}"),
         objects,
     }
+}
+
+/// Both kernels at the ends of a veth speak IPv6 on their own; it is not counted as
+/// anything a guest did.
+fn is_ipv6() -> Value {
+    eq(meta("nfproto"), "ipv6")
 }
 
 /// A rule that drops what matches, counted.

@@ -5,7 +5,7 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
-/// The verdicts, and what both kinds of chain end with.
+/// Ends the chain of its table for this packet, which goes on.
 pub fn accept() -> Value {
     json!({ "accept": null })
 }
@@ -52,12 +52,20 @@ pub fn rule(chain: &str, words: &[Value]) -> Value {
 /// A set of tuples of these types.
 pub fn set(name: &str, types: &[&str], elements: &[Value]) -> Value {
     let types = if let [one] = types { json!(one) } else { json!(types) };
-    json!({ "set": { "name": name, "type": types, "elem": elements } })
+    filled("set", json!({ "name": name, "type": types }), elements)
 }
 
 /// A map from keys of a type to verdicts (`to` is `verdict`) or named objects.
 pub fn map(name: &str, from: &str, to: &str, elements: &[(Value, Value)]) -> Value {
-    json!({ "map": { "name": name, "type": from, "map": to, "elem": elements } })
+    filled("map", json!({ "name": name, "type": from, "map": to }), elements)
+}
+
+/// nft takes no empty list of elements, but takes none at all.
+fn filled(kind: &str, mut object: Value, elements: &[impl Serialize]) -> Value {
+    if !elements.is_empty() {
+        object["elem"] = json!(elements);
+    }
+    json!({ kind: object })
 }
 
 /// Several values side by side: an element of a set, or a key to look up in one.

@@ -13,8 +13,10 @@
 //! ```
 //!
 //! Sets and maps are keyed by port, so that a frame costs the same with one guest or
-//! a thousand. Every drop moves two named counters: one with the name of the guest's
-//! TAP device, one with the name of the rule ([`DROPS`]).
+//! a thousand. What a guest should not have sent moves two named counters: one with the
+//! name of its TAP device, one with the name of the rule ([`DROPS`]). Frames between
+//! guests and the host's own stack are nobody's fault (broadcasts go there too): they
+//! are counted by direction only.
 //!
 //! # What holds
 //!
@@ -44,9 +46,11 @@ use crate::model::owner::Owner;
 /// The most ports a Linux bridge takes.
 pub const MAX_PORTS: usize = 1023;
 
-/// The rules that drop, by the names of their counters.
-pub const DROPS: [&str; 8] =
-    ["source-mac", "vlan", "arp", "source-address", "dhcp-server", "ipv6", "ethertype", "host"];
+/// What guests should not send, by the names of its counters.
+pub const DROPS: [&str; 7] =
+    ["source-mac", "vlan", "arp", "source-address", "dhcp-server", "ipv6", "ethertype"];
+const TO_HOST: &str = "to-host";
+const FROM_HOST: &str = "from-host";
 
 /// Before everything else, also before conntrack.
 const FIRST: i32 = -300;
@@ -64,6 +68,7 @@ pub struct Port {
 pub fn table(owner: Owner, networks: &[(Layer, Vec<Port>)]) -> Step {
     let ports = || networks.iter().flat_map(|(_, ports)| ports);
     let mut objects: Vec<Value> = DROPS.iter().map(|name| counter(name)).collect();
+    objects.extend([TO_HOST, FROM_HOST].map(counter));
     objects.extend(ports().map(|port| counter(&port.tap)));
     let by_tap: Vec<_> = ports().map(|port| (json!(port.tap), json!(port.tap))).collect();
     let macs: Vec<_> = ports().map(|port| tuple(&[json!(port.tap), json!(port.mac)])).collect();
@@ -98,7 +103,6 @@ fn rules() -> Vec<Value> {
     let ethertype = |value: &str| eq(field("ether", "type"), value);
     let own_mac = |mac: Value| eq(tuple(&[port(), mac]), "@macs");
     let own_address = |mac, ip| eq(tuple(&[port(), mac, ip]), "@addresses");
-    // A map that lacks a port, or a set that is empty, would let nothing through.
     let by_port = json!({ "vmap": { "key": port(), "data": "@ports" } });
     let arp_mac = || field("arp", "saddr ether");
     let arp_ip = || field("arp", "saddr ip");
@@ -107,19 +111,14 @@ fn rules() -> Vec<Value> {
         rule("prerouting", &[by_port]),
         // Layer 2: all protocols, VLAN tags too, but only the guest's own MAC.
         rule("l2", &[own_mac(field("ether", "saddr")), accept()]),
-        dropped("l2", &[], "source-mac", "iifname"),
+        dropped("l2", &[], "source-mac"),
         // Layer 3. The tag first: what follows would look behind it.
-        dropped("l3", &[eq(field("ether", "type"), any(&["8021q", "8021ad"]))], "vlan", "iifname"),
-        dropped(
-            "l3",
-            &[ne(tuple(&[port(), field("ether", "saddr")]), "@macs")],
-            "source-mac",
-            "iifname",
-        ),
+        dropped("l3", &[eq(field("ether", "type"), any(&["8021q", "8021ad"]))], "vlan"),
+        dropped("l3", &[ne(tuple(&[port(), field("ether", "saddr")]), "@macs")], "source-mac"),
         rule("l3", &[ethertype("arp"), goto("arp")]),
         rule("l3", &[ethertype("ip"), goto("ipv4")]),
-        dropped("l3", &[ethertype("ip6")], "ipv6", "iifname"),
-        dropped("l3", &[], "ethertype", "iifname"),
+        dropped("l3", &[ethertype("ip6")], "ipv6"),
+        dropped("l3", &[], "ethertype"),
         // ARP: only Ethernet and IPv4, only about itself.
         rule(
             "arp",
@@ -142,7 +141,7 @@ fn rules() -> Vec<Value> {
                 accept(),
             ],
         ),
-        dropped("arp", &[], "arp", "iifname"),
+        dropped("arp", &[], "arp"),
         // A DHCP client that has no address yet.
         rule(
             "ipv4",
@@ -158,20 +157,20 @@ fn rules() -> Vec<Value> {
             "ipv4",
             &[own_address(field("ether", "saddr"), field("ip", "saddr")), goto("ipv4-own")],
         ),
-        dropped("ipv4", &[], "source-address", "iifname"),
-        dropped("ipv4-own", &[eq(field("udp", "sport"), 67)], "dhcp-server", "iifname"),
-        dropped("ipv4-own", &[eq(field("udp", "dport"), 68)], "dhcp-server", "iifname"),
+        dropped("ipv4", &[], "source-address"),
+        dropped("ipv4-own", &[eq(field("udp", "sport"), 67)], "dhcp-server"),
+        dropped("ipv4-own", &[eq(field("udp", "dport"), 68)], "dhcp-server"),
         rule("ipv4-own", &[accept()]),
         hook("filter", "input", FIRST, "accept"),
-        dropped("input", &[eq(port(), "@taps")], "host", "iifname"),
+        rule("input", &[eq(port(), "@taps"), count(TO_HOST), drop()]),
         hook("filter", "output", FIRST, "accept"),
-        dropped("output", &[eq(meta("oifname"), "@taps")], "host", "oifname"),
+        rule("output", &[eq(meta("oifname"), "@taps"), count(FROM_HOST), drop()]),
     ]
 }
 
-/// A rule that drops what matches, counted for the port and for the rule.
-fn dropped(chain: &str, matches: &[Value], name: &str, port: &str) -> Value {
-    let by_port = json!({ "counter": { "map": { "key": meta(port), "data": "@drops" } } });
+/// A rule that drops what matches, counted for the guest and for the rule.
+fn dropped(chain: &str, matches: &[Value], name: &str) -> Value {
+    let by_port = json!({ "counter": { "map": { "key": meta("iifname"), "data": "@drops" } } });
     let mut words = matches.to_vec();
     words.extend([by_port, count(name), drop()]);
     rule(chain, &words)

@@ -1,0 +1,254 @@
+//! Set up and removed: twice, failing at each step, after a crash at each step.
+
+use std::collections::BTreeSet;
+
+use pavo::config::{Ethernet, Layer};
+use pavo::host::file::write_atomically;
+use pavo::host::journal::Plan;
+use pavo::host::process::ProcessId;
+use pavo::host::step::{Outcome, Step};
+use pavo::model::owner::Owner;
+use pavo::network::{Request, plan};
+
+use super::lab::{Lab, in_netns, request, sh};
+
+/// Two L3 networks, one of them on default addresses twice, and an L2 network.
+fn all_kinds(job: u32) -> Request {
+    let l2 = Ethernet { layer: Layer::L2, mtu: 9000, ..Ethernet::default() };
+    request(job, 2, &[("net", Ethernet::default()), ("raw", l2), ("twin", Ethernet::default())])
+}
+
+fn steps() -> usize {
+    plan(&all_kinds(3)).unwrap().plan.steps.len()
+}
+
+/// A process that is certainly over: it has our id, and started before us.
+fn dead() -> ProcessId {
+    let us = pavo::host::process::current();
+    ProcessId { start_time: us.start_time - 1, ..us }
+}
+
+#[test]
+fn a_job_can_be_set_up_twice_and_removed_twice() {
+    in_netns(|lab| {
+        let before = lab.traces();
+        let plan = plan(&all_kinds(3)).unwrap().plan;
+        lab.apply(&plan).unwrap();
+        let after = lab.traces();
+        lab.apply(&plan).unwrap();
+        assert_eq!(lab.traces(), after, "a second set-up changes nothing");
+        let links = |kind: &str| after.iter().filter(|t| t.starts_with(kind)).count();
+        assert_eq!(links("link p"), 3 + 6 + 2 * 2, "bridges, taps, veths: {after:?}");
+
+        lab.undo(plan.owner).unwrap();
+        assert_eq!(lab.traces(), before);
+        lab.undo(plan.owner).unwrap();
+    });
+}
+
+#[test]
+fn each_step_knows_whether_it_found_something_to_do() {
+    in_netns(|lab| {
+        let plan = plan(&all_kinds(3)).unwrap().plan;
+        for step in &plan.steps {
+            lab.run(step.apply(&lab.host)).unwrap();
+            let again = lab.run(step.apply(&lab.host)).unwrap();
+            // A table is replaced whole, always.
+            let replaced = matches!(step, Step::NftTable { .. });
+            assert_eq!(again == Outcome::Changed, replaced, "{step}");
+        }
+        for step in plan.steps.iter().rev() {
+            lab.run(step.undo(&lab.host)).unwrap();
+            let again = lab.run(step.undo(&lab.host)).unwrap();
+            assert_eq!(again, Outcome::AlreadySo, "{step}");
+        }
+    });
+}
+
+#[test]
+fn each_step_can_be_undone_alone() {
+    in_netns(|lab| {
+        let before = lab.traces();
+        let plan = plan(&all_kinds(3)).unwrap().plan;
+        for step in &plan.steps {
+            lab.run(step.apply(&lab.host)).unwrap();
+        }
+        // Not in reverse: so that most are not gone with one that was undone before.
+        // What others end with comes last.
+        let holds_others =
+            |step: &&Step| matches!(step, Step::Namespace { .. } | Step::Taps { .. });
+        let (last, first): (Vec<_>, Vec<_>) = plan.steps.iter().partition(holds_others);
+        for step in first.into_iter().chain(last.into_iter().rev()) {
+            let outcome = lab.run(step.undo(&lab.host)).unwrap();
+            if let Step::NftTable { .. } | Step::Bridge { .. } | Step::Veth { .. } = step {
+                assert_eq!(outcome, Outcome::Changed, "{step}");
+            }
+        }
+        assert_eq!(lab.traces(), before);
+    });
+}
+
+/// The step, made such that the kernel refuses it.
+fn broken(step: &Step) -> Step {
+    let mut step = step.clone();
+    let too_long = || "a-name-too-long-for-linux".to_owned();
+    match &mut step {
+        Step::Namespace { name } => *name = "x".repeat(300),
+        Step::Sysctl { key, .. } => *key = "net/ipv4/no_such_setting".into(),
+        Step::NftTable { objects, .. } => objects.push(serde_json::json!({ "rule": {} })),
+        Step::Bridge { name, .. } | Step::Veth { name, .. } => *name = too_long(),
+        Step::Address { link, .. } | Step::LinkUp { link, .. } => *link = "absent".into(),
+        Step::Route { gateway, .. } => *gateway = [203, 0, 113, 1].into(),
+        Step::Taps { names, .. } => names.push(too_long()),
+    }
+    step
+}
+
+#[test]
+fn whichever_step_fails_nothing_is_left_behind() {
+    in_netns(|lab| {
+        let before = lab.traces();
+        let whole = plan(&all_kinds(3)).unwrap().plan;
+        for failing in 0..whole.steps.len() {
+            let mut plan = whole.clone();
+            plan.steps[failing] = broken(&plan.steps[failing]);
+            let error = lab.apply(&plan).unwrap_err();
+            // Not merely "it failed": it failed where we made it fail.
+            assert_eq!(error.to_string(), format!("creating {}", plan.steps[failing]));
+            assert_eq!(lab.traces(), before, "after {}", error.report());
+        }
+    });
+}
+
+#[test]
+fn a_crash_at_any_point_is_swept_by_the_next_job() {
+    in_netns(|lab| {
+        let before = lab.traces();
+        for done in 0..=steps() {
+            let plan = Plan { keeper: dead(), ..plan(&all_kinds(3)).unwrap().plan };
+            let path = lab.dir.join("journal").join(format!("{}.json", plan.owner));
+            write_atomically(&path, &serde_json::to_vec(&plan).unwrap(), 0o600).unwrap();
+            for step in &plan.steps[..done] {
+                lab.run(step.apply(&lab.host)).unwrap();
+            }
+            assert_eq!(lab.sweep(), [plan.owner]);
+            assert_eq!(lab.traces(), before, "after {done} steps");
+        }
+    });
+}
+
+#[test]
+fn a_crash_while_taps_are_made_leaves_none_without_an_owner() {
+    in_netns(|lab| {
+        let before = lab.traces();
+        let tap = pavo::host::tap::Tap::create("ptl3-0", 0).unwrap().unwrap();
+        assert_ne!(lab.traces(), before);
+        // What a killed process does: its descriptors are closed.
+        drop(tap);
+        assert_eq!(lab.traces(), before);
+    });
+}
+
+#[test]
+fn a_sweep_leaves_the_living_and_the_foreign_alone() {
+    in_netns(|lab| {
+        // Names that ours are a part of, or that are a part of ours.
+        sh(
+            None,
+            "ip link add pbl3-00 type bridge; ip link add pbl33-0 type bridge
+             ip link add ptl3-9 type bridge; nft add table bridge pavo_l33
+             nft add table inet pavo_l; nft add table ip pavo_l3",
+        );
+        std::fs::write(lab.dir.join("journal/notes.json"), "not a plan of ours").unwrap();
+        let foreign = lab.traces();
+        let living = plan(&all_kinds(4)).unwrap().plan;
+        lab.apply(&living).unwrap();
+        let before = lab.traces();
+        let gone = Plan { keeper: dead(), ..plan(&all_kinds(3)).unwrap().plan };
+        lab.apply(&gone).unwrap();
+
+        assert_eq!(lab.sweep(), [Owner::local(3)]);
+        assert_eq!(lab.traces(), before);
+        assert_eq!(
+            lab.run(async { lab.journal.owners() }).unwrap(),
+            BTreeSet::from([living.owner])
+        );
+        assert_eq!(lab.sweep(), []);
+        lab.undo(living.owner).unwrap();
+        assert_eq!(lab.traces(), foreign);
+    });
+}
+
+#[test]
+fn a_link_of_somebody_else_is_neither_taken_nor_deleted() {
+    let names = ["pbl3-0", "ptl3-0", "pgl3-0", "pvl3-0"];
+    in_netns(move |lab| {
+        for name in names {
+            sh(None, &format!("ip link add {name} type bridge"));
+            let before = lab.traces();
+            let plan = plan(&all_kinds(3)).unwrap().plan;
+            let report = lab.apply(&plan).unwrap_err().report();
+            assert!(
+                report.contains(&format!("`{name}` exists and is not of this job")),
+                "{report}"
+            );
+            assert_eq!(lab.traces(), before);
+            sh(None, &format!("ip link del {name}"));
+        }
+    });
+}
+
+#[test]
+fn a_changed_plan_takes_the_place_of_the_old() {
+    in_netns(|lab| {
+        let before = lab.traces();
+        let large = plan(&request(3, 4, &[("net", Ethernet::default())])).unwrap().plan;
+        let small = plan(&request(3, 1, &[("net", Ethernet::default())])).unwrap().plan;
+        lab.apply(&large).unwrap();
+        lab.apply(&small).unwrap();
+        assert!(!lab.traces().contains("link ptl3-3"));
+        lab.undo(small.owner).unwrap();
+        assert_eq!(lab.traces(), before);
+    });
+}
+
+#[test]
+fn set_ups_on_one_host_wait_for_each_other() {
+    in_netns(|lab| {
+        let plans: Vec<Plan> = (1..4)
+            .map(|job| plan(&request(job, 2, &[("net", Ethernet::default())])).unwrap().plan)
+            .collect();
+        let before = lab.traces();
+        let all = plans.iter().map(|plan| lab.journal.apply(plan, &lab.host));
+        lab.run(futures_util::future::try_join_all(all)).unwrap();
+        assert_eq!(lab.run(async { lab.journal.owners() }).unwrap().len(), 3);
+        let all = plans.iter().map(|plan| lab.journal.undo(plan.owner, &lab.host));
+        lab.run(futures_util::future::try_join_all(all)).unwrap();
+        assert_eq!(lab.traces(), before);
+    });
+}
+
+#[test]
+fn many_taps_are_removed_by_their_group() {
+    in_netns(|lab: &Lab| {
+        let before = lab.traces();
+        let plan = plan(&request(3, 64, &[("net", Ethernet::default())])).unwrap().plan;
+        lab.apply(&plan).unwrap();
+        let details = sh(None, "ip -d -o link show group 0x60000003 type tun");
+        assert_eq!(details.lines().count(), 64);
+        let all = details.lines().all(|line| {
+            line.contains("mtu 1500")
+                && line.contains("master pbl3-0")
+                && line.contains("persist on")
+                && line.contains("alias pavo: job l3, network net")
+        });
+        assert!(all, "{details}");
+        // The last step alone is the removal of all links.
+        let last = plan.steps.last().unwrap();
+        assert!(matches!(last, Step::Taps { names, .. } if names.len() == 64));
+        lab.run(last.undo(&lab.host)).unwrap();
+        assert_eq!(sh(None, "ip -o link show group 0x60000003"), "");
+        lab.undo(plan.owner).unwrap();
+        assert_eq!(lab.traces(), before);
+    });
+}
