@@ -1,0 +1,217 @@
+//! Whole network plans, compared with files that people read.
+//!
+//! After an intended change: `PAVO_UPDATE_GOLDEN=1 cargo test --test plans`, and read
+//! the difference as carefully as the code.
+
+use std::fs;
+use std::path::Path;
+
+use pavo::config::{Ethernet, Layer, Network};
+use pavo::error::Kind;
+use pavo::host::journal::Plan;
+use pavo::model::job::ProcessId;
+use pavo::model::owner::{Manager, Owner};
+use pavo::network::{Outside, Request, VmNetworks, plan};
+use serde_json::Value;
+
+fn request(vms: u32, networks: &[(&str, Network)]) -> Request {
+    let names: Vec<String> = networks.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let vm = |rank| VmNetworks { rank, nic_model: "virtio-net".into(), networks: names.clone() };
+    Request {
+        owner: Owner::local(3),
+        keeper: ProcessId { pid: 4711, start_time: 815 },
+        tap_uid: 0,
+        outside: Outside::Host,
+        uplink_slot: 5,
+        networks: networks.iter().map(|(name, n)| ((*name).to_owned(), n.clone())).collect(),
+        vms: (0..vms).map(vm).collect(),
+    }
+}
+
+fn l3() -> Network {
+    Network::Ethernet(Ethernet::default())
+}
+
+fn l2() -> Network {
+    Network::Ethernet(Ethernet { layer: Layer::L2, mtu: 9000, ..Ethernet::default() })
+}
+
+/// JSON with a line for each step, and for each object of a table.
+fn render(plan: &Plan) -> String {
+    let line = |value: &Value| serde_json::to_string(value).unwrap();
+    let mut text = String::from("[\n");
+    for (index, step) in plan.steps.iter().enumerate() {
+        let mut step = serde_json::to_value(step).unwrap();
+        let objects = step.pointer_mut("/nft-table/objects").map(Value::take);
+        let mut shown = line(&step);
+        if let Some(objects) = objects {
+            let objects: Vec<String> = objects.as_array().unwrap().iter().map(line).collect();
+            let list = format!("[\n    {}\n  ]", objects.join(",\n    "));
+            shown = shown.replacen("\"objects\":null", &format!("\"objects\":{list}"), 1);
+        }
+        let comma = if index + 1 < plan.steps.len() { "," } else { "" };
+        text += &format!("  {shown}{comma}\n");
+    }
+    text + "]\n"
+}
+
+fn compare(name: &str, request: &Request) {
+    let plan = plan(request).unwrap().plan;
+    let found = render(&plan);
+    // What is compared is what is journalled.
+    let steps: Value = serde_json::from_str(&found).unwrap();
+    assert_eq!(steps, serde_json::to_value(&plan.steps).unwrap());
+    let path = Path::new("tests/golden/plans").join(name);
+    if std::env::var_os("PAVO_UPDATE_GOLDEN").is_some() {
+        fs::write(&path, &found).unwrap();
+    }
+    let expected = fs::read_to_string(&path).unwrap_or_default();
+    let difference = expected
+        .lines()
+        .zip(found.lines())
+        .find(|(expected, found)| expected != found)
+        .map(|(expected, found)| format!("expected {expected}\n   found {found}"));
+    assert!(
+        expected == found,
+        "{}:\n{}\nto accept: PAVO_UPDATE_GOLDEN=1 cargo test --test plans",
+        path.display(),
+        difference.unwrap_or_else(|| "one has more lines than the other".into())
+    );
+}
+
+#[test]
+fn two_vms_on_one_network_in_a_cell() {
+    let gateway = [10, 250, 0, 1].into();
+    let outside = Outside::Pasta { link: "pasta0".into(), gateway };
+    compare("ethernet-l3-cell.json", &Request { outside, ..request(2, &[("default", l3())]) });
+}
+
+#[test]
+fn two_vms_on_one_network_of_a_host_without_a_way_out() {
+    let closed = Ethernet { allow_outbound: false, ..Ethernet::default() };
+    let owner = Owner { manager: Manager::Slurm, job: 42 };
+    let request = request(2, &[("default", Network::Ethernet(closed))]);
+    compare("ethernet-l3-host-closed.json", &Request { owner, tap_uid: 1000, ..request });
+}
+
+#[test]
+fn a_network_without_addresses() {
+    compare("ethernet-l2.json", &request(2, &[("raw", l2())]));
+}
+
+#[test]
+fn one_vm_on_three_networks() {
+    compare("ethernet-three.json", &request(1, &[("a", l3()), ("raw", l2()), ("b", l3())]));
+}
+
+#[test]
+fn nics_are_in_the_order_the_vm_lists_them() {
+    let mut request = request(2, &[("a", l3()), ("raw", l2())]);
+    request.vms[1].networks.reverse();
+    request.vms[0].networks.truncate(1);
+    let plan = plan(&request).unwrap();
+    let nics: Vec<_> = plan
+        .nics
+        .iter()
+        .flat_map(|(rank, nics)| nics.iter().map(move |nic| (*rank, nic)))
+        .map(|(rank, nic)| format!("vm{rank} {} {} {}", nic.network, nic.tap, nic.mac))
+        .collect();
+    let expected = [
+        "vm0 a ptl3-0 52:54:00:00:00:00",
+        "vm1 raw ptl3-1 52:54:00:00:00:01",
+        "vm1 a ptl3-2 52:54:00:00:00:01",
+    ];
+    assert_eq!(nics, expected);
+    let l3 = &plan.l3[0];
+    let guests: Vec<_> =
+        l3.guests.iter().map(|guest| (guest.rank, guest.address.to_string())).collect();
+    assert_eq!(guests, [(0, "10.200.0.1".to_owned()), (1, "10.200.0.2".to_owned())]);
+    assert_eq!((l3.namespace.as_str(), l3.interface.as_str()), ("pnl3-0", "guests"));
+}
+
+#[test]
+fn networks_nobody_uses_are_not_made_whatever_they_are() {
+    let broken = Network::Unsupported { kind: "infiniband".into() };
+    let mut request = request(1, &[("ib", broken), ("default", l3())]);
+    request.vms[0].networks.remove(0);
+    let plan = plan(&request).unwrap();
+    assert_eq!(plan.l3[0].namespace, "pnl3-1");
+    request.vms.clear();
+    assert_eq!(pavo::network::plan(&request).unwrap().plan.steps, []);
+}
+
+#[test]
+fn what_cannot_be_planned_is_refused_with_the_reason() {
+    let ethernet = |change: fn(&mut Ethernet)| {
+        let mut ethernet = Ethernet::default();
+        change(&mut ethernet);
+        Network::Ethernet(ethernet)
+    };
+    let unknown = {
+        let mut request = request(1, &[("default", l3())]);
+        request.vms[0].networks = vec!["defualt".into()];
+        request
+    };
+    let twice = {
+        let mut request = request(1, &[("default", l3())]);
+        request.vms[0].networks.push("default".into());
+        request
+    };
+    let many: Vec<(&str, Network)> = ["a", "b", "c", "d", "e", "f", "g", "h", "i"]
+        .into_iter()
+        .map(|name| (name, l3()))
+        .collect();
+    let small = ethernet(|e| e.int_network = "192.168.7.0/29".parse().unwrap());
+    let overlap = ethernet(|e| e.ext_network = "10.200.8.0/24".parse().unwrap());
+    let tight = ethernet(|e| e.ext_network = "10.201.0.0/26".parse().unwrap());
+    let offset = ethernet(|e| e.mac_start_offset = 0xff_fffe);
+    let infiniband = Network::Unsupported { kind: "infiniband".into() };
+    let cases = [
+        (unknown, Kind::Config, "there is no network `defualt`"),
+        (twice, Kind::Config, "network `default` is listed twice for one VM"),
+        (request(1, &[("ib", infiniband)]), Kind::Config, "network `ib` has the type `infiniband`"),
+        (request(6, &[("n", small)]), Kind::Config, "network `n` (192.168.7.0/29) has no address"),
+        (request(1, &[("n", overlap)]), Kind::Config, "`int-network` 10.200.0.0/16 and"),
+        (request(1, &[("n", tight)]), Kind::Config, "has no addresses left for one more job"),
+        (request(1, &[("n", offset)]), Kind::Config, "network `n` has no MAC address for vm0"),
+        (request(1, &many), Kind::Usage, "a job may use 8 L3 networks on a host"),
+        (request(1023, &[("n", l3())]), Kind::Usage, "more than 1023 ports on network `n`"),
+    ];
+    for (request, kind, text) in cases {
+        let error = plan(&request).err().unwrap_or_else(|| panic!("{text}"));
+        assert!(error.to_string().contains(text), "{error:?} is not {text}");
+        assert_eq!(error.kind(), kind, "{error:?}");
+    }
+    assert!(plan(&request(1022, &[("n", l3())])).is_ok());
+    let many: Vec<(&str, Network)> = many.into_iter().map(|(name, _)| (name, l2())).collect();
+    let owner = Owner { manager: Manager::Slurm, job: 99_999_999 };
+    let error = plan(&Request { owner, ..request(1112, &many) }).err().unwrap().to_string();
+    assert_eq!(error, "`pt99999999-10000` is longer than the 15 characters of a link's name");
+}
+
+#[test]
+fn jobs_of_one_host_share_neither_names_nor_uplinks() {
+    let words = |owner, uplink_slot| {
+        let request = Request { owner, uplink_slot, ..request(2, &[("a", l3()), ("b", l3())]) };
+        let mut names = Vec::new();
+        for step in plan(&request).unwrap().plan.steps {
+            use pavo::host::step::Step;
+            match step {
+                Step::Namespace { name } | Step::Bridge { name, .. } => names.push(name),
+                Step::Veth { name, .. } => names.push(name),
+                Step::Taps { names: taps, .. } => names.extend(taps),
+                Step::Address { namespace: None, address, .. } => names.push(address.to_string()),
+                Step::NftTable { namespace: None, family, name, .. } => {
+                    names.push(format!("{family:?} {name}"));
+                }
+                _ => {}
+            }
+        }
+        names
+    };
+    let slurm = Owner { manager: Manager::Slurm, job: 3 };
+    let [a, b] = [words(Owner::local(3), 0), words(slurm, 1)];
+    assert_eq!(a.len(), b.len());
+    assert!(a.iter().all(|name| !b.contains(name)), "{a:?} {b:?}");
+    assert_eq!(a.iter().collect::<std::collections::BTreeSet<_>>().len(), a.len());
+}
