@@ -13,6 +13,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use pavo::config::{Ethernet, Network};
 use pavo::host::journal::{Journal, Plan};
+use pavo::host::nft::Table;
 use pavo::host::step::Step;
 use pavo::host::{Host, process};
 use pavo::model::owner::Owner;
@@ -96,15 +97,17 @@ fn write_batches(plan: &Plan, dir: &Path) {
     for step in &plan.steps {
         match step {
             Step::Namespace { name } => namespace.clone_from(name),
-            Step::NftTable { namespace, family, name, objects } => {
+            Step::NftTables { namespace, tables } => {
                 let batch = if namespace.is_some() { &mut nft_inside } else { &mut nft };
-                batch.push(json!({ "add": { "table": { "family": family, "name": name } } }));
-                for object in objects {
-                    let mut object = object.clone();
-                    let inner = object.as_object_mut().unwrap().values_mut().next().unwrap();
-                    inner["family"] = json!(family);
-                    inner["table"] = json!(name);
-                    batch.push(json!({ "add": object }));
+                for Table { family, name, objects } in tables {
+                    batch.push(json!({ "add": { "table": { "family": family, "name": name } } }));
+                    for object in objects {
+                        let mut object = object.clone();
+                        let inner = object.as_object_mut().unwrap().values_mut().next().unwrap();
+                        inner["family"] = json!(family);
+                        inner["table"] = json!(name);
+                        batch.push(json!({ "add": object }));
+                    }
                 }
             }
             Step::Bridge { name, mtu, group, .. } => ip.push(format!(

@@ -9,6 +9,8 @@ use std::path::Path;
 use pavo::config::{Ethernet, Layer, Network};
 use pavo::error::Kind;
 use pavo::host::journal::Plan;
+use pavo::host::nft;
+use pavo::host::step::Step;
 use pavo::model::job::ProcessId;
 use pavo::model::owner::{Manager, Owner};
 use pavo::network::{Outside, Request, VmNetworks, plan};
@@ -39,20 +41,23 @@ fn l2() -> Network {
 /// JSON with a line for each step, and for each object of a table.
 fn render(plan: &Plan) -> String {
     let line = |value: &Value| serde_json::to_string(value).unwrap();
-    let mut text = String::from("[\n");
-    for (index, step) in plan.steps.iter().enumerate() {
-        let mut step = serde_json::to_value(step).unwrap();
-        let objects = step.pointer_mut("/nft-table/objects").map(Value::take);
-        let mut shown = line(&step);
-        if let Some(objects) = objects {
-            let objects: Vec<String> = objects.as_array().unwrap().iter().map(line).collect();
-            let list = format!("[\n    {}\n  ]", objects.join(",\n    "));
-            shown = shown.replacen("\"objects\":null", &format!("\"objects\":{list}"), 1);
+    let list = |lines: Vec<String>, indent: &str| {
+        format!("[\n{indent}  {}\n{indent}]", lines.join(&format!(",\n{indent}  ")))
+    };
+    let table = |table: &nft::Table| {
+        let objects = list(table.objects.iter().map(line).collect(), "    ");
+        let (family, name) = (table.family.as_str(), &table.name);
+        format!(r#"{{"family":"{family}","name":"{name}","objects":{objects}}}"#)
+    };
+    let step = |step: &Step| match step {
+        Step::NftTables { namespace, tables } => {
+            let tables = list(tables.iter().map(table).collect(), "  ");
+            let namespace = line(&serde_json::json!(namespace));
+            format!(r#"{{"nft-tables":{{"namespace":{namespace},"tables":{tables}}}}}"#)
         }
-        let comma = if index + 1 < plan.steps.len() { "," } else { "" };
-        text += &format!("  {shown}{comma}\n");
-    }
-    text + "]\n"
+        other => line(&serde_json::to_value(other).unwrap()),
+    };
+    list(plan.steps.iter().map(step).collect(), "") + "\n"
 }
 
 fn compare(name: &str, request: &Request) {
@@ -195,14 +200,13 @@ fn jobs_of_one_host_share_neither_names_nor_uplinks() {
         let request = Request { owner, uplink_slot, ..request(2, &[("a", l3()), ("b", l3())]) };
         let mut names = Vec::new();
         for step in plan(&request).unwrap().plan.steps {
-            use pavo::host::step::Step;
             match step {
                 Step::Namespace { name } | Step::Bridge { name, .. } => names.push(name),
                 Step::Veth { name, .. } => names.push(name),
                 Step::Taps { names: taps, .. } => names.extend(taps),
                 Step::Address { namespace: None, address, .. } => names.push(address.to_string()),
-                Step::NftTable { namespace: None, family, name, .. } => {
-                    names.push(format!("{family:?} {name}"));
+                Step::NftTables { namespace: None, tables } => {
+                    names.extend(tables.iter().map(|t| format!("{:?} {}", t.family, t.name)));
                 }
                 _ => {}
             }

@@ -128,8 +128,16 @@ impl Journal {
 
     async fn undo_locked(&self, owner: Owner, host: &Host) -> Result<()> {
         let Some(plan) = self.read(owner)? else { return Ok(()) };
+        let ends_with = |name: &str| {
+            let is_it = |step: &Step| matches!(step, Step::Namespace { name: n } if n == name);
+            plan.steps.iter().any(is_it)
+        };
         let mut failure = None;
         for step in plan.steps.iter().rev() {
+            // What is in a namespace of the plan's own goes with it.
+            if step.namespace().is_some_and(ends_with) {
+                continue;
+            }
             if let Err(error) = step.undo(host).await {
                 warn!("{}", error.report());
                 failure = Some(error);

@@ -1,6 +1,6 @@
 //! nftables, by `nft -j -f -`.
 //!
-//! A table is written whole, in one transaction, and deleted whole. Nothing is read
+//! Tables are written whole, in one transaction, and deleted whole. Nothing is read
 //! back: tables of others need not be understood, and are never touched.
 
 use std::path::Path;
@@ -34,31 +34,57 @@ impl Family {
     }
 }
 
-/// Puts the table in place of any of the same name, in one transaction.
-///
-/// `objects` are counters, sets, maps, chains and rules in the form of
-/// libnftables-json(5), in the order in which they refer to each other, without
-/// `family` and `table`, which are added here.
-pub async fn replace_table(
-    namespace: Option<&Path>,
-    family: Family,
-    name: &str,
-    objects: &[Value],
-) -> Result<()> {
-    let table = json!({ "table": { "family": family, "name": name } });
-    // Older versions of nft have no `destroy`: adding first lets deleting succeed.
-    let mut batch =
-        vec![json!({ "add": table }), json!({ "delete": table }), json!({ "add": table })];
-    for object in objects {
-        batch.push(json!({ "add": located(object, family, name)? }));
+/// A whole table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Table {
+    pub family: Family,
+    pub name: String,
+    /// Counters, sets, maps, chains and rules in the form of libnftables-json(5), in
+    /// the order in which they refer to each other, without `family` and `table`,
+    /// which are added when they are used.
+    pub objects: Vec<Value>,
+}
+
+impl Table {
+    fn named(&self) -> Value {
+        json!({ "table": { "family": self.family, "name": self.name } })
+    }
+}
+
+/// Puts the tables in place of any of the same names, in one transaction.
+pub async fn replace(namespace: Option<&Path>, tables: &[Table]) -> Result<()> {
+    let mut batch = Vec::new();
+    for table in tables {
+        // Older versions of nft have no `destroy`: adding first lets deleting succeed.
+        batch.push(json!({ "add": table.named() }));
+        batch.push(json!({ "delete": table.named() }));
+        batch.push(json!({ "add": table.named() }));
+        for object in &table.objects {
+            batch.push(json!({ "add": located(object, table)? }));
+        }
     }
     transaction(namespace, batch).await
 }
 
-/// Deletes the table.
-pub async fn delete_table(namespace: Option<&Path>, family: Family, name: &str) -> Result<Outcome> {
-    let delete = json!({ "delete": { "table": { "family": family, "name": name } } });
-    match transaction(namespace, vec![delete]).await {
+/// Deletes the tables, in one transaction if all are there.
+pub async fn delete(namespace: Option<&Path>, tables: &[Table]) -> Result<Outcome> {
+    if delete_all(namespace, tables).await? == Outcome::Changed {
+        return Ok(Outcome::Changed);
+    }
+    let mut outcome = Outcome::AlreadySo;
+    for table in tables.iter().filter(|_| tables.len() > 1) {
+        if delete_all(namespace, std::slice::from_ref(table)).await? == Outcome::Changed {
+            outcome = Outcome::Changed;
+        }
+    }
+    Ok(outcome)
+}
+
+/// Deletes all these tables, or none if one is missing.
+async fn delete_all(namespace: Option<&Path>, tables: &[Table]) -> Result<Outcome> {
+    let batch = tables.iter().map(|table| json!({ "delete": table.named() })).collect();
+    match transaction(namespace, batch).await {
         Ok(()) => Ok(Outcome::Changed),
         // The error number has no other way out of nft; its locale is ours.
         Err(error) if error.report().contains("No such file or directory") => {
@@ -76,13 +102,13 @@ async fn transaction(namespace: Option<&Path>, batch: Vec<Value>) -> Result<()> 
 }
 
 /// The object, with the table it belongs to.
-fn located(object: &Value, family: Family, table: &str) -> Result<Value> {
+fn located(object: &Value, table: &Table) -> Result<Value> {
     let mut object = object.clone();
     let inner = object.as_object_mut().and_then(|outer| outer.values_mut().next());
     let Some(inner) = inner.and_then(Value::as_object_mut) else {
         return Err(Error::bug(format!("`{object}` is no nftables object")));
     };
-    inner.insert("family".into(), family.as_str().into());
-    inner.insert("table".into(), table.into());
+    inner.insert("family".into(), table.family.as_str().into());
+    inner.insert("table".into(), table.name.as_str().into());
     Ok(object)
 }

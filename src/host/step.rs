@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::Host;
 use super::netlink::{LinkSettings, Netlink, VethPeer};
 use super::netns;
-use super::nft::{self, Family};
+use super::nft::{self, Table};
 use super::tap::Tap;
 use crate::error::{Context, Error, Result};
 use crate::model::address::Mac;
@@ -46,13 +46,8 @@ pub enum Step {
     /// somebody else may have come to rely on it since, whom no old value of ours
     /// knows about.
     Sysctl { namespace: Option<String>, key: String, value: String },
-    /// A whole table; `objects` as in [`nft::replace_table`].
-    NftTable {
-        namespace: Option<String>,
-        family: Family,
-        name: String,
-        objects: Vec<serde_json::Value>,
-    },
+    /// Whole tables, which appear and disappear together.
+    NftTables { namespace: Option<String>, tables: Vec<Table> },
     /// A Linux bridge of the job's own.
     Bridge { name: String, mtu: u16, group: u32, alias: String },
     /// A pair of links, from the host (there perhaps a port of `bridge`) into a
@@ -90,7 +85,7 @@ impl Step {
     }
 
     async fn ensure(&self, host: &Host) -> Result<Outcome> {
-        let place = self.place(host);
+        let place = self.namespace().map(|name| host.netns(name));
         let place = place.as_deref();
         match self {
             Self::Namespace { name } => netns::create(&host.netns(name)),
@@ -98,8 +93,8 @@ impl Step {
                 Some(path) => netns::with_netns(path, || set_sysctl(key, value))?,
                 None => set_sysctl(key, value),
             },
-            Self::NftTable { family, name, objects, .. } => {
-                nft::replace_table(place, *family, name, objects).await?;
+            Self::NftTables { tables, .. } => {
+                nft::replace(place, tables).await?;
                 Ok(Outcome::Changed)
             }
             Self::Bridge { name, mtu, group, alias } => {
@@ -132,7 +127,7 @@ impl Step {
     }
 
     async fn ensure_not(&self, host: &Host) -> Result<Outcome> {
-        let place = self.place(host);
+        let place = self.namespace().map(|name| host.netns(name));
         let place = place.as_deref();
         if place.is_some_and(|path| !netns::is_netns(path)) {
             // It went with its namespace.
@@ -141,7 +136,7 @@ impl Step {
         match self {
             Self::Namespace { name } => netns::delete(&host.netns(name)),
             Self::Sysctl { .. } => Ok(Outcome::AlreadySo),
-            Self::NftTable { family, name, .. } => nft::delete_table(place, *family, name).await,
+            Self::NftTables { tables, .. } => nft::delete(place, tables).await,
             Self::Bridge { name, group, .. } | Self::Veth { name, group, .. } => {
                 Netlink::open(None)?.delete(name, *group).await
             }
@@ -162,14 +157,14 @@ impl Step {
         }
     }
 
-    /// The file of the namespace the step happens in, unless it is the host's own.
-    fn place(&self, host: &Host) -> Option<PathBuf> {
+    /// The namespace the step happens in, unless it is the host's own.
+    pub fn namespace(&self) -> Option<&str> {
         match self {
             Self::Sysctl { namespace, .. }
-            | Self::NftTable { namespace, .. }
+            | Self::NftTables { namespace, .. }
             | Self::Address { namespace, .. }
             | Self::Route { namespace, .. }
-            | Self::LinkUp { namespace, .. } => namespace.as_ref().map(|name| host.netns(name)),
+            | Self::LinkUp { namespace, .. } => namespace.as_deref(),
             Self::Namespace { .. }
             | Self::Bridge { .. }
             | Self::Veth { .. }
@@ -225,8 +220,12 @@ impl fmt::Display for Step {
         match self {
             Self::Namespace { name } => write!(f, "namespace `{name}`"),
             Self::Sysctl { key, value, .. } => write!(f, "setting `{key}` = {value}"),
-            Self::NftTable { family, name, .. } => {
-                write!(f, "nftables table `{} {name}`", family.as_str())
+            Self::NftTables { tables, .. } => {
+                let names: Vec<_> = tables
+                    .iter()
+                    .map(|table| format!("`{} {}`", table.family.as_str(), table.name))
+                    .collect();
+                write!(f, "nftables {}", names.join(", "))
             }
             Self::Bridge { name, .. } => write!(f, "bridge `{name}`"),
             Self::Veth { name, peer, .. } => write!(f, "veth pair `{name}`, `{peer}`"),
@@ -239,13 +238,9 @@ impl fmt::Display for Step {
                 write!(f, "{} TAP devices on `{bridge}`", names.len())
             }
         }?;
-        match self {
-            Self::Sysctl { namespace: Some(name), .. }
-            | Self::NftTable { namespace: Some(name), .. }
-            | Self::Address { namespace: Some(name), .. }
-            | Self::Route { namespace: Some(name), .. }
-            | Self::LinkUp { namespace: Some(name), .. } => write!(f, " in namespace `{name}`"),
-            _ => Ok(()),
+        match self.namespace() {
+            Some(name) => write!(f, " in namespace `{name}`"),
+            None => Ok(()),
         }
     }
 }

@@ -45,7 +45,7 @@ impl Tap {
         #[expect(unsafe_code)]
         // SAFETY: TUNSETOWNER takes an integer and keeps no pointer; the kernel reads
         // its bits as a uid.
-        unsafe { tun_set_owner(self.0.as_raw_fd(), owner.cast_signed()) }?;
+        unsafe { tun_set_owner(self.0.as_raw_fd(), owner as i32) }?;
         Ok(())
     }
 }
@@ -70,11 +70,11 @@ fn attach(name: &str, flags: i32) -> io::Result<File> {
         return Err(Errno::ENAMETOOLONG.into());
     }
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from.cast_signed();
+        *to = from as libc::c_char;
     }
     // Frames without a header of their own; the bits fit the kernel's 16.
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | flags;
-    request.ifr_ifru.ifru_flags = (flags as u16).cast_signed();
+    request.ifr_ifru.ifru_flags = flags as i16;
     #[expect(unsafe_code)]
     // SAFETY: TUNSETIFF reads and writes one `ifreq`, which lives across the call.
     unsafe { tun_set_iff(file.as_raw_fd(), &raw const request) }?;

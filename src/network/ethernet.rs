@@ -235,9 +235,12 @@ fn steps(request: &Request, segments: &[Segment<'_>]) -> Vec<Step> {
     let ports: Vec<_> =
         segments.iter().map(|segment| (segment.config.layer, segment.ports.clone())).collect();
     let uplinks: Vec<_> = segments.iter().filter_map(|segment| segment.uplink.clone()).collect();
-    let mut steps = vec![switch::table(request.owner, &ports)];
+    let mut tables = vec![switch::table(request.owner, &ports)];
     if !uplinks.is_empty() {
-        steps.push(router::outer_table(request.owner, &uplinks, &request.outside));
+        tables.push(router::outer_table(request.owner, &uplinks, &request.outside));
+    }
+    let mut steps = vec![Step::NftTables { namespace: None, tables }];
+    if !uplinks.is_empty() {
         steps.push(sysctl(None, "net/ipv4/ip_forward"));
     }
     for segment in segments {
@@ -285,10 +288,11 @@ fn gateway_steps(request: &Request, segment: &Segment<'_>, uplink: &Uplink) -> V
     };
     let subnet = config.int_network;
     let bridge = Some(segment.bridge.clone());
+    let table = router::inner_table(request.owner, subnet, uplink, config.allow_outbound);
     let gateway_link = request.owner.indexed('g', segment.index);
     vec![
         Step::Namespace { name: name.clone() },
-        router::inner_table(request.owner, &name, subnet, uplink, config.allow_outbound),
+        Step::NftTables { namespace: namespace(), tables: vec![table] },
         sysctl(namespace(), "net/ipv4/ip_forward"),
         // A guest's address cannot come in by the uplink, nor the other way round …
         sysctl(namespace(), "net/ipv4/conf/all/rp_filter"),

@@ -28,8 +28,7 @@ use serde_json::{Value, json};
 
 use super::Outside;
 use super::ruleset::*;
-use crate::host::nft::Family;
-use crate::host::step::Step;
+use crate::host::nft::{Family, Table};
 use crate::model::address::Subnet;
 use crate::model::owner::Owner;
 
@@ -63,13 +62,7 @@ pub struct Uplink {
 }
 
 /// The table in the network's namespace.
-pub fn inner_table(
-    owner: Owner,
-    namespace: &str,
-    subnet: Subnet,
-    uplink: &Uplink,
-    allow_outbound: bool,
-) -> Step {
+pub fn inner_table(owner: Owner, subnet: Subnet, uplink: &Uplink, allow_outbound: bool) -> Table {
     let from = |link: &str| eq(meta("iifname"), link);
     let from_guest = || [from(GUESTS), eq(meta("oifname"), UPLINK)];
     let service = |protocol: &str, port: u16| {
@@ -106,11 +99,11 @@ pub fn inner_table(
             ],
         ),
     ]);
-    nft(Some(namespace), owner, objects)
+    table(owner, objects)
 }
 
 /// The table outside, for all uplinks of the job.
-pub fn outer_table(owner: Owner, uplinks: &[Uplink], outside: &Outside) -> Step {
+pub fn outer_table(owner: Owner, uplinks: &[Uplink], outside: &Outside) -> Table {
     let sources: Vec<_> =
         uplinks.iter().map(|up| tuple(&[json!(up.link), json!(up.inner)])).collect();
     let links: Vec<_> = uplinks.iter().map(|up| json!(up.link)).collect();
@@ -156,16 +149,11 @@ pub fn outer_table(owner: Owner, uplinks: &[Uplink], outside: &Outside) -> Step 
         rule("nat-postrouting", &[a, b, eq(meta("l4proto"), any(&["tcp", "udp"])), ports]),
         rule("nat-postrouting", &[c, d, json!({ "masquerade": null })]),
     ]);
-    nft(None, owner, objects)
+    table(owner, objects)
 }
 
-fn nft(namespace: Option<&str>, owner: Owner, objects: Vec<Value>) -> Step {
-    Step::NftTable {
-        namespace: namespace.map(str::to_owned),
-        family: Family::Inet,
-        name: format!("pavo_{owner}"),
-        objects,
-    }
+fn table(owner: Owner, objects: Vec<Value>) -> Table {
+    Table { family: Family::Inet, name: format!("pavo_{owner}"), objects }
 }
 
 /// Both kernels at the ends of a veth speak IPv6 on their own; it is not counted as

@@ -38,8 +38,7 @@ use serde_json::{Value, json};
 
 use super::ruleset::*;
 use crate::config::Layer;
-use crate::host::nft::Family;
-use crate::host::step::Step;
+use crate::host::nft::{Family, Table};
 use crate::model::address::Mac;
 use crate::model::owner::Owner;
 
@@ -65,7 +64,7 @@ pub struct Port {
 }
 
 /// The table that guards all ports of a job.
-pub fn table(owner: Owner, networks: &[(Layer, Vec<Port>)]) -> Step {
+pub fn table(owner: Owner, networks: &[(Layer, Vec<Port>)]) -> Table {
     let ports = || networks.iter().flat_map(|(_, ports)| ports);
     let mut objects: Vec<Value> = DROPS.iter().map(|name| counter(name)).collect();
     objects.extend([TO_HOST, FROM_HOST].map(counter));
@@ -90,12 +89,7 @@ pub fn table(owner: Owner, networks: &[(Layer, Vec<Port>)]) -> Step {
         .collect();
     objects.push(map("ports", "ifname", "verdict", &dispatch));
     objects.extend(rules());
-    Step::NftTable {
-        namespace: None,
-        family: Family::Bridge,
-        name: format!("pavo_{owner}"),
-        objects,
-    }
+    Table { family: Family::Bridge, name: format!("pavo_{owner}"), objects }
 }
 
 fn rules() -> Vec<Value> {

@@ -54,7 +54,7 @@ fn each_step_knows_whether_it_found_something_to_do() {
             lab.run(step.apply(&lab.host)).unwrap();
             let again = lab.run(step.apply(&lab.host)).unwrap();
             // A table is replaced whole, always.
-            let replaced = matches!(step, Step::NftTable { .. });
+            let replaced = matches!(step, Step::NftTables { .. });
             assert_eq!(again == Outcome::Changed, replaced, "{step}");
         }
         for step in plan.steps.iter().rev() {
@@ -80,7 +80,7 @@ fn each_step_can_be_undone_alone() {
         let (last, first): (Vec<_>, Vec<_>) = plan.steps.iter().partition(holds_others);
         for step in first.into_iter().chain(last.into_iter().rev()) {
             let outcome = lab.run(step.undo(&lab.host)).unwrap();
-            if let Step::NftTable { .. } | Step::Bridge { .. } | Step::Veth { .. } = step {
+            if let Step::NftTables { .. } | Step::Bridge { .. } | Step::Veth { .. } = step {
                 assert_eq!(outcome, Outcome::Changed, "{step}");
             }
         }
@@ -95,7 +95,7 @@ fn broken(step: &Step) -> Step {
     match &mut step {
         Step::Namespace { name } => *name = "x".repeat(300),
         Step::Sysctl { key, .. } => *key = "net/ipv4/no_such_setting".into(),
-        Step::NftTable { objects, .. } => objects.push(serde_json::json!({ "rule": {} })),
+        Step::NftTables { tables, .. } => tables[0].objects.push(serde_json::json!({ "rule": {} })),
         Step::Bridge { name, .. } | Step::Veth { name, .. } => *name = too_long(),
         Step::Address { link, .. } | Step::LinkUp { link, .. } => *link = "absent".into(),
         Step::Route { gateway, .. } => *gateway = [203, 0, 113, 1].into(),

@@ -69,6 +69,7 @@ fn again_as_root() {
 }
 
 /// Says loudly that nothing was tested; where all must be tested it is a failure.
+#[expect(clippy::print_stderr, reason = "a test that is skipped must be seen")]
 pub fn skip(why: &str) {
     assert!(std::env::var_os("CI").is_none(), "{why}");
     eprintln!("skipped: {why}");
