@@ -27,6 +27,11 @@ use tokio::io::AsyncReadExt;
 pub async fn probe(exe: &Path, deadline: Duration) -> Result<(), String> {
     let mut command = std::process::Command::new(exe);
     command.args(["internal", "kvm-probe"]);
+    outcome(command, deadline).await
+}
+
+/// What a probing child says, or why it could not.
+async fn outcome(mut command: std::process::Command, deadline: Duration) -> Result<(), String> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     crate::host::spawn::die_with_parent(&mut command);
     let mut command = tokio::process::Command::from(command);
@@ -298,10 +303,57 @@ fn start_state(kvm: &Kvm, vm: &VmFd) -> Result<VcpuFd, kvm_ioctls::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The outcome of a shell script in the child's place.
+    async fn probed(script: &str, deadline: Duration) -> Result<(), String> {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", script]);
+        outcome(command, deadline).await
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn the_child_decides_and_says_why() {
+        assert_eq!(probed("exit 0", LONG).await, Ok(()));
+        // `echo internal kvm-probe`
+        assert_eq!(probe(Path::new("echo"), LONG).await, Ok(()));
+        let no = probed("echo no luck >&2; exit 5", LONG).await;
+        assert_eq!(no, Err("no luck".into()));
+        let silent = probed("kill -9 $$", LONG).await.unwrap_err();
+        assert!(silent.contains("signal: 9"), "{silent}");
+        let missing = probe(Path::new("/no/probe"), LONG).await.unwrap_err();
+        assert!(missing.starts_with("the probe does not start"), "{missing}");
+    }
+
+    #[tokio::test]
+    async fn a_child_that_hangs_is_killed_at_the_deadline() {
+        let no = probed("exec sleep 600", Duration::from_millis(100)).await.unwrap_err();
+        assert_eq!(no, "guest code did not finish within 100ms");
+    }
+
+    /// The child of the test below.
     #[test]
-    fn tryit() {
-        std::fs::write("/tmp/vmx/code.bin", guest::code()).unwrap();
-        let t = std::time::Instant::now();
-        eprintln!("{:?} {:?}", probe_in_this_process(), t.elapsed());
+    fn probe_in_a_child() {
+        if std::env::var_os("PAVO_TEST_KVM_PROBE").is_some() {
+            let outcome = probe_in_this_process();
+            std::process::exit(i32::from(outcome.is_err()));
+        }
+        // In a test run it only proves that the guest is assembled whole.
+        let code = guest::code();
+        assert_eq!(code.len() % 256, code.len() - 256, "the second half starts at 256");
+        assert!(code.ends_with(&(IDT as u64).to_le_bytes()));
+    }
+
+    #[tokio::test]
+    async fn kvm_is_trusted_only_where_a_processor_stands_behind_it() {
+        let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+        let virtualises = cpu.split_whitespace().any(|flag| flag == "vmx" || flag == "svm");
+        let may_open = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
+        let exe = std::env::current_exe().unwrap();
+        let name = "vm::kvm::tests::probe_in_a_child";
+        let script = format!("PAVO_TEST_KVM_PROBE=1 exec '{}' --exact {name}", exe.display());
+        let outcome = probed(&script, Duration::from_secs(2)).await;
+        assert_eq!(outcome.is_ok(), virtualises && may_open, "{outcome:?}");
     }
 }
