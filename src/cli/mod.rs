@@ -10,6 +10,7 @@ use clap::Parser;
 
 mod completion;
 mod config;
+mod internal;
 pub mod out;
 mod template;
 
@@ -33,6 +34,8 @@ enum Command {
     Completion(completion::Completion),
     Config(config::Config),
     Template(template::Template),
+    #[command(hide = true)]
+    Internal(internal::Internal),
 }
 
 impl Command {
@@ -42,6 +45,7 @@ impl Command {
             Self::Completion(verb) => verb.run(app),
             Self::Config(noun) => noun.run(app),
             Self::Template(noun) => noun.run(app),
+            Self::Internal(verb) => verb.run(app),
         }
     }
 }

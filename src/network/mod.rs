@@ -118,3 +118,6 @@ pub struct Guest {
 pub fn plan(request: &Request) -> Result<NetworkPlan> {
     ethernet::plan(request)
 }
+//! Networks of clusters.
+
+pub mod responder;

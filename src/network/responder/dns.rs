@@ -1,0 +1,274 @@
+//! The names of one cluster network: answers to DNS queries, as bytes from bytes.
+//!
+//! | asked for | answer |
+//! |---|---|
+//! | `vmN`, `vmN.<domain>`, `gateway.<domain>` | A; for other types no data |
+//! | another name at or below the domain | no such name, with SOA |
+//! | another single label | no such name; only what validating resolvers ask of top-level domains (DS, DNSKEY, NS, SOA) is forwarded |
+//! | an address of the subnet, reversed | PTR, or no such name |
+//! | anything else | [`Verdict::Forward`] |
+//!
+//! Names compare without case (RFC 4343), negative answers carry the SOA that makes
+//! them cacheable (RFC 2308), and ANY gets one record set (RFC 8482).
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+
+use hickory_proto::op::{Edns, Header, Message, MessageType, OpCode, ResponseCode};
+use hickory_proto::rr::rdata::{A, PTR, SOA};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
+
+use super::Spec;
+use crate::error::{Context, Error, Result};
+
+/// Seconds a guest may keep an answer. Names never change while a cluster runs.
+const TTL: u32 = 300;
+/// Seconds a guest may remember that a name does not exist.
+const NEGATIVE_TTL: u32 = 60;
+/// What we take over UDP: no fragments on any link (DNS flag day 2020).
+const MAX_PAYLOAD: u16 = 1232;
+/// More additional records than OPT, a signature and one to spare.
+const MAX_ADDITIONAL: u16 = 3;
+/// The label of the gateway's own name.
+const GATEWAY: &str = "gateway";
+
+/// What to do with a packet.
+#[derive(Debug)]
+pub enum Verdict {
+    Reply(Vec<u8>),
+    /// A well-formed query for a name that is not ours.
+    Forward(Box<Message>),
+    /// No query at all: answering could start a loop.
+    Ignore,
+}
+
+/// The names that we answer for.
+#[derive(Debug)]
+pub struct Zone {
+    domain: Name,
+    /// The name of the server in SOA records, and of who answers for it.
+    gateway: Name,
+    hostmaster: Name,
+    subnet: crate::model::address::Subnet,
+    /// Addresses by label, in lower case.
+    hosts: HashMap<Vec<u8>, Ipv4Addr>,
+    /// Full names by address.
+    names: HashMap<Ipv4Addr, Name>,
+}
+
+/// An answer of ours.
+struct Found {
+    code: ResponseCode,
+    data: Option<RData>,
+    /// The owner of the SOA record of an answer without data.
+    zone: Option<Name>,
+}
+
+impl Found {
+    /// The name exists; it has `data` if that is of the type asked for.
+    fn name(data: RData, asked: RecordType, zone: Name) -> Self {
+        let fits = asked == data.record_type() || asked == RecordType::ANY;
+        Self { code: ResponseCode::NoError, data: fits.then_some(data), zone: Some(zone) }
+    }
+
+    /// The name exists, without a record.
+    fn empty(zone: Name) -> Self {
+        Self { code: ResponseCode::NoError, data: None, zone: Some(zone) }
+    }
+
+    fn nothing(zone: Option<Name>) -> Self {
+        Self { code: ResponseCode::NXDomain, data: None, zone }
+    }
+}
+
+impl Zone {
+    /// # Errors
+    ///
+    /// A domain or guest whose name DNS does not allow.
+    pub fn new(spec: &Spec) -> Result<Self> {
+        let doing = || format!("making `{}` the guests' domain", spec.domain);
+        let mut domain = Name::from_ascii(&spec.domain).while_doing(doing)?.to_lowercase();
+        domain.set_fqdn(true);
+        if domain.is_root() {
+            return Err(Error::config("the guests' domain is empty").help("set `domain-name`"));
+        }
+        let below = |label: &str| -> Result<Name> {
+            let doing = || format!("naming a guest `{label}.{}`", spec.domain);
+            let name = Name::from_ascii(label).while_doing(doing)?;
+            if name.iter().count() != 1 {
+                return Err(Error::config(format!("`{label}` is not a single label")));
+            }
+            name.append_domain(&domain).while_doing(doing)
+        };
+        let mut zone = Self {
+            gateway: below(GATEWAY)?,
+            hostmaster: below("hostmaster")?,
+            subnet: spec.subnet,
+            hosts: HashMap::from([(GATEWAY.into(), spec.gateway)]),
+            names: HashMap::from([(spec.gateway, below(GATEWAY)?)]),
+            domain: domain.clone(),
+        };
+        for guest in &spec.guests {
+            zone.names.insert(guest.address, below(&guest.name)?);
+            zone.hosts.insert(guest.name.to_ascii_lowercase().into(), guest.address);
+        }
+        Ok(zone)
+    }
+
+    /// Whether this is the address of a guest, or the gateway's own.
+    pub fn knows(&self, address: Ipv4Addr) -> bool {
+        self.names.contains_key(&address)
+    }
+
+    /// Decides about one packet.
+    pub fn answer(&self, packet: &[u8]) -> Verdict {
+        let message = match parse(packet) {
+            Ok(message) => message,
+            Err(verdict) => return verdict,
+        };
+        let query = &message.queries()[0];
+        let transfer = matches!(query.query_type(), RecordType::AXFR | RecordType::IXFR);
+        if message.extensions().as_ref().is_some_and(|edns| edns.version() != 0) {
+            return Verdict::Reply(refusal(&message, ResponseCode::BADVERS));
+        }
+        if query.query_class() != DNSClass::IN || transfer {
+            return Verdict::Reply(refusal(&message, ResponseCode::Refused));
+        }
+        match self.find(&query.name().to_lowercase(), query.query_type()) {
+            Some(found) => Verdict::Reply(self.reply(&message, found)),
+            None => Verdict::Forward(message.into()),
+        }
+    }
+
+    /// Finds a name in lower case; `None` if it is not for us to say.
+    fn find(&self, name: &Name, asked: RecordType) -> Option<Found> {
+        let host = |label: &[u8]| Some(RData::A(A(*self.hosts.get(label)?)));
+        let mut labels = name.iter();
+        let first = labels.next()?;
+        if self.domain.zone_of(name) {
+            let zone = self.domain.clone();
+            return Some(if *name == self.domain {
+                Found::name(RData::SOA(self.authority()), asked, zone)
+            } else if let Some(host) = host(first).filter(|_| name.base_name() == self.domain) {
+                Found::name(host, asked, zone)
+            } else {
+                Found::nothing(Some(zone))
+            });
+        }
+        if labels.next().is_none() {
+            use RecordType::{DNSKEY, DS, NS, SOA};
+            return match host(first) {
+                Some(host) => Some(Found::name(host, asked, name.clone())),
+                None if matches!(asked, DNSKEY | DS | NS | SOA) => None,
+                None => Some(Found::nothing(None)),
+            };
+        }
+        self.find_reverse(name, asked)
+    }
+
+    /// Finds `d.c.b.a.in-addr.arpa` (RFC 1035, 3.5) inside the subnet.
+    fn find_reverse(&self, name: &Name, asked: RecordType) -> Option<Found> {
+        let mut labels = name.iter().rev();
+        if labels.next()? != b"arpa" || labels.next()? != b"in-addr" {
+            return None;
+        }
+        let mut octets = Vec::new();
+        let mut labels = labels.peekable();
+        while let Some(octet) = labels.next_if(|_| octets.len() < 4) {
+            let Some(octet) = octet_of(octet) else { break };
+            octets.push(octet);
+        }
+        let known = octets.len();
+        octets.resize(4, 0);
+        let address = Ipv4Addr::from(<[u8; 4]>::try_from(octets).ok()?);
+        if known * 8 < usize::from(self.subnet.bits()) || !self.subnet.contains(address) {
+            return None;
+        }
+        // The smallest set of whole octets that lies inside the subnet, under `in-addr.arpa`.
+        let zone = name.trim_to(2 + usize::from(self.subnet.bits()).div_ceil(8));
+        let is_whole = labels.next().is_none() && name.iter().count() == 2 + known;
+        Some(match self.names.get(&address) {
+            Some(owner) if is_whole && known == 4 => {
+                Found::name(RData::PTR(PTR(owner.clone())), asked, zone)
+            }
+            _ if is_whole && known < 4 => Found::empty(zone),
+            _ => Found::nothing(Some(zone)),
+        })
+    }
+
+    fn reply(&self, message: &Message, found: Found) -> Vec<u8> {
+        let mut reply = response(message, found.code);
+        reply.set_authoritative(true);
+        match (found.data, found.zone) {
+            (Some(data), _) => {
+                let owner = message.queries()[0].name().clone();
+                reply.add_answer(Record::from_rdata(owner, TTL, data));
+            }
+            (None, Some(zone)) => {
+                let authority = RData::SOA(self.authority());
+                reply.add_name_server(Record::from_rdata(zone, NEGATIVE_TTL, authority));
+            }
+            (None, None) => {}
+        }
+        encode(&reply)
+    }
+
+    fn authority(&self) -> SOA {
+        let (server, person) = (self.gateway.clone(), self.hostmaster.clone());
+        SOA::new(server, person, 1, 3600, 600, 86400, NEGATIVE_TTL)
+    }
+}
+
+/// A number without superfluous zeros, as in addresses.
+fn octet_of(label: &[u8]) -> Option<u8> {
+    let octet: u8 = std::str::from_utf8(label).ok()?.parse().ok()?;
+    (octet.to_string().as_bytes() == label).then_some(octet)
+}
+
+/// Reads a query, or says what else to do with the packet.
+fn parse(packet: &[u8]) -> Result<Message, Verdict> {
+    let header = Header::read(&mut BinDecoder::new(packet)).map_err(|_| Verdict::Ignore)?;
+    if header.message_type() != MessageType::Query {
+        return Err(Verdict::Ignore);
+    }
+    let refuse = |code| {
+        let reply = Message::error_msg(header.id(), header.op_code(), code);
+        Verdict::Reply(encode(&reply))
+    };
+    if header.op_code() != OpCode::Query {
+        return Err(refuse(ResponseCode::NotImp));
+    }
+    // Before the parser reserves memory for as many records as the header claims.
+    let is_plausible = header.query_count() == 1
+        && header.answer_count() == 0
+        && header.name_server_count() == 0
+        && header.additional_count() <= MAX_ADDITIONAL;
+    if !is_plausible {
+        return Err(refuse(ResponseCode::FormErr));
+    }
+    Message::from_vec(packet).map_err(|_| refuse(ResponseCode::FormErr))
+}
+
+/// A response to a query, with its question and without an answer.
+pub fn refusal(message: &Message, code: ResponseCode) -> Vec<u8> {
+    encode(&response(message, code))
+}
+
+fn response(message: &Message, code: ResponseCode) -> Message {
+    let mut reply = Message::new();
+    reply.set_header(Header::response_from_request(message.header()));
+    reply.set_recursion_available(true).set_response_code(code);
+    reply.add_queries(message.queries().to_vec());
+    if message.extensions().is_some() {
+        let mut edns = Edns::new();
+        edns.set_max_payload(MAX_PAYLOAD).set_rcode_high(code.high());
+        reply.set_edns(edns);
+    }
+    reply
+}
+
+/// Our own answers are small: two names of 255 bytes at most, and 100 bytes.
+fn encode(message: &Message) -> Vec<u8> {
+    message.to_vec().unwrap_or_default()
+}

@@ -1,0 +1,97 @@
+//! Published ports: connections made outside, carried to a guest.
+//!
+//! The listener was made in the host's namespace, the connection to the guest is made
+//! here, and bytes are pumped between the two; half-closes are passed on. A guest that is
+//! booting refuses, or does not answer: then the connection is closed without a byte.
+//!
+//! So many connections at once per port, and over all ports; who comes beyond that waits
+//! in the listener's queue until one ends, and then is served as if it had come just then.
+
+use std::net::SocketAddrV4;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::copy_bidirectional_with_sizes;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::error::Error;
+
+/// Connections of one port, and of all.
+pub const PER_PORT: usize = 64;
+pub const IN_TOTAL: usize = 1024;
+/// How long a guest may take to accept.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long to rest when the system has no descriptor or memory for a connection.
+const EXHAUSTED: Duration = Duration::from_millis(100);
+/// Bytes under way in each direction.
+const BUFFER: usize = 16 << 10;
+/// Descriptors beside connections: the life line, the event loop, DHCP, DNS.
+const OTHERS: u64 = 256;
+
+/// How many descriptors the process needs with this many ports.
+pub fn descriptors(ports: usize) -> u64 {
+    let connections = IN_TOTAL.min(ports * PER_PORT);
+    // A port has its listener, and a connection that waits for a place.
+    OTHERS + (2 * ports + 2 * connections) as u64
+}
+
+/// What all ports share.
+pub fn budget() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(IN_TOTAL))
+}
+
+/// One published port.
+#[derive(Debug)]
+pub struct Port {
+    listener: TcpListener,
+    guest: SocketAddrV4,
+    own: Arc<Semaphore>,
+}
+
+impl Port {
+    pub fn new(listener: TcpListener, guest: SocketAddrV4) -> Self {
+        Self { listener, guest, own: Arc::new(Semaphore::new(PER_PORT)) }
+    }
+
+    /// Serves the port for ever, within what all ports may have together.
+    pub async fn serve(self, budget: Arc<Semaphore>) -> Error {
+        let mut connections = JoinSet::new();
+        loop {
+            let own = permit(&self.own).await;
+            let client = match self.listener.accept().await {
+                Ok((client, _)) => client,
+                Err(error) if is_of_one_connection(&error) => continue,
+                Err(error) => {
+                    tracing::warn!("accepting a connection for {}: {error}", self.guest);
+                    sleep(EXHAUSTED).await;
+                    continue;
+                }
+            };
+            let permits = (own, permit(&budget).await);
+            while connections.try_join_next().is_some() {}
+            connections.spawn(carry(client, self.guest, permits));
+        }
+    }
+}
+
+/// Whether accepting failed because the client had gone.
+fn is_of_one_connection(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+}
+
+/// Carries one connection until both sides are done, or one fails.
+async fn carry(mut client: TcpStream, guest: SocketAddrV4, _permits: impl Sized) {
+    // Refused, unreachable or silent: the guest is not there yet. The client sees the end.
+    let Ok(Ok(mut server)) = timeout(CONNECT, TcpStream::connect(guest)).await else { return };
+    // Keystrokes must not wait for one another; where it fails they do.
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let _ = copy_bidirectional_with_sizes(&mut client, &mut server, BUFFER, BUFFER).await;
+}
+
+async fn permit(semaphore: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+    semaphore.clone().acquire_owned().await.expect("it is never closed")
+}

@@ -1,0 +1,294 @@
+//! The DNS server's sockets: guests on one side, name servers on the other.
+//!
+//! One loop owns the table of waiting queries; connections by TCP hand it theirs through
+//! a channel and wait for the answer.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use hickory_proto::op::{Message, ResponseCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::dns::{self, Verdict, Zone};
+use super::forward::{Asked, Due, GIVE_UP, MAX_SERVERS, Pending};
+use crate::error::Error;
+
+/// Connections by TCP at once, of all guests and of one.
+const MAX_STREAMS: usize = 64;
+const MAX_STREAMS_OF_GUEST: usize = 4;
+/// How long a connection may say nothing, and a guest take to read.
+const IDLE: Duration = Duration::from_secs(10);
+/// Rest when the system has no descriptor for a connection.
+const EXHAUSTED: Duration = Duration::from_millis(100);
+/// The largest datagram.
+const MAX_DATAGRAM: usize = 65535;
+/// The largest query by TCP: a question, and a signature.
+const MAX_QUERY: usize = 4096;
+
+/// Everything DNS needs at run time.
+#[derive(Debug)]
+pub struct Service {
+    zone: Arc<Zone>,
+    datagram: UdpSocket,
+    stream: TcpListener,
+    upstream: Vec<UdpSocket>,
+}
+
+/// Whom to answer.
+#[derive(Debug)]
+enum Client {
+    Datagram(SocketAddr),
+    Stream(oneshot::Sender<Vec<u8>>),
+}
+
+/// A query that came by TCP and is not ours to answer.
+struct FromStream {
+    source: Ipv4Addr,
+    query: Box<Message>,
+    answer: oneshot::Sender<Vec<u8>>,
+}
+
+impl Service {
+    pub fn new(
+        zone: Zone,
+        datagram: UdpSocket,
+        stream: TcpListener,
+        mut upstream: Vec<UdpSocket>,
+    ) -> Self {
+        upstream.truncate(MAX_SERVERS);
+        Self { zone: Arc::new(zone), datagram, stream, upstream }
+    }
+
+    /// Answers for ever; returns what broke.
+    pub async fn serve(self) -> Error {
+        let (queue, mut from_streams) = mpsc::channel(MAX_STREAMS);
+        let mut streams = JoinSet::new();
+        streams.spawn(serve_streams(self.stream, self.zone.clone(), queue));
+        let pending = Pending::new(self.upstream.len());
+        let mut forwarder = Forwarder {
+            zone: self.zone,
+            datagram: self.datagram,
+            upstream: self.upstream,
+            pending,
+        };
+        // Apart from the loop's, so that a large answer does not overwrite a query.
+        let mut query = vec![0; MAX_QUERY];
+        let mut answer = vec![0; MAX_DATAGRAM];
+        loop {
+            let next = forwarder.pending.next();
+            tokio::select! {
+                received = forwarder.datagram.recv_from(&mut query) => match received {
+                    Ok((length, client)) => forwarder.asked(&query[..length], client).await,
+                    Err(error) => return Error::system("receiving DNS queries").because(error),
+                },
+                (server, received) = answered(&forwarder.upstream, &mut answer) => {
+                    forwarder.answered(server, received.map(|length| &answer[..length])).await;
+                }
+                Some(asked) = from_streams.recv() => forwarder.asked_by_stream(asked).await,
+                () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
+                Some(ended) = streams.join_next() => {
+                    return ended.unwrap_or_else(|panic| {
+                        Error::bug("the DNS server for TCP panicked").because(panic)
+                    });
+                }
+            }
+            forwarder.advance().await;
+        }
+    }
+}
+
+/// Waits for a packet from any of the servers.
+async fn answered(servers: &[UdpSocket], buffer: &mut [u8]) -> (usize, io::Result<usize>) {
+    std::future::poll_fn(|context| {
+        for (server, socket) in servers.iter().enumerate() {
+            let mut buffer = ReadBuf::new(buffer);
+            if let Poll::Ready(result) = socket.poll_recv(context, &mut buffer) {
+                return Poll::Ready((server, result.map(|()| buffer.filled().len())));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+struct Forwarder {
+    zone: Arc<Zone>,
+    datagram: UdpSocket,
+    upstream: Vec<UdpSocket>,
+    pending: Pending<Client>,
+}
+
+impl Forwarder {
+    /// A packet from a guest.
+    async fn asked(&mut self, packet: &[u8], from: SocketAddr) {
+        let client = Client::Datagram(from);
+        match self.zone.answer(packet) {
+            Verdict::Reply(answer) => self.reply(client, answer).await,
+            Verdict::Forward(query) => {
+                let refusal = dns::refusal(&query, ResponseCode::Refused);
+                let asked = Asked::datagram(*query, packet);
+                self.forward(asked, refusal, client, from.ip()).await;
+            }
+            Verdict::Ignore => {}
+        }
+    }
+
+    async fn asked_by_stream(&mut self, from: FromStream) {
+        let refusal = dns::refusal(&from.query, ResponseCode::Refused);
+        let client = Client::Stream(from.answer);
+        if let Some(asked) = Asked::stream(*from.query) {
+            self.forward(asked, refusal, client, from.source.into()).await;
+        }
+    }
+
+    async fn forward(&mut self, asked: Asked, refusal: Vec<u8>, client: Client, source: IpAddr) {
+        let guest = match source {
+            IpAddr::V4(source) if self.zone.knows(source) => source,
+            _ => return self.reply(client, refusal).await,
+        };
+        if self.upstream.is_empty() {
+            return self.reply(client, refusal).await;
+        }
+        let now = Instant::now();
+        match self.pending.insert(now, asked, client, guest, random) {
+            Ok(id) => self.ask(id, 0, now).await,
+            // Silence slows a resolver down; an answer would only bring the next query.
+            Err((reason, _)) => tracing::debug!("a DNS query of {guest} was dropped: {reason:?}"),
+        }
+    }
+
+    async fn ask(&mut self, id: u16, server: usize, now: Instant) {
+        let Some(packet) = self.pending.packet(id) else { return };
+        if self.upstream[server].send(packet).await.is_err() {
+            self.pending.refused(server, now);
+        }
+    }
+
+    /// A packet from a server, or what became of one to it.
+    async fn answered(&mut self, server: usize, received: io::Result<&[u8]>) {
+        match received {
+            Ok(packet) => {
+                if let Some((client, answer)) = self.pending.accept(server, packet) {
+                    self.reply(client, answer).await;
+                }
+            }
+            Err(_) => self.pending.refused(server, Instant::now()),
+        }
+    }
+
+    /// Does what is due.
+    async fn advance(&mut self) {
+        let now = Instant::now();
+        while let Some(due) = self.pending.due(now) {
+            match due {
+                Due::Ask { id, server } => self.ask(id, server, now).await,
+                Due::Fail { client, answer } => self.reply(client, answer).await,
+            }
+        }
+    }
+
+    async fn reply(&self, client: Client, answer: Vec<u8>) {
+        match client {
+            // Lost like any datagram; the guest asks again.
+            Client::Datagram(to) => drop(self.datagram.send_to(&answer, to).await),
+            Client::Stream(waiting) => drop(waiting.send(answer)),
+        }
+    }
+}
+
+/// An id that a server outside cannot guess.
+fn random() -> u16 {
+    let mut bytes = [0; 2];
+    // It fails only where the system call does not exist; the filter lets it pass.
+    getrandom::fill(&mut bytes).expect("the kernel has random numbers");
+    u16::from_ne_bytes(bytes)
+}
+
+/// Accepts connections of guests, so many of each.
+async fn serve_streams(
+    listener: TcpListener,
+    zone: Arc<Zone>,
+    queue: mpsc::Sender<FromStream>,
+) -> Error {
+    let mut open: HashMap<Ipv4Addr, usize> = HashMap::new();
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept(), if connections.len() < MAX_STREAMS => match accepted {
+                Ok((stream, SocketAddr::V4(from))) if zone.knows(*from.ip()) => {
+                    let source = *from.ip();
+                    let count = open.entry(source).or_default();
+                    if *count < MAX_STREAMS_OF_GUEST {
+                        *count += 1;
+                        connections.spawn(serve_stream(stream, source, zone.clone(), queue.clone()));
+                    }
+                }
+                Ok(_) => {}
+                Err(_) => sleep(EXHAUSTED).await,
+            },
+            Some(ended) = connections.join_next() => match ended {
+                Ok(source) => {
+                    if let Some(count) = open.get_mut(&source) {
+                        *count -= 1;
+                    }
+                }
+                Err(panic) => {
+                    return Error::bug("a DNS connection panicked").because(panic);
+                }
+            },
+        }
+    }
+}
+
+/// Answers one connection's queries, one after the other (RFC 7766), until it ends or idles.
+async fn serve_stream(
+    mut stream: TcpStream,
+    source: Ipv4Addr,
+    zone: Arc<Zone>,
+    queue: mpsc::Sender<FromStream>,
+) -> Ipv4Addr {
+    while let Ok(Ok(query)) = timeout(IDLE, read_query(&mut stream)).await {
+        let answer = match zone.answer(&query) {
+            Verdict::Reply(answer) => answer,
+            Verdict::Ignore => break,
+            Verdict::Forward(query) => {
+                let (answer, answered) = oneshot::channel();
+                if queue.send(FromStream { source, query, answer }).await.is_err() {
+                    break;
+                }
+                // A query that was dropped closes the channel.
+                let Ok(Ok(answer)) = timeout(GIVE_UP + IDLE, answered).await else { break };
+                answer
+            }
+        };
+        if !matches!(timeout(IDLE, write_answer(&mut stream, &answer)).await, Ok(Ok(()))) {
+            break;
+        }
+    }
+    source
+}
+
+/// Reads one query: its length in two bytes, then itself (RFC 1035, 4.2.2).
+async fn read_query(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let length = usize::from(stream.read_u16().await?);
+    if length > MAX_QUERY {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut query = vec![0; length];
+    stream.read_exact(&mut query).await?;
+    Ok(query)
+}
+
+async fn write_answer(stream: &mut TcpStream, answer: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(answer.len()).map_err(|_| io::ErrorKind::InvalidData)?;
+    let framed = [&length.to_be_bytes(), answer].concat();
+    stream.write_all(&framed).await
+}

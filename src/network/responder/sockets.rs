@@ -1,0 +1,118 @@
+//! The responder's sockets: those it inherits, and those it makes in the namespace.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::path::Path;
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, getsockname, getsockopt, listen,
+    setsockopt, socket, sockopt,
+};
+use tokio::net::{TcpListener, UdpSocket};
+
+use super::publish::Port;
+use super::{Published, Spec};
+use crate::error::{Context, Error, Result};
+
+const DHCP_PORT: u16 = 67;
+const DNS_PORT: u16 = 53;
+
+/// Moves this thread, and the sockets it makes from now on, into a network namespace.
+pub fn enter(namespace: &Path) -> Result<()> {
+    let doing = || format!("entering the network namespace `{}`", namespace.display());
+    let file = File::open(namespace).while_doing(doing)?;
+    setns(&file, CloneFlags::CLONE_NEWNET).while_doing(doing)
+}
+
+/// Takes the sockets that our parent made elsewhere: those connected to name servers,
+/// and the listeners of published ports. Call it before anything else opens descriptors.
+pub fn inherited(spec: &Spec) -> Result<(Vec<UdpSocket>, Vec<Port>)> {
+    let listeners = spec.publish.iter().map(|published| &published.listener);
+    let mut named = BTreeSet::new();
+    if let Some(twice) = spec.upstream.iter().chain(listeners).find(|fd| !named.insert(**fd)) {
+        return Err(Error::bug(format!("descriptor {twice} was named twice")));
+    }
+    let upstream = spec.upstream.iter().map(|fd| upstream(*fd)).collect::<Result<_>>()?;
+    let ports = spec.publish.iter().map(published).collect::<Result<_>>()?;
+    Ok((upstream, ports))
+}
+
+fn upstream(number: RawFd) -> Result<UdpSocket> {
+    let doing = || format!("taking descriptor {number} as a socket to a name server");
+    let socket = std::net::UdpSocket::from(adopt(number, SockType::Datagram)?);
+    socket.peer_addr().while_doing(doing)?;
+    socket.set_nonblocking(true).while_doing(doing)?;
+    UdpSocket::from_std(socket).while_doing(doing)
+}
+
+fn published(published: &Published) -> Result<Port> {
+    let number = published.listener;
+    let doing = || format!("taking descriptor {number} as a published port");
+    let listener = std::net::TcpListener::from(adopt(number, SockType::Stream)?);
+    if !getsockopt(&listener, sockopt::AcceptConn).while_doing(doing)? {
+        return Err(Error::bug(format!("descriptor {number} does not listen")));
+    }
+    listener.set_nonblocking(true).while_doing(doing)?;
+    let listener = TcpListener::from_std(listener).while_doing(doing)?;
+    Ok(Port::new(listener, SocketAddrV4::new(published.address, published.port)))
+}
+
+/// Makes ours the descriptor that our parent left open under this number.
+fn adopt(number: RawFd, kind: SockType) -> Result<OwnedFd> {
+    let wrong = || Error::bug(format!("descriptor {number} is not the socket it was said to be"));
+    // 0 is the life line; 1 and 2 are the standard library's.
+    if number <= 2 {
+        return Err(wrong());
+    }
+    #[expect(unsafe_code)]
+    // SAFETY: our parent made this descriptor for us and named it once; what this
+    // process itself has open by now (the event loop, the life line) is no IPv4 socket,
+    // so the check below hands it back.
+    let owned = unsafe { OwnedFd::from_raw_fd(number) };
+    let is_inet = getsockname::<SockaddrIn>(number).is_ok();
+    if is_inet && getsockopt(&owned, sockopt::SockType) == Ok(kind) {
+        return Ok(owned);
+    }
+    let _not_ours = owned.into_raw_fd();
+    Err(wrong())
+}
+
+/// The DHCP server's socket: on one interface, and allowed to broadcast there.
+pub fn dhcp(spec: &Spec) -> Result<UdpSocket> {
+    let doing = || format!("listening for DHCP on `{}`", spec.interface);
+    let socket = bound(spec, SockType::Datagram, Ipv4Addr::UNSPECIFIED, DHCP_PORT);
+    let socket = socket.while_doing(doing)?;
+    setsockopt(&socket, sockopt::Broadcast, &true).while_doing(doing)?;
+    UdpSocket::from_std(socket.into()).while_doing(doing)
+}
+
+/// Where guests ask for names.
+pub fn dns_datagram(spec: &Spec) -> Result<UdpSocket> {
+    let doing = || format!("listening for DNS on {}:{DNS_PORT}/udp", spec.gateway);
+    let socket = bound(spec, SockType::Datagram, spec.gateway, DNS_PORT).while_doing(doing)?;
+    UdpSocket::from_std(socket.into()).while_doing(doing)
+}
+
+/// Where guests ask again what did not fit into a datagram.
+pub fn dns_stream(spec: &Spec) -> Result<TcpListener> {
+    let doing = || format!("listening for DNS on {}:{DNS_PORT}/tcp", spec.gateway);
+    let socket = bound(spec, SockType::Stream, spec.gateway, DNS_PORT).while_doing(doing)?;
+    listen(&socket, Backlog::new(64).expect("a small backlog")).while_doing(doing)?;
+    TcpListener::from_std(socket.into()).while_doing(doing)
+}
+
+/// A socket that only sees the guests' interface.
+fn bound(spec: &Spec, kind: SockType, address: Ipv4Addr, port: u16) -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Inet, kind, flags, None)?;
+    setsockopt(&socket, sockopt::BindToDevice, &spec.interface.clone().into())?;
+    if kind == SockType::Stream {
+        // Connections of a responder that was replaced linger in TIME_WAIT.
+        setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    }
+    bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(address, port)))?;
+    Ok(socket)
+}

@@ -1,0 +1,257 @@
+//! The responder as a process, over real sockets, between namespaces that nothing joins
+//! but what it should.
+//!
+//! ```text
+//!   outside                    cluster                 guest
+//!   lo: name server, clients   gw ───────── veth ───── eth0
+//! ```
+//!
+//! Run as root, or as anyone with `unshare -rn cargo test --test responder`.
+
+#[path = "responder/world.rs"]
+mod world;
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use dhcproto::v4::{DhcpOption, MessageType, OptionCode};
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::rdata::A;
+use hickory_proto::rr::{RData, RecordType};
+use pavo::network::responder::{Answer, Published};
+use world::{GATEWAY, GUEST, World, ask, ask_by_stream, client, dhcp, on_one_host, option};
+
+#[test]
+fn a_guest_gets_its_address_name_and_mtu_by_dhcp() {
+    let Some(world) = World::new() else { return };
+    let _running = world.start(|_| {});
+    world.guest.run(|| {
+        let socket = client();
+        let offer = socket.exchange(&dhcp(MessageType::Discover, &[])).unwrap();
+        assert_eq!(offer.opts().msg_type(), Some(MessageType::Offer));
+        assert_eq!(offer.yiaddr(), GUEST);
+
+        let chosen = [DhcpOption::RequestedIpAddress(GUEST), DhcpOption::ServerIdentifier(GATEWAY)];
+        let ack = socket.exchange(&dhcp(MessageType::Request, &chosen)).unwrap();
+        assert_eq!(ack.opts().msg_type(), Some(MessageType::Ack));
+        assert_eq!(option(&ack, OptionCode::Router), DhcpOption::Router(vec![GATEWAY]));
+        assert_eq!(option(&ack, OptionCode::InterfaceMtu), DhcpOption::InterfaceMtu(1450));
+        assert_eq!(option(&ack, OptionCode::Hostname), DhcpOption::Hostname("vm0".into()));
+    });
+}
+
+#[test]
+fn one_round_trip_is_enough_for_who_asks_for_it() {
+    let Some(world) = World::new() else { return };
+    let _running = world.start(|_| {});
+    world.guest.run(|| {
+        let discover = dhcp(MessageType::Discover, &[DhcpOption::RapidCommit]);
+        let ack = client().exchange(&discover).unwrap();
+        assert_eq!(ack.opts().msg_type(), Some(MessageType::Ack));
+        assert_eq!(ack.yiaddr(), GUEST);
+    });
+}
+
+#[test]
+fn a_renewal_is_answered_to_the_address_itself() {
+    let Some(world) = World::new() else { return };
+    let _running = world.start(|_| {});
+    world.guest.run(|| {
+        let socket = client();
+        world::configure_guest();
+        let mut renewal = dhcp(MessageType::Request, &[]);
+        renewal.set_ciaddr(GUEST);
+        let ack = socket.exchange(&renewal).unwrap();
+        assert_eq!(ack.opts().msg_type(), Some(MessageType::Ack));
+    });
+}
+
+#[test]
+fn another_address_is_refused_and_a_stranger_not_answered() {
+    let Some(world) = World::new() else { return };
+    let _running = world.start(|_| {});
+    world.guest.run(|| {
+        let socket = client();
+        let mut stranger = dhcp(MessageType::Discover, &[]);
+        stranger.set_chaddr(&[0x52, 0x54, 0, 0xde, 0xad, 1]);
+        socket.send(&stranger);
+        // Packets stay in order: the next answer is the first there is.
+        let wrong = [DhcpOption::RequestedIpAddress(Ipv4Addr::new(10, 200, 0, 99))];
+        let request = dhcp(MessageType::Request, &wrong);
+        let nak = socket.exchange(&request).unwrap();
+        assert_eq!(nak.opts().msg_type(), Some(MessageType::Nak));
+        assert_eq!(nak.xid(), request.xid());
+    });
+}
+
+#[test]
+fn guests_find_each_other_by_name() {
+    let Some(world) = World::new() else { return };
+    let _running = world.start(|_| {});
+    world.guest.run(|| {
+        world::configure_guest();
+        for name in ["vm1", "VM1.pavo.local."] {
+            let answer = ask(name, RecordType::A);
+            assert_eq!(answer.answers()[0].data(), &RData::A(A::new(10, 200, 0, 2)), "{name}");
+        }
+        assert_eq!(ask("vm9.pavo.local.", RecordType::A).response_code(), ResponseCode::NXDomain);
+        let answer = ask("1.0.200.10.in-addr.arpa.", RecordType::PTR);
+        assert_eq!(answer.answers()[0].data().to_string(), "vm0.pavo.local.");
+        let answer = ask_by_stream("vm0", RecordType::A);
+        assert_eq!(answer.answers()[0].data(), &RData::A(GUEST.into()));
+        // Without a name server outside, the rest is refused rather than left to time out.
+        assert_eq!(ask("example.org.", RecordType::A).response_code(), ResponseCode::Refused);
+    });
+}
+
+#[test]
+fn names_outside_are_asked_in_the_namespace_of_the_inherited_socket() {
+    let Some(world) = World::new() else { return };
+    let (server, socket) = world.outside.run(world::name_server);
+    let _running = world.start(|spec| spec.inherit_upstream(socket));
+    world.guest.run(|| {
+        world::configure_guest();
+        let answer = ask("example.org.", RecordType::A);
+        assert_eq!(answer.answers()[0].data(), &RData::A(A::new(192, 0, 2, 80)));
+        // Too much for a datagram: truncated, and then whole by TCP.
+        let answer = ask("many.example.org.", RecordType::A);
+        assert!(answer.truncated() && answer.answers().is_empty());
+        let answer = ask_by_stream("many.example.org.", RecordType::A);
+        assert_eq!(answer.answers().len(), 60);
+        assert!(answer.extensions().is_none(), "nobody asked for EDNS");
+    });
+    drop(server);
+}
+
+#[test]
+fn a_name_server_that_is_down_is_passed_over_and_told_at_once() {
+    let Some(world) = World::new() else { return };
+    let (server, up) = world.outside.run(world::name_server);
+    let down = || world.outside.run(world::dead_name_server);
+    let running = world.start(|spec| {
+        spec.inherit_upstream(down());
+        spec.inherit_upstream(up);
+    });
+    world.guest.run(|| {
+        world::configure_guest();
+        assert_eq!(ask("example.org.", RecordType::A).answers().len(), 1);
+    });
+    drop((running, server));
+    let _running = world.start(|spec| spec.inherit_upstream(down()));
+    world.guest.run(|| {
+        assert_eq!(ask("example.org.", RecordType::A).response_code(), ResponseCode::ServFail);
+    });
+}
+
+#[test]
+fn a_published_port_carries_both_ways_until_both_sides_end() {
+    let Some(world) = World::new() else { return };
+    let echo = world.guest.run(|| {
+        world::configure_guest();
+        TcpListener::bind((GUEST, 22)).unwrap()
+    });
+    let (listener, address) = world.outside.run(on_one_host);
+    let _running = world.start(|spec| {
+        let listener = spec.inherit(listener);
+        spec.publish.push(Published { listener, address: GUEST, port: 22 });
+    });
+
+    let mut client = world.connect(address);
+    let (mut server, peer) = echo.accept().unwrap();
+    assert_eq!(peer.ip(), GATEWAY, "the guest sees its gateway");
+    let text = vec![b'x'; 300_000];
+    let writer = std::thread::spawn(move || {
+        client.write_all(&text).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        client
+    });
+    let mut received = Vec::new();
+    server.read_to_end(&mut received).unwrap();
+    assert_eq!(received.len(), 300_000, "the client's half-close came through");
+    server.write_all(b"still open the other way").unwrap();
+    drop(server);
+    let mut answer = String::new();
+    writer.join().unwrap().read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "still open the other way");
+}
+
+#[test]
+fn a_guest_that_is_not_up_yet_closes_the_published_port_at_once() {
+    let Some(world) = World::new() else { return };
+    world.guest.run(world::configure_guest);
+    let (listener, address) = world.outside.run(on_one_host);
+    let _running = world.start(|spec| {
+        let listener = spec.inherit(listener);
+        spec.publish.push(Published { listener, address: GUEST, port: 22 });
+    });
+    assert_eq!(world.connect(address).read(&mut [0; 1]).unwrap(), 0);
+}
+
+#[test]
+fn connections_beyond_the_limit_wait_for_their_turn() {
+    let Some(world) = World::new() else { return };
+    let server = world.guest.run(|| {
+        world::configure_guest();
+        TcpListener::bind((GUEST, 22)).unwrap()
+    });
+    let (listener, address) = world.outside.run(on_one_host);
+    let _running = world.start(|spec| {
+        let listener = spec.inherit(listener);
+        spec.publish.push(Published { listener, address: GUEST, port: 22 });
+    });
+    let limit = pavo::network::responder::publish::PER_PORT;
+    let mut clients: Vec<TcpStream> = (0..=limit).map(|_| world.connect(address)).collect();
+    let mut servers: Vec<TcpStream> = (0..limit).map(|_| server.accept().unwrap().0).collect();
+    server.set_nonblocking(true).unwrap();
+    assert!(server.accept().is_err(), "{limit} at once");
+    server.set_nonblocking(false).unwrap();
+    drop((clients.remove(0), servers.remove(0)));
+    let (mut last, _) = server.accept().unwrap();
+    last.write_all(b"!").unwrap();
+    clients.last_mut().unwrap().read_exact(&mut [0]).unwrap();
+}
+
+#[test]
+fn it_keeps_no_right_and_ends_with_its_life_line() {
+    let Some(world) = World::new() else { return };
+    let mut running = world.start(|spec| spec.drop_to = Some(world::NOBODY));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", running.pid())).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+        assert_eq!(field(set), ["0000000000000000"], "{set}");
+    }
+    assert_eq!(field("NoNewPrivs:"), ["1"]);
+    assert_eq!(field("Seccomp:"), ["2"]);
+    assert_eq!(field("Threads:"), ["1"]);
+    if let Some((uid, _)) = running.spec.drop_to {
+        assert_eq!(field("Uid:"), vec![uid.to_string(); 4]);
+        assert_eq!(field("Groups:"), [] as [String; 0]);
+    }
+    assert!(running.ends_with_life_line(Duration::from_secs(10)).success());
+}
+
+#[test]
+fn what_keeps_it_from_starting_is_told_over_the_life_line() {
+    let Some(world) = World::new() else { return };
+    let (mut child, answer) = world.try_start(|spec| spec.interface = "absent0".into());
+    let Answer::Error(error) = answer else { panic!("{answer:?}") };
+    assert_eq!(error.what, "listening on `absent0`, 10.200.255.254:53/udp");
+    assert!(error.because[0].contains("No such device"), "{error:?}");
+    assert_eq!(child.wait().unwrap().code(), Some(5));
+}
+
+#[test]
+fn a_descriptor_that_is_not_what_was_said_is_refused() {
+    let Some(world) = World::new() else { return };
+    let (listener, _): (TcpListener, SocketAddr) = world.outside.run(on_one_host);
+    let (mut child, answer) = world.try_start(|spec| {
+        let number = spec.inherit(listener);
+        spec.upstream.push(number);
+    });
+    assert!(matches!(answer, Answer::Error(_)), "{answer:?}");
+    assert_eq!(child.wait().unwrap().code(), Some(70));
+}

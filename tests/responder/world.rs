@@ -1,0 +1,369 @@
+//! Three namespaces, a responder in one of them, and what asks it.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::ops::{Deref, DerefMut};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use dhcproto::v4::{self, DhcpOption, MessageType, OptionCode};
+use dhcproto::{Decodable, Encodable};
+use hickory_proto::op::{Message, MessageType as Direction, Query};
+use hickory_proto::rr::rdata::A;
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::{setsockopt, sockopt};
+use pavo::host::spawn;
+use pavo::network::responder::{Answer, Guest, Spec};
+
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 200, 255, 254);
+pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 1);
+pub const NOBODY: (u32, u32) = (65534, 65534);
+const MAC: &str = "52:54:00:00:00:00";
+/// The end of every wait; never reached when all is well.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A network namespace, which lives as long as this.
+pub struct Namespace(File);
+
+impl Namespace {
+    fn new() -> Self {
+        std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a new network namespace");
+            // A broadcast is heard before there is an address.
+            for file in ["all/rp_filter", "default/rp_filter"] {
+                std::fs::write(format!("/proc/sys/net/ipv4/conf/{file}"), "0").unwrap();
+            }
+            ip("link set lo up");
+            Self(File::open("/proc/thread-self/ns/net").unwrap())
+        })
+        .join()
+        .unwrap()
+    }
+
+    /// Runs this on a thread inside.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let enter = || {
+            setns(&self.0, CloneFlags::CLONE_NEWNET).expect("entering a namespace");
+            work()
+        };
+        std::thread::scope(|scope| scope.spawn(enter).join().expect("it failed inside"))
+    }
+
+    /// A path to it for our children, while we live.
+    pub fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+    }
+}
+
+fn ip(arguments: &str) {
+    let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
+    assert!(output.status.success(), "ip {arguments}: {output:?}");
+}
+
+pub struct World {
+    pub outside: Namespace,
+    pub cluster: Namespace,
+    pub guest: Namespace,
+}
+
+impl World {
+    /// `None`, said aloud, for who may not make namespaces.
+    pub fn new() -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            assert!(std::env::var_os("CI").is_none(), "needs root");
+            eprintln!("skipped: needs root; try `unshare -rn cargo test --test responder`");
+            return None;
+        }
+        let world =
+            Self { outside: Namespace::new(), cluster: Namespace::new(), guest: Namespace::new() };
+        let peer = world.guest.path();
+        world.cluster.run(|| {
+            ip(&format!("link add gw type veth peer name eth0 address {MAC} netns {peer}"));
+            ip(&format!("addr add {GATEWAY}/16 dev gw"));
+            ip("link set gw up");
+        });
+        world.guest.run(|| ip("link set eth0 up"));
+        Some(world)
+    }
+
+    /// Starts a responder, and panics with its reason if it does not.
+    pub fn start(&self, change: impl FnOnce(&mut Draft)) -> Running {
+        let (child, lifeline, answer, spec) = self.spawn(change);
+        let mut running = Running { child, lifeline: Some(lifeline), spec };
+        assert!(matches!(answer, Answer::Ready(true)), "{answer:?}: {:?}", running.child.wait());
+        running
+    }
+
+    /// Starts a responder that is not expected to become ready.
+    pub fn try_start(&self, change: impl FnOnce(&mut Draft)) -> (Child, Answer) {
+        let (child, _, answer, _) = self.spawn(change);
+        (child, answer)
+    }
+
+    fn spawn(&self, change: impl FnOnce(&mut Draft)) -> (Child, UnixStream, Answer, Spec) {
+        let mut draft = Draft { spec: self.spec(), inherited: Vec::new() };
+        change(&mut draft);
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pavo"));
+        command.args(["internal", "responder"]).stdin(Stdio::from(OwnedFd::from(theirs)));
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        spawn::inherit(&mut command, draft.inherited);
+        let child = command.spawn().unwrap();
+        drop(command);
+        let line = serde_json::to_string(&draft.spec).unwrap();
+        ours.write_all(format!("{line}\n").as_bytes()).unwrap();
+        ours.set_read_timeout(Some(LIMIT)).unwrap();
+        let mut answer = String::new();
+        BufReader::new(&ours).read_line(&mut answer).unwrap();
+        let answer =
+            serde_json::from_str(&answer).unwrap_or_else(|error| panic!("{error}: `{answer}`"));
+        (child, ours, answer, draft.spec)
+    }
+
+    fn spec(&self) -> Spec {
+        let guest = |rank: u32| Guest {
+            rank,
+            name: format!("vm{rank}"),
+            mac: format!("52:54:00:00:00:{rank:02x}").parse().unwrap(),
+            address: Ipv4Addr::from(u32::from(GUEST) + rank),
+        };
+        Spec {
+            network: "nat".into(),
+            namespace: Some(self.cluster.path().into()),
+            interface: "gw".into(),
+            gateway: GATEWAY,
+            subnet: "10.200.0.0/16".parse().unwrap(),
+            mtu: 1450,
+            domain: "pavo.local".into(),
+            dns_search: Vec::new(),
+            dns_server: None,
+            ntp_server: None,
+            guests: (0..2).map(guest).collect(),
+            upstream: Vec::new(),
+            publish: Vec::new(),
+            drop_to: None,
+        }
+    }
+
+    /// Connects from outside.
+    pub fn connect(&self, address: SocketAddr) -> TcpStream {
+        self.outside.run(|| {
+            let stream = TcpStream::connect_timeout(&address, LIMIT).unwrap();
+            stream.set_read_timeout(Some(LIMIT)).unwrap();
+            stream
+        })
+    }
+}
+
+/// A specification, and the descriptors that go with it.
+pub struct Draft {
+    spec: Spec,
+    inherited: Vec<OwnedFd>,
+}
+
+impl Draft {
+    pub fn inherit(&mut self, descriptor: impl Into<OwnedFd>) -> RawFd {
+        let descriptor = descriptor.into();
+        let number = descriptor.as_raw_fd();
+        self.inherited.push(descriptor);
+        number
+    }
+
+    pub fn inherit_upstream(&mut self, socket: UdpSocket) {
+        let number = self.inherit(socket);
+        self.spec.upstream.push(number);
+    }
+}
+
+impl Deref for Draft {
+    type Target = Spec;
+
+    fn deref(&self) -> &Spec {
+        &self.spec
+    }
+}
+
+impl DerefMut for Draft {
+    fn deref_mut(&mut self) -> &mut Spec {
+        &mut self.spec
+    }
+}
+
+/// A responder that is ready.
+pub struct Running {
+    child: Child,
+    lifeline: Option<UnixStream>,
+    pub spec: Spec,
+}
+
+impl Running {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Closes the life line and waits for the process.
+    pub fn ends_with_life_line(&mut self, limit: Duration) -> ExitStatus {
+        drop(self.lifeline.take());
+        let since = Instant::now();
+        while since.elapsed() < limit {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("it lives on without its life line");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.lifeline.take());
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A DHCP client's socket, in the guest.
+pub struct DhcpClient(UdpSocket);
+
+pub fn client() -> DhcpClient {
+    let socket = UdpSocket::bind("0.0.0.0:68").unwrap();
+    setsockopt(&socket, sockopt::BindToDevice, &"eth0".into()).unwrap();
+    socket.set_broadcast(true).unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    DhcpClient(socket)
+}
+
+impl DhcpClient {
+    pub fn send(&self, message: &v4::Message) {
+        let to = if message.ciaddr().is_unspecified() { Ipv4Addr::BROADCAST } else { GATEWAY };
+        self.0.send_to(&message.to_vec().unwrap(), (to, 67)).unwrap();
+    }
+
+    /// Sends a message and returns the answer to it, or to an earlier one.
+    pub fn exchange(&self, message: &v4::Message) -> std::io::Result<v4::Message> {
+        self.send(message);
+        let mut buffer = [0; 1500];
+        let length = self.0.recv(&mut buffer)?;
+        Ok(v4::Message::decode(&mut v4::Decoder::new(&buffer[..length])).unwrap())
+    }
+}
+
+/// A message of the first guest, which asks for everything.
+pub fn dhcp(kind: MessageType, options: &[DhcpOption]) -> v4::Message {
+    let none = Ipv4Addr::UNSPECIFIED;
+    let mac: pavo::model::address::Mac = MAC.parse().unwrap();
+    let mut message = v4::Message::new(none, none, none, none, &mac.0);
+    message.opts_mut().insert(DhcpOption::MessageType(kind));
+    for option in options {
+        message.opts_mut().insert(option.clone());
+    }
+    message
+}
+
+pub fn option(message: &v4::Message, code: OptionCode) -> DhcpOption {
+    message.opts().get(code).unwrap_or_else(|| panic!("{code:?} in {message}")).clone()
+}
+
+/// Gives the guest the address that DHCP would.
+pub fn configure_guest() {
+    ip(&format!("addr add {GUEST}/16 dev eth0"));
+}
+
+fn query(name: &str, kind: RecordType) -> Message {
+    let mut message = Message::new();
+    message.set_id(0x1234).set_recursion_desired(true);
+    message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+    message
+}
+
+/// Asks the gateway, in the guest.
+pub fn ask(name: &str, kind: RecordType) -> Message {
+    let socket = UdpSocket::bind((GUEST, 0)).unwrap();
+    socket.connect((GATEWAY, 53)).unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    socket.send(&query(name, kind).to_vec().unwrap()).unwrap();
+    let mut buffer = [0; 4096];
+    let length = socket.recv(&mut buffer).unwrap();
+    let answer = Message::from_vec(&buffer[..length]).unwrap();
+    assert_eq!(answer.id(), 0x1234);
+    answer
+}
+
+pub fn ask_by_stream(name: &str, kind: RecordType) -> Message {
+    let mut stream = TcpStream::connect((GATEWAY, 53)).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    let query = query(name, kind).to_vec().unwrap();
+    stream.write_all(&u16::try_from(query.len()).unwrap().to_be_bytes()).unwrap();
+    stream.write_all(&query).unwrap();
+    let mut length = [0; 2];
+    stream.read_exact(&mut length).unwrap();
+    let mut answer = vec![0; u16::from_be_bytes(length).into()];
+    stream.read_exact(&mut answer).unwrap();
+    Message::from_vec(&answer).unwrap()
+}
+
+/// A listener on the loopback of the namespace it is called in.
+pub fn on_one_host() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+/// Ends its server when dropped.
+pub struct NameServer {
+    socket: UdpSocket,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Drop for NameServer {
+    fn drop(&mut self) {
+        // An empty packet to itself: only the namespace's own sockets reach it.
+        let _ = self.socket.send_to(&[], self.socket.local_addr().unwrap());
+        let _ = self.thread.take().unwrap().join();
+    }
+}
+
+/// A name server on this namespace's loopback, and a socket that leads to it.
+pub fn name_server() -> (NameServer, UdpSocket) {
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.connect(server.local_addr().unwrap()).unwrap();
+    let socket = server.try_clone().unwrap();
+    let thread = std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        loop {
+            let (length, from) = socket.recv_from(&mut buffer).unwrap();
+            if length == 0 {
+                return;
+            }
+            socket.send_to(&answer(&buffer[..length]), from).unwrap();
+        }
+    });
+    (NameServer { socket: server, thread: Some(thread) }, client)
+}
+
+/// A socket that leads to a port where nobody listens.
+pub fn dead_name_server() -> UdpSocket {
+    let gone = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.connect(gone).unwrap();
+    client
+}
+
+/// One address for every name, sixty for those that start with `many`.
+fn answer(packet: &[u8]) -> Vec<u8> {
+    let mut message = Message::from_vec(packet).unwrap();
+    message.set_message_type(Direction::Response);
+    let name = message.queries()[0].name().clone();
+    let count = if name.iter().next() == Some(b"many") { 60 } else { 1 };
+    for _ in 0..count {
+        let data = RData::A(A::new(192, 0, 2, 80));
+        message.add_answer(Record::from_rdata(name.clone(), 60, data));
+    }
+    message.to_vec().unwrap()
+}
