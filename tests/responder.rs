@@ -149,7 +149,7 @@ fn a_published_port_carries_both_ways_until_both_sides_end() {
     let Some(world) = World::new() else { return };
     let echo = world.guest.run(|| {
         world::configure_guest();
-        TcpListener::bind((GUEST, 22)).unwrap()
+        world::listen((GUEST, 22).into())
     });
     let (listener, address) = world.outside.run(on_one_host);
     let _running = world.start(|spec| {
@@ -193,7 +193,7 @@ fn connections_beyond_the_limit_wait_for_their_turn() {
     let Some(world) = World::new() else { return };
     let server = world.guest.run(|| {
         world::configure_guest();
-        TcpListener::bind((GUEST, 22)).unwrap()
+        world::listen((GUEST, 22).into())
     });
     let (listener, address) = world.outside.run(on_one_host);
     let _running = world.start(|spec| {
@@ -239,7 +239,7 @@ fn what_keeps_it_from_starting_is_told_over_the_life_line() {
     let Some(world) = World::new() else { return };
     let (mut child, answer) = world.try_start(|spec| spec.interface = "absent0".into());
     let Answer::Error(error) = answer else { panic!("{answer:?}") };
-    assert_eq!(error.what, "listening on `absent0`, 10.200.255.254:53/udp");
+    assert_eq!(error.what, "listening for DNS on 10.200.255.254:53/udp of `absent0`");
     assert!(error.because[0].contains("No such device"), "{error:?}");
     assert_eq!(child.wait().unwrap().code(), Some(5));
 }

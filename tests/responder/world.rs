@@ -16,6 +16,7 @@ use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
 use pavo::host::spawn;
 use pavo::network::responder::{Answer, Guest, Spec};
 
@@ -312,6 +313,14 @@ pub fn on_one_host() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     (listener, address)
+}
+
+/// A listener whose `accept` does not wait for ever.
+pub fn listen(address: SocketAddr) -> TcpListener {
+    let listener = TcpListener::bind(address).unwrap();
+    let limit = TimeVal::seconds(LIMIT.as_secs() as i64);
+    setsockopt(&listener, sockopt::ReceiveTimeout, &limit).unwrap();
+    listener
 }
 
 /// Ends its server when dropped.

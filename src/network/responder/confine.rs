@@ -138,7 +138,10 @@ fn conditional() -> Result<Vec<(i64, Vec<SeccompRule>)>, seccompiler::BackendErr
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     let inet = equals(0, -1, libc::AF_INET)?;
     let stream = equals(1, !flags, libc::SOCK_STREAM)?;
+    // The standard library's debug check that what it closes is open.
+    let is_open = vec![SeccompRule::new(vec![equals(1, -1, libc::F_GETFD)?])?];
     Ok(vec![
+        (libc::SYS_fcntl, is_open),
         (libc::SYS_mmap, no_exec.clone()),
         (libc::SYS_mprotect, no_exec),
         (libc::SYS_socket, vec![SeccompRule::new(vec![inet, stream])?]),

@@ -91,14 +91,16 @@ pub fn dhcp(spec: &Spec) -> Result<UdpSocket> {
 
 /// Where guests ask for names.
 pub fn dns_datagram(spec: &Spec) -> Result<UdpSocket> {
-    let doing = || format!("listening for DNS on {}:{DNS_PORT}/udp", spec.gateway);
+    let doing =
+        || format!("listening for DNS on {}:{DNS_PORT}/udp of `{}`", spec.gateway, spec.interface);
     let socket = bound(spec, SockType::Datagram, spec.gateway, DNS_PORT).while_doing(doing)?;
     UdpSocket::from_std(socket.into()).while_doing(doing)
 }
 
 /// Where guests ask again what did not fit into a datagram.
 pub fn dns_stream(spec: &Spec) -> Result<TcpListener> {
-    let doing = || format!("listening for DNS on {}:{DNS_PORT}/tcp", spec.gateway);
+    let doing =
+        || format!("listening for DNS on {}:{DNS_PORT}/tcp of `{}`", spec.gateway, spec.interface);
     let socket = bound(spec, SockType::Stream, spec.gateway, DNS_PORT).while_doing(doing)?;
     listen(&socket, Backlog::new(64).expect("a small backlog")).while_doing(doing)?;
     TcpListener::from_std(socket.into()).while_doing(doing)
