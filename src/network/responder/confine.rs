@@ -161,3 +161,66 @@ fn filter() -> Result<BpfProgram> {
     };
     rules().while_doing(|| "compiling the system call filter".into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, ExitStatus};
+
+    /// What a confined process tries; set in the copy of this test that does.
+    const ATTEMPT: &str = "PAVO_TEST_ATTEMPT";
+    const SURVIVED: i32 = 42;
+
+    fn attempt(what: &str) {
+        match what {
+            "open" => drop(std::fs::File::open("/etc/hostname")),
+            "exec" => drop(nix::unistd::execv(c"/bin/true", &[c"true"])),
+            "fork" => fork(),
+            "thread" => drop(std::thread::Builder::new().spawn(|| ())),
+            "unix" => drop(std::os::unix::net::UnixStream::connect("/run/nothing")),
+            "datagram" => drop(std::net::UdpSocket::bind("127.0.0.1:0")),
+            "namespace" => drop(nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER)),
+            "signal" => drop(nix::sys::signal::kill(nix::unistd::getppid(), None)),
+            "limit" => drop(setrlimit(Resource::RLIMIT_NPROC, 0, 0)),
+            "connect" => drop(std::net::TcpStream::connect("127.0.0.1:1")),
+            "memory" => assert_eq!(vec![1_u8; 8 << 20].len(), 8 << 20),
+            other => panic!("no attempt `{other}`"),
+        }
+    }
+
+    fn fork() {
+        #[expect(unsafe_code)]
+        // SAFETY: a child, if there were one, would at once end.
+        if let Ok(nix::unistd::ForkResult::Child) = unsafe { nix::unistd::fork() } {
+            std::process::abort();
+        }
+    }
+
+    /// Runs this test again in a process of its own, which confines itself and tries `what`.
+    fn confined(what: &str) -> ExitStatus {
+        let test = "network::responder::confine::tests::nothing_is_possible_but_to_serve";
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", test, "--nocapture"]).env(ATTEMPT, what);
+        command.output().unwrap().status
+    }
+
+    #[test]
+    fn nothing_is_possible_but_to_serve() {
+        if let Ok(what) = std::env::var(ATTEMPT) {
+            confine(None, 64).unwrap();
+            attempt(&what);
+            std::process::exit(SURVIVED);
+        }
+        for what in ["connect", "memory"] {
+            assert_eq!(confined(what).code(), Some(SURVIVED), "{what} is needed");
+        }
+        let killed = Some(libc::SIGSYS);
+        let forbidden =
+            ["open", "exec", "fork", "thread", "unix", "datagram", "namespace", "signal", "limit"];
+        for what in forbidden {
+            let status = confined(what);
+            assert_eq!(status.signal(), killed, "{what}: {status}");
+        }
+    }
+}

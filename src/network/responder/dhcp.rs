@@ -290,3 +290,230 @@ fn count(ignored: &mut HashMap<Ignored, u64>, reason: Ignored) {
         tracing::warn!("DHCP packets without an answer, {reason:?}: {count}");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::responder::tests::spec;
+    use dhcproto::{Decodable, Decoder};
+    use proptest::prelude::*;
+
+    const GUEST: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 1);
+    const OTHER: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 2);
+    const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 200, 255, 254);
+
+    fn server() -> Server {
+        Server::new(&spec()).unwrap()
+    }
+
+    fn message(kind: MessageType, options: &[DhcpOption]) -> v4::Message {
+        let none = Ipv4Addr::UNSPECIFIED;
+        let mac = [0x52, 0x54, 0, 0, 0, 0];
+        let mut message = v4::Message::new_with_id(7, none, none, none, none, &mac);
+        message.opts_mut().insert(DhcpOption::MessageType(kind));
+        for option in options {
+            message.opts_mut().insert(option.clone());
+        }
+        message
+    }
+
+    fn bytes(message: &v4::Message) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        message.encode(&mut Encoder::new(&mut bytes)).unwrap();
+        bytes
+    }
+
+    fn answer(message: &v4::Message) -> Result<(Ipv4Addr, v4::Message), Ignored> {
+        let reply = server().answer(&bytes(message))?;
+        Ok((reply.to, v4::Message::decode(&mut Decoder::new(&reply.bytes)).unwrap()))
+    }
+
+    fn kind_of(message: &v4::Message) -> MessageType {
+        answer(message).unwrap().1.opts().msg_type().unwrap()
+    }
+
+    #[test]
+    fn a_guest_is_offered_its_address_with_everything_it_needs() {
+        let (to, offer) = answer(&message(MessageType::Discover, &[])).unwrap();
+        assert_eq!(to, Ipv4Addr::BROADCAST);
+        assert_eq!((offer.yiaddr(), offer.xid()), (GUEST, 7));
+        let options: Vec<DhcpOption> = offer.opts().iter().map(|(_, o)| o.clone()).collect();
+        let search = Name::from_ascii("pavo.local.").unwrap();
+        assert_eq!(
+            options,
+            [
+                DhcpOption::SubnetMask(Ipv4Addr::new(255, 255, 0, 0)),
+                DhcpOption::Router(vec![GATEWAY]),
+                DhcpOption::DomainNameServer(vec![GATEWAY]),
+                DhcpOption::Hostname("vm0".into()),
+                DhcpOption::DomainName("pavo.local".into()),
+                DhcpOption::InterfaceMtu(1450),
+                DhcpOption::BroadcastAddr(Ipv4Addr::new(10, 200, 255, 255)),
+                DhcpOption::AddressLeaseTime(86400),
+                DhcpOption::MessageType(MessageType::Offer),
+                DhcpOption::ServerIdentifier(GATEWAY),
+                DhcpOption::Renewal(43200),
+                DhcpOption::Rebinding(75600),
+                DhcpOption::DomainSearch(vec![search]),
+            ]
+        );
+    }
+
+    #[test]
+    fn only_what_is_asked_for_comes_with_the_essentials() {
+        let list =
+            DhcpOption::ParameterRequestList(vec![OptionCode::Router, OptionCode::NtpServers]);
+        let (_, offer) = answer(&message(MessageType::Discover, &[list])).unwrap();
+        let codes: Vec<u8> = offer.opts().iter().map(|(code, _)| (*code).into()).collect();
+        assert_eq!(codes, [1, 3, 51, 53, 54, 58, 59], "no time server is configured");
+    }
+
+    #[test]
+    fn another_name_or_time_server_replaces_or_joins_ours() {
+        let (dns, ntp) = (Ipv4Addr::new(192, 0, 2, 53), Ipv4Addr::new(192, 0, 2, 123));
+        let spec = Spec { dns_server: Some(dns), ntp_server: Some(ntp), ..spec() };
+        let reply =
+            Server::new(&spec).unwrap().answer(&bytes(&message(MessageType::Discover, &[])));
+        let reply = v4::Message::decode(&mut Decoder::new(&reply.unwrap().bytes)).unwrap();
+        let option = |code| reply.opts().get(code).cloned().unwrap();
+        assert_eq!(option(OptionCode::DomainNameServer), DhcpOption::DomainNameServer(vec![dns]));
+        assert_eq!(option(OptionCode::NtpServers), DhcpOption::NtpServers(vec![ntp]));
+    }
+
+    #[test]
+    fn the_search_list_is_encoded_as_rfc_3397_says() {
+        let dns_search = vec!["eng.apple.com".to_owned(), "marketing.apple.com".to_owned()];
+        let server = Server::new(&Spec { dns_search, ..spec() }).unwrap();
+        let reply = server.answer(&bytes(&message(MessageType::Discover, &[]))).unwrap();
+        let expected = b"\x77\x1b\x03eng\x05apple\x03com\x00\x09marketing\xc0\x04";
+        assert!(reply.bytes.windows(expected.len()).any(|part| part == expected));
+    }
+
+    #[test]
+    fn its_own_address_is_confirmed_and_another_refused() {
+        use DhcpOption::{RequestedIpAddress, ServerIdentifier};
+        let ours = ServerIdentifier(GATEWAY);
+        for (options, expected) in [
+            (vec![RequestedIpAddress(GUEST), ours.clone()], MessageType::Ack),
+            (vec![RequestedIpAddress(GUEST)], MessageType::Ack),
+            (vec![RequestedIpAddress(OTHER), ours.clone()], MessageType::Nak),
+            (vec![RequestedIpAddress(OTHER)], MessageType::Nak),
+            (vec![ours], MessageType::Nak),
+        ] {
+            assert_eq!(kind_of(&message(MessageType::Request, &options)), expected, "{options:?}");
+        }
+        let elsewhere = ServerIdentifier(OTHER);
+        let request = message(MessageType::Request, &[RequestedIpAddress(GUEST), elsewhere]);
+        assert_eq!(answer(&request).unwrap_err(), Ignored::ForAnother);
+    }
+
+    #[test]
+    fn a_renewal_is_answered_to_its_address_and_a_refusal_to_everybody() {
+        let mut renewal = message(MessageType::Request, &[]);
+        renewal.set_ciaddr(GUEST);
+        let (to, ack) = answer(&renewal).unwrap();
+        assert_eq!((to, ack.opts().msg_type()), (GUEST, Some(MessageType::Ack)));
+        renewal.set_ciaddr(OTHER);
+        let (to, nak) = answer(&renewal).unwrap();
+        assert_eq!((to, nak.opts().msg_type()), (Ipv4Addr::BROADCAST, Some(MessageType::Nak)));
+        assert_eq!((nak.ciaddr(), nak.yiaddr()), (Ipv4Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED));
+        assert!(!nak.opts().contains(OptionCode::Router));
+    }
+
+    #[test]
+    fn who_only_asks_for_settings_gets_no_lease() {
+        let mut inform = message(MessageType::Inform, &[]);
+        inform.set_ciaddr(GUEST);
+        let (to, ack) = answer(&inform).unwrap();
+        assert_eq!((to, ack.yiaddr()), (GUEST, Ipv4Addr::UNSPECIFIED));
+        assert!(!ack.opts().contains(OptionCode::AddressLeaseTime));
+        assert!(ack.opts().contains(OptionCode::DomainNameServer));
+    }
+
+    #[test]
+    fn one_round_trip_only_where_it_was_asked_for() {
+        let (_, ack) = answer(&message(MessageType::Discover, &[DhcpOption::RapidCommit])).unwrap();
+        assert_eq!(ack.opts().msg_type(), Some(MessageType::Ack));
+        assert!(ack.opts().contains(OptionCode::RapidCommit));
+    }
+
+    #[test]
+    fn what_is_not_for_us_is_passed_over_with_a_reason() {
+        let discover = || message(MessageType::Discover, &[]);
+        for kind in [MessageType::Release, MessageType::Decline] {
+            assert_eq!(answer(&message(kind, &[])).unwrap_err(), Ignored::NothingToSay);
+        }
+        let mut relayed = discover();
+        relayed.set_giaddr(OTHER);
+        assert_eq!(answer(&relayed).unwrap_err(), Ignored::Relayed);
+        let mut stranger = discover();
+        stranger.set_chaddr(&[2, 0, 0, 0, 0, 1]);
+        assert_eq!(answer(&stranger).unwrap_err(), Ignored::Unknown);
+        let mut reply = discover();
+        reply.set_opcode(Opcode::BootReply);
+        assert_eq!(answer(&reply).unwrap_err(), Ignored::Malformed);
+        let no_kind = bytes(&v4::Message::new_with_id(
+            7,
+            [0; 4].into(),
+            [0; 4].into(),
+            [0; 4].into(),
+            [0; 4].into(),
+            &[0x52, 0x54, 0, 0, 0, 0],
+        ));
+        assert_eq!(server().answer(&no_kind).unwrap_err(), Ignored::Malformed);
+    }
+
+    #[test]
+    fn a_reply_is_never_larger_than_its_client_takes() {
+        let dns_search = (0..20).map(|n| format!("a-rather-long-name-{n}.example.org")).collect();
+        let server = Server::new(&Spec { dns_search, ..spec() }).unwrap();
+        let id = DhcpOption::ClientIdentifier(vec![1; 255]);
+        let small = message(MessageType::Discover, std::slice::from_ref(&id));
+        let reply = server.answer(&bytes(&small)).unwrap().bytes;
+        assert!(reply.len() <= 548, "{}", reply.len());
+        let large = message(MessageType::Discover, &[id, DhcpOption::MaxMessageSize(u16::MAX)]);
+        let reply = server.answer(&bytes(&large)).unwrap().bytes;
+        assert!((549..=1472).contains(&reply.len()), "{}", reply.len());
+        let reply = v4::Message::decode(&mut Decoder::new(&reply)).unwrap();
+        assert!(reply.opts().contains(OptionCode::ClientIdentifier));
+        assert!(reply.opts().contains(OptionCode::Router));
+    }
+
+    proptest! {
+        #[test]
+        fn no_packet_makes_it_panic(packet in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let _ = server().answer(&packet);
+        }
+
+        /// A guest's well-formed header, and options of its malice.
+        #[test]
+        fn no_options_make_it_panic_or_give_another_address(
+            kind in 0..20_u8,
+            ciaddr in any::<u32>(),
+            options in proptest::collection::vec(
+                (
+                    prop_oneof![Just(50), Just(54), Just(55), Just(57), Just(61), Just(80), any::<u8>()],
+                    proptest::collection::vec(any::<u8>(), 0..80),
+                ),
+                0..20,
+            ),
+            cut in 0..2000_usize,
+        ) {
+            let mut header = message(MessageType::Discover, &[]);
+            header.set_ciaddr(ciaddr);
+            let mut packet = bytes(&header);
+            packet.truncate(240);
+            packet.extend([53, 1, kind]);
+            for (code, data) in options {
+                packet.extend([code, data.len() as u8]);
+                packet.extend(data);
+            }
+            packet.truncate(240 + cut);
+            if let Ok(reply) = server().answer(&packet) {
+                prop_assert!((MIN_REPLY..=1472).contains(&reply.bytes.len()));
+                let reply = v4::Message::decode(&mut Decoder::new(&reply.bytes)).unwrap();
+                prop_assert!([GUEST, Ipv4Addr::UNSPECIFIED].contains(&reply.yiaddr()));
+            }
+        }
+    }
+}

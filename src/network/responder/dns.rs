@@ -272,3 +272,190 @@ fn response(message: &Message, code: ResponseCode) -> Message {
 fn encode(message: &Message) -> Vec<u8> {
     message.to_vec().unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::responder::tests::spec;
+    use hickory_proto::op::Query;
+    use proptest::prelude::*;
+
+    fn zone() -> Zone {
+        Zone::new(&spec()).unwrap()
+    }
+
+    fn query(name: &str, kind: RecordType) -> Message {
+        let mut message = Message::new();
+        message.set_id(7).set_recursion_desired(true);
+        message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+        message
+    }
+
+    /// The zone's own answer; `None` if it forwards.
+    fn answer(query: &Message) -> Option<Message> {
+        match zone().answer(&query.to_vec().unwrap()) {
+            Verdict::Reply(reply) => Some(Message::from_vec(&reply).unwrap()),
+            Verdict::Forward(_) => None,
+            Verdict::Ignore => panic!("ignored"),
+        }
+    }
+
+    fn ask(name: &str, kind: RecordType) -> (ResponseCode, Vec<String>, bool) {
+        let reply = answer(&query(name, kind)).unwrap_or_else(|| panic!("{name} was forwarded"));
+        assert!(reply.authoritative());
+        assert_eq!(reply.id(), 7);
+        let data = reply.answers().iter().map(|record| record.data().to_string()).collect();
+        (reply.response_code(), data, !reply.name_servers().is_empty())
+    }
+
+    const NO_DATA: (ResponseCode, Vec<String>, bool) = (ResponseCode::NoError, Vec::new(), true);
+    const NO_NAME: (ResponseCode, Vec<String>, bool) = (ResponseCode::NXDomain, Vec::new(), true);
+
+    fn data(text: &str) -> (ResponseCode, Vec<String>, bool) {
+        (ResponseCode::NoError, vec![text.to_owned()], false)
+    }
+
+    #[test]
+    fn guests_and_gateway_have_short_and_full_names_in_any_case() {
+        for name in ["vm1", "VM1.", "vm1.pavo.local.", "Vm1.PAVO.Local."] {
+            assert_eq!(ask(name, RecordType::A), data("10.200.0.2"), "{name}");
+        }
+        assert_eq!(ask("gateway.pavo.local.", RecordType::A), data("10.200.255.254"));
+        assert_eq!(ask("vm0.", RecordType::ANY), data("10.200.0.1"));
+    }
+
+    #[test]
+    fn the_question_comes_back_as_it_was_written() {
+        let reply = answer(&query("vM1.paVO.local.", RecordType::A)).unwrap();
+        assert!(reply.queries()[0].name().eq_case(&Name::from_ascii("vM1.paVO.local.").unwrap()));
+    }
+
+    #[test]
+    fn another_type_of_a_name_that_exists_is_no_data() {
+        for name in ["vm0.", "vm0.pavo.local.", "gateway.pavo.local.", "pavo.local."] {
+            assert_eq!(ask(name, RecordType::AAAA), NO_DATA, "{name}");
+        }
+        assert_eq!(ask("pavo.local.", RecordType::SOA).0, ResponseCode::NoError);
+        assert_eq!(ask("pavo.local.", RecordType::SOA).1.len(), 1);
+    }
+
+    #[test]
+    fn names_that_do_not_exist_do_not_leave() {
+        for name in ["vm2.pavo.local.", "a.vm0.pavo.local.", "vm0.pavo.local.pavo.local."] {
+            assert_eq!(ask(name, RecordType::A), NO_NAME, "{name}");
+        }
+        assert_eq!(ask("printer.", RecordType::A), (ResponseCode::NXDomain, Vec::new(), false));
+        let forwarded = |name, kind| answer(&query(name, kind)).is_none();
+        assert!(forwarded("example.org.", RecordType::A));
+        assert!(forwarded("org.", RecordType::DS), "a validating resolver needs it");
+        assert!(forwarded(".", RecordType::NS));
+        assert!(forwarded("notpavo.local.", RecordType::A));
+    }
+
+    #[test]
+    fn addresses_of_the_subnet_have_names_or_none() {
+        assert_eq!(ask("2.0.200.10.in-addr.arpa.", RecordType::PTR), data("vm1.pavo.local."));
+        let gateway = "254.255.200.10.IN-ADDR.arpa.";
+        assert_eq!(ask(gateway, RecordType::PTR), data("gateway.pavo.local."));
+        assert_eq!(ask(gateway, RecordType::A), NO_DATA);
+        assert_eq!(ask("9.9.200.10.in-addr.arpa.", RecordType::PTR), NO_NAME);
+        assert_eq!(ask("02.0.200.10.in-addr.arpa.", RecordType::PTR), NO_NAME);
+        assert_eq!(ask("1.2.0.200.10.in-addr.arpa.", RecordType::PTR), NO_NAME);
+        assert_eq!(ask("200.10.in-addr.arpa.", RecordType::PTR), NO_DATA);
+        assert_eq!(ask("0.200.10.in-addr.arpa.", RecordType::PTR), NO_DATA);
+        for outside in ["1.0.201.10.in-addr.arpa.", "10.in-addr.arpa.", "x.10.in-addr.arpa."] {
+            assert!(answer(&query(outside, RecordType::PTR)).is_none(), "{outside}");
+        }
+    }
+
+    #[test]
+    fn a_negative_answer_can_be_cached_below_its_zone() {
+        for (name, zone) in [
+            ("vm2.pavo.local.", "pavo.local."),
+            ("vm0.", "vm0."),
+            ("9.9.200.10.in-addr.arpa.", "200.10.in-addr.arpa."),
+        ] {
+            let reply = answer(&query(name, RecordType::AAAA)).unwrap();
+            assert_eq!(reply.name_servers()[0].name().to_string(), zone);
+        }
+    }
+
+    #[test]
+    fn what_we_do_not_do_is_said() {
+        let code = |message: &Message| answer(message).unwrap().response_code();
+        let mut update = query("vm0.", RecordType::A);
+        update.set_op_code(OpCode::Update);
+        assert_eq!(code(&update), ResponseCode::NotImp);
+        let mut chaos = query("version.bind.", RecordType::TXT);
+        chaos.queries_mut()[0].set_query_class(DNSClass::CH);
+        assert_eq!(code(&chaos), ResponseCode::Refused);
+        assert_eq!(code(&query("pavo.local.", RecordType::AXFR)), ResponseCode::Refused);
+        let mut two = query("vm0.", RecordType::A);
+        two.add_query(Query::query(Name::from_ascii("vm1.").unwrap(), RecordType::A));
+        assert_eq!(code(&two), ResponseCode::FormErr);
+        let mut future = query("vm0.", RecordType::A);
+        future.set_edns(Edns::new().set_version(1).clone());
+        let reply = answer(&future).unwrap();
+        assert_eq!(reply.extensions().as_ref().unwrap().rcode_high(), 1, "BADVERS is 16");
+    }
+
+    #[test]
+    fn a_response_is_not_answered() {
+        let mut response = query("vm0.", RecordType::A);
+        response.set_message_type(MessageType::Response);
+        assert!(matches!(zone().answer(&response.to_vec().unwrap()), Verdict::Ignore));
+    }
+
+    #[test]
+    fn edns_is_spoken_to_who_speaks_it() {
+        let mut with = query("vm0.", RecordType::A);
+        with.set_edns(Edns::new());
+        assert!(answer(&with).unwrap().extensions().is_some());
+        assert!(answer(&query("vm0.", RecordType::A)).unwrap().extensions().is_none());
+    }
+
+    #[test]
+    fn a_domain_that_dns_does_not_allow_is_refused() {
+        for domain in ["", ".", "a..b", &"a".repeat(64), &"abcdefg.".repeat(31)] {
+            let spec = Spec { domain: (*domain).to_owned(), ..spec() };
+            assert!(Zone::new(&spec).is_err(), "{domain}");
+        }
+        let mut spec = spec();
+        spec.guests[0].name = "a.b".into();
+        assert!(Zone::new(&spec).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_packet_makes_it_panic(packet in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let _ = zone().answer(&packet);
+        }
+
+        /// A header that is believed, and what follows of a guest's malice.
+        #[test]
+        fn no_question_makes_it_panic(
+            additional in 0..4_u8,
+            rest in proptest::collection::vec(prop_oneof![0..4_u8, any::<u8>()], 0..300),
+        ) {
+            let mut packet = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, additional];
+            packet.extend(rest);
+            match zone().answer(&packet) {
+                Verdict::Reply(reply) => prop_assert_eq!(&reply[..2], &[0, 7]),
+                Verdict::Forward(query) => prop_assert_eq!(query.id(), 7),
+                Verdict::Ignore => prop_assert!(false, "a query is answered"),
+            }
+        }
+
+        #[test]
+        fn any_name_gets_its_own_answer(name in "([a-z0-9*_-]{1,20}\\.){1,6}", kind in any::<u16>()) {
+            let Ok(name) = Name::from_ascii(&name) else { return Ok(()) };
+            let mut message = Message::new();
+            message.add_query(Query::query(name.clone(), kind.into()));
+            let Ok(packet) = message.to_vec() else { return Ok(()) };
+            if let Verdict::Reply(reply) = zone().answer(&packet) {
+                let reply = Message::from_vec(&reply).unwrap();
+                prop_assert!(reply.queries().iter().all(|query| *query.name() == name));
+            }
+        }
+    }
+}

@@ -291,3 +291,207 @@ impl<C> Pending<C> {
         Some(Due::Ask { id, server })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hickory_proto::rr::rdata::{A, TXT};
+    use hickory_proto::rr::{Name, RData, Record, RecordType};
+    use proptest::prelude::*;
+
+    const GUEST: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 1);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn query(name: &str) -> Message {
+        let mut message = Message::new();
+        message.set_id(0x4242).set_recursion_desired(true);
+        message.add_query(Query::query(Name::from_ascii(name).unwrap(), RecordType::A));
+        message
+    }
+
+    fn asked(name: &str) -> Asked {
+        let query = query(name);
+        let packet = query.to_vec().unwrap();
+        Asked::datagram(query, &packet)
+    }
+
+    /// Draws 1, 2, 3 …
+    fn counter() -> impl FnMut() -> u16 {
+        let mut last = 0;
+        move || {
+            last += 1;
+            last
+        }
+    }
+
+    fn response(id: u16, name: &str) -> Message {
+        let mut message = query(name);
+        message.set_id(id).set_message_type(MessageType::Response);
+        let data = RData::A(A::new(192, 0, 2, 1));
+        message.add_answer(Record::from_rdata(Name::from_ascii(name).unwrap(), 60, data));
+        message
+    }
+
+    fn packet(id: u16, name: &str) -> Vec<u8> {
+        response(id, name).to_vec().unwrap()
+    }
+
+    #[test]
+    fn an_answer_comes_back_under_the_guests_own_id() {
+        let mut pending = Pending::new(1);
+        let id = pending.insert(Instant::now(), asked("a.org."), 'c', GUEST, || 99).unwrap();
+        assert_eq!(id, 99);
+        assert_eq!(pending.packet(id).unwrap()[..2], 99_u16.to_be_bytes());
+        let (client, answer) = pending.accept(0, &packet(99, "A.org.")).unwrap();
+        assert_eq!((client, &answer[..2]), ('c', &[0x42, 0x42][..]));
+        assert!(pending.accept(0, &packet(99, "a.org.")).is_none(), "one answer only");
+        assert_eq!(pending.next(), None, "nothing waits, so nothing wakes us");
+    }
+
+    #[test]
+    fn what_was_not_asked_is_no_answer() {
+        let mut pending = Pending::new(2);
+        pending.insert(Instant::now(), asked("a.org."), (), GUEST, || 99).unwrap();
+        assert!(pending.accept(0, &packet(98, "a.org.")).is_none(), "another id");
+        assert!(pending.accept(0, &packet(99, "b.org.")).is_none(), "another question");
+        assert!(pending.accept(1, &packet(99, "a.org.")).is_none(), "a server not asked yet");
+        assert!(pending.accept(7, &packet(99, "a.org.")).is_none(), "no server at all");
+        let mut question = response(99, "a.org.");
+        question.set_message_type(MessageType::Query);
+        assert!(pending.accept(0, &question.to_vec().unwrap()).is_none(), "a query");
+        assert!(pending.accept(0, &packet(99, "a.org.")[..20]).is_none(), "half a packet");
+        assert!(pending.accept(0, &packet(99, "a.org.")).is_some());
+    }
+
+    #[test]
+    fn two_queries_never_share_an_id() {
+        let mut pending = Pending::new(1);
+        let mut draws = [5, 5, 5, 6].into_iter();
+        let mut draw = || draws.next().unwrap();
+        let now = Instant::now();
+        assert_eq!(pending.insert(now, asked("a.org."), 'a', GUEST, &mut draw), Ok(5));
+        assert_eq!(pending.insert(now, asked("a.org."), 'b', GUEST, &mut draw), Ok(6));
+        assert_eq!(pending.accept(0, &packet(6, "a.org.")).unwrap().0, 'b');
+        assert_eq!(pending.accept(0, &packet(5, "a.org.")).unwrap().0, 'a');
+    }
+
+    #[test]
+    fn every_two_seconds_the_next_server_and_after_five_the_end() {
+        let start = Instant::now();
+        let mut pending = Pending::new(2);
+        let id = pending.insert(start, asked("a.org."), 'c', GUEST, || 9).unwrap();
+        assert_eq!(pending.due(start + SECOND), None);
+        assert_eq!(pending.next(), Some(start + RETRY));
+        assert_eq!(pending.due(start + 2 * SECOND), Some(Due::Ask { id, server: 1 }));
+        assert_eq!(pending.due(start + 2 * SECOND), None);
+        assert_eq!(pending.due(start + 4 * SECOND), Some(Due::Ask { id, server: 0 }));
+        assert_eq!(pending.next(), Some(start + GIVE_UP));
+        let Some(Due::Fail { client, answer }) = pending.due(start + GIVE_UP) else { panic!() };
+        let answer = Message::from_vec(&answer).unwrap();
+        assert_eq!((client, answer.id()), ('c', 0x4242));
+        assert_eq!(answer.response_code(), ResponseCode::ServFail);
+        assert_eq!(pending.next(), None);
+    }
+
+    #[test]
+    fn a_server_that_is_down_is_skipped_and_the_last_one_ends_it() {
+        let start = Instant::now();
+        let mut pending = Pending::new(3);
+        let id = pending.insert(start, asked("a.org."), 'c', GUEST, || 9).unwrap();
+        pending.refused(0, start);
+        assert_eq!(pending.due(start), Some(Due::Ask { id, server: 1 }));
+        pending.refused(0, start);
+        assert_eq!(pending.due(start), None, "it waits for another server by now");
+        pending.refused(1, start);
+        assert_eq!(pending.due(start), Some(Due::Ask { id, server: 2 }));
+        pending.refused(2, start);
+        assert!(matches!(pending.due(start), Some(Due::Fail { client: 'c', .. })));
+    }
+
+    #[test]
+    fn one_guest_cannot_use_up_what_others_need() {
+        let (now, mut draw) = (Instant::now(), counter());
+        let mut pending = Pending::new(1);
+        let mut taken = 0;
+        let refused = loop {
+            match pending.insert(now, asked("a.org."), (), GUEST, &mut draw) {
+                Ok(_) => taken += 1,
+                Err((refused, ())) => break refused,
+            }
+        };
+        assert_eq!((taken, refused), (MAX_PENDING_OF_GUEST, Refused::Full));
+        let other = Ipv4Addr::new(10, 200, 0, 2);
+        assert!(pending.insert(now, asked("a.org."), (), other, &mut draw).is_ok());
+    }
+
+    #[test]
+    fn a_guest_may_ask_so_many_a_second() {
+        let (start, mut draw) = (Instant::now(), counter());
+        let mut pending = Pending::new(1);
+        let mut ask = |now| {
+            let id = pending.insert(now, asked("a.org."), (), GUEST, &mut draw).map_err(|e| e.0)?;
+            pending.accept(0, &packet(id, "a.org.")).unwrap();
+            Ok(())
+        };
+        for _ in 0..RATE {
+            assert_eq!(ask(start), Ok(()));
+        }
+        assert_eq!(ask(start), Err(Refused::TooFast));
+        assert_eq!(ask(start + SECOND / 10), Ok(()));
+    }
+
+    #[test]
+    fn an_answer_too_large_for_its_client_is_truncated() {
+        let mut pending = Pending::new(1);
+        pending.insert(Instant::now(), asked("a.org."), (), GUEST, || 9).unwrap();
+        let mut large = response(9, "a.org.");
+        for _ in 0..10 {
+            let data = RData::TXT(TXT::new(vec!["x".repeat(100)]));
+            large.add_answer(Record::from_rdata(Name::from_ascii("a.org.").unwrap(), 60, data));
+        }
+        let (_, answer) = pending.accept(0, &large.to_vec().unwrap()).unwrap();
+        assert!(answer.len() <= 512);
+        let answer = Message::from_vec(&answer).unwrap();
+        assert!(answer.truncated());
+        assert_eq!((answer.queries().len(), answer.answers().len()), (1, 0));
+    }
+
+    #[test]
+    fn by_stream_an_answer_is_whole_or_a_failure() {
+        let mut pending = Pending::new(1);
+        for truncated in [false, true] {
+            let stream = Asked::stream(query("a.org.")).unwrap();
+            pending.insert(Instant::now(), stream, (), GUEST, || 9).unwrap();
+            let sent = Message::from_vec(pending.packet(9).unwrap()).unwrap();
+            assert_eq!(sent.max_payload(), STREAM_PAYLOAD);
+            let mut answer = response(9, "a.org.");
+            answer.set_truncated(truncated).set_edns(Edns::new());
+            let (_, answer) = pending.accept(0, &answer.to_vec().unwrap()).unwrap();
+            let answer = Message::from_vec(&answer).unwrap();
+            assert_eq!(answer.id(), 0x4242);
+            assert!(answer.extensions().is_none() && !answer.truncated());
+            let failed = answer.response_code() == ResponseCode::ServFail;
+            assert_eq!(failed, truncated);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_packet_from_a_server_makes_it_panic(
+            rest in proptest::collection::vec(any::<u8>(), 0..300),
+            keep in 0..30_usize,
+            stream in any::<bool>(),
+        ) {
+            let mut pending = Pending::new(1);
+            let query = query("a.org.");
+            let bytes = query.to_vec().unwrap();
+            let asked =
+                if stream { Asked::stream(query).unwrap() } else { Asked::datagram(query, &bytes) };
+            pending.insert(Instant::now(), asked, (), GUEST, || 9).unwrap();
+            let mut packet = packet(9, "a.org.");
+            packet.truncate(keep);
+            packet.extend(rest);
+            let _ = pending.accept(0, &packet);
+        }
+    }
+}

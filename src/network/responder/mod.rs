@@ -202,3 +202,60 @@ async fn serve(parts: Parts, mut lifeline: BufReader<UnixStream>) -> Result<()> 
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Two guests of `10.200.0.0/16`, nothing outside.
+    pub fn spec() -> Spec {
+        let subnet: Subnet = "10.200.0.0/16".parse().unwrap();
+        let guest = |rank| Guest {
+            rank,
+            name: format!("vm{rank}"),
+            mac: Mac([0x52, 0x54, 0, 0, 0, rank as u8]),
+            address: subnet.guest(rank).unwrap(),
+        };
+        Spec {
+            network: "nat".into(),
+            namespace: None,
+            interface: "gw".into(),
+            gateway: subnet.gateway(),
+            subnet,
+            mtu: 1450,
+            domain: "pavo.local".into(),
+            dns_search: Vec::new(),
+            dns_server: None,
+            ntp_server: None,
+            guests: (0..2).map(guest).collect(),
+            upstream: Vec::new(),
+            publish: Vec::new(),
+            drop_to: None,
+        }
+    }
+
+    #[test]
+    fn a_specification_survives_its_journey() {
+        let line = serde_json::to_string(&spec()).unwrap();
+        assert_eq!(serde_json::from_str::<Spec>(&line).unwrap(), spec());
+    }
+
+    #[test]
+    fn the_answer_is_what_the_parent_reads() {
+        assert_eq!(serde_json::to_string(&Answer::Ready(true)).unwrap(), r#"{"ready":true}"#);
+        let error = Answer::Error(Error::system("no").to_wire());
+        assert!(serde_json::to_string(&error).unwrap().starts_with(r#"{"error":{"#));
+    }
+
+    #[test]
+    fn a_specification_cut_short_is_refused() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        runtime.block_on(async {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs.write_all(br#"{"network": "na"#).await.unwrap();
+            theirs.shutdown().await.unwrap();
+            let error = read_spec(&mut BufReader::new(ours)).await.unwrap_err();
+            assert_eq!(error.to_string(), "the responder's specification is cut short");
+        });
+    }
+}

@@ -6,12 +6,13 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use hickory_proto::op::{Message, ResponseCode};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadBuf};
+use nix::sys::socket::{MsgFlags, recv};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -39,7 +40,7 @@ pub struct Service {
     zone: Arc<Zone>,
     datagram: UdpSocket,
     stream: TcpListener,
-    upstream: Vec<UdpSocket>,
+    upstream: Vec<Arc<UdpSocket>>,
 }
 
 /// Whom to answer.
@@ -61,27 +62,28 @@ impl Service {
         zone: Zone,
         datagram: UdpSocket,
         stream: TcpListener,
-        mut upstream: Vec<UdpSocket>,
+        upstream: Vec<UdpSocket>,
     ) -> Self {
-        upstream.truncate(MAX_SERVERS);
+        let upstream = upstream.into_iter().take(MAX_SERVERS).map(Arc::new).collect();
         Self { zone: Arc::new(zone), datagram, stream, upstream }
     }
 
     /// Answers for ever; returns what broke.
     pub async fn serve(self) -> Error {
-        let (queue, mut from_streams) = mpsc::channel(MAX_STREAMS);
-        let mut streams = JoinSet::new();
-        streams.spawn(serve_streams(self.stream, self.zone.clone(), queue));
-        let pending = Pending::new(self.upstream.len());
+        let mut parts = JoinSet::new();
+        let (stream_queue, mut from_streams) = mpsc::channel(MAX_STREAMS);
+        parts.spawn(serve_streams(self.stream, self.zone.clone(), stream_queue));
+        let (server_queue, mut from_servers) = mpsc::channel(64);
+        for (server, socket) in self.upstream.iter().enumerate() {
+            parts.spawn(hear(server, socket.clone(), server_queue.clone()));
+        }
         let mut forwarder = Forwarder {
             zone: self.zone,
             datagram: self.datagram,
+            pending: Pending::new(self.upstream.len()),
             upstream: self.upstream,
-            pending,
         };
-        // Apart from the loop's, so that a large answer does not overwrite a query.
         let mut query = vec![0; MAX_QUERY];
-        let mut answer = vec![0; MAX_DATAGRAM];
         loop {
             let next = forwarder.pending.next();
             tokio::select! {
@@ -89,14 +91,12 @@ impl Service {
                     Ok((length, client)) => forwarder.asked(&query[..length], client).await,
                     Err(error) => return Error::system("receiving DNS queries").because(error),
                 },
-                (server, received) = answered(&forwarder.upstream, &mut answer) => {
-                    forwarder.answered(server, received.map(|length| &answer[..length])).await;
-                }
+                Some(heard) = from_servers.recv() => forwarder.heard(heard).await,
                 Some(asked) = from_streams.recv() => forwarder.asked_by_stream(asked).await,
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
-                Some(ended) = streams.join_next() => {
+                Some(ended) = parts.join_next() => {
                     return ended.unwrap_or_else(|panic| {
-                        Error::bug("the DNS server for TCP panicked").because(panic)
+                        Error::bug("a part of the DNS server panicked").because(panic)
                     });
                 }
             }
@@ -105,24 +105,40 @@ impl Service {
     }
 }
 
-/// Waits for a packet from any of the servers.
-async fn answered(servers: &[UdpSocket], buffer: &mut [u8]) -> (usize, io::Result<usize>) {
-    std::future::poll_fn(|context| {
-        for (server, socket) in servers.iter().enumerate() {
-            let mut buffer = ReadBuf::new(buffer);
-            if let Poll::Ready(result) = socket.poll_recv(context, &mut buffer) {
-                return Poll::Ready((server, result.map(|()| buffer.filled().len())));
-            }
+/// A packet from a server, or that its port is closed.
+struct Heard {
+    server: usize,
+    packet: io::Result<Vec<u8>>,
+}
+
+/// Passes on what a server sends. That its port is closed is an error of the socket without
+/// being readable, which `recv` alone would sleep through.
+async fn hear(server: usize, socket: Arc<UdpSocket>, queue: mpsc::Sender<Heard>) -> Error {
+    let mut buffer = vec![0; MAX_DATAGRAM];
+    loop {
+        // `try_io` knows one interest at a time: with both it would never run.
+        let interest = match socket.ready(Interest::READABLE | Interest::ERROR).await {
+            Ok(ready) if ready.is_error() => Interest::ERROR,
+            Ok(_) => Interest::READABLE,
+            Err(error) => return Error::system("receiving from a name server").because(error),
+        };
+        let packet = socket
+            .try_io(interest, || Ok(recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?));
+        let packet = match packet {
+            Ok(length) => Ok(buffer[..length].to_vec()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => Err(error),
+        };
+        if queue.send(Heard { server, packet }).await.is_err() {
+            return Error::bug("nobody listens to name servers any more");
         }
-        Poll::Pending
-    })
-    .await
+    }
 }
 
 struct Forwarder {
     zone: Arc<Zone>,
     datagram: UdpSocket,
-    upstream: Vec<UdpSocket>,
+    upstream: Vec<Arc<UdpSocket>>,
     pending: Pending<Client>,
 }
 
@@ -172,11 +188,10 @@ impl Forwarder {
         }
     }
 
-    /// A packet from a server, or what became of one to it.
-    async fn answered(&mut self, server: usize, received: io::Result<&[u8]>) {
-        match received {
+    async fn heard(&mut self, Heard { server, packet }: Heard) {
+        match packet {
             Ok(packet) => {
-                if let Some((client, answer)) = self.pending.accept(server, packet) {
+                if let Some((client, answer)) = self.pending.accept(server, &packet) {
                     self.reply(client, answer).await;
                 }
             }
