@@ -215,7 +215,7 @@ fn connections_beyond_the_limit_wait_for_their_turn() {
 #[test]
 fn it_keeps_no_right_and_ends_with_its_life_line() {
     let Some(world) = World::new() else { return };
-    let mut running = world.start(|spec| spec.drop_to = Some(world::NOBODY));
+    let mut running = world.start(|spec| spec.drop_to = world::unprivileged());
     let status = std::fs::read_to_string(format!("/proc/{}/status", running.pid())).unwrap();
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
