@@ -3,7 +3,8 @@
 //! A query goes out under an id of its own, drawn at random; what comes back counts only
 //! if a server that was asked answers that id with that question (RFC 5452). Every two
 //! seconds the next server is tried, after five the guest is told that it failed. The
-//! sockets are connected, so the kernel drops what other hosts send.
+//! server that answered last is asked first, so one that is silent costs two seconds once.
+//! The sockets are connected, so the kernel drops what other hosts send.
 //!
 //! [`Pending`] is the table: bounded, fair between guests, without a clock or socket of
 //! its own.
@@ -130,7 +131,8 @@ struct Waiting<C> {
     source: Ipv4Addr,
     since: Instant,
     next: Instant,
-    server: usize,
+    /// The one asked last.
+    server: Option<usize>,
     /// By server: whether it was asked, and whether it is known to be down.
     tried: [bool; MAX_SERVERS],
     down: [bool; MAX_SERVERS],
@@ -148,6 +150,8 @@ struct Share {
 #[derive(Debug)]
 pub struct Pending<C> {
     servers: usize,
+    /// The server that answered last.
+    preferred: usize,
     waiting: HashMap<u16, Waiting<C>>,
     /// What is to be done when.
     timers: BTreeSet<(Instant, u16)>,
@@ -160,6 +164,7 @@ impl<C> Pending<C> {
     pub fn new(servers: usize) -> Self {
         Self {
             servers: servers.min(MAX_SERVERS),
+            preferred: 0,
             waiting: HashMap::new(),
             timers: BTreeSet::new(),
             shares: HashMap::new(),
@@ -176,8 +181,8 @@ impl<C> Pending<C> {
         self.waiting.get(&id).map(|waiting| waiting.asked.packet.as_slice())
     }
 
-    /// Takes a query; its id is the first that `random` draws and no other query has. It
-    /// is to be sent to server 0.
+    /// Takes a query, which is due at once; its id is the first that `random` draws and no
+    /// other query has.
     ///
     /// # Errors
     ///
@@ -198,18 +203,17 @@ impl<C> Pending<C> {
             id = random();
         }
         asked.packet[..2].copy_from_slice(&id.to_be_bytes());
-        let mut waiting = Waiting {
+        let waiting = Waiting {
             asked,
             client,
             source,
             since: now,
-            next: now + RETRY,
-            server: 0,
+            next: now,
+            server: None,
             tried: [false; MAX_SERVERS],
             down: [false; MAX_SERVERS],
         };
-        waiting.tried[0] = true;
-        self.timers.insert((waiting.next, id));
+        self.timers.insert((now, id));
         self.waiting.insert(id, waiting);
         Ok(id)
     }
@@ -256,6 +260,7 @@ impl<C> Pending<C> {
         if !is_answer || !*waiting.tried.get(server)? {
             return None;
         }
+        self.preferred = server;
         let waiting = self.remove(header.id())?;
         Some((waiting.client, waiting.asked.answer(packet, end)))
     }
@@ -263,7 +268,7 @@ impl<C> Pending<C> {
     /// A server's port is closed: what waits for it goes on at once.
     pub fn refused(&mut self, server: usize, now: Instant) {
         for (id, waiting) in &mut self.waiting {
-            if waiting.server == server && !waiting.down[server] {
+            if waiting.server == Some(server) && !waiting.down[server] {
                 waiting.down[server] = true;
                 self.timers.remove(&(waiting.next, *id));
                 waiting.next = now;
@@ -276,16 +281,18 @@ impl<C> Pending<C> {
     pub fn due(&mut self, now: Instant) -> Option<Due<C>> {
         let &(_, id) = self.timers.first().filter(|(when, _)| *when <= now)?;
         let waiting = self.waiting.get_mut(&id)?;
-        let up = (1..=self.servers).map(|step| (waiting.server + step) % self.servers);
-        let next =
-            up.filter(|_| now < waiting.since + GIVE_UP).find(|server| !waiting.down[*server]);
+        let first = waiting.server.map_or(self.preferred, |last| last + 1);
+        let next = (0..self.servers)
+            .map(|step| (first + step) % self.servers)
+            .filter(|_| now < waiting.since + GIVE_UP)
+            .find(|server| !waiting.down[*server]);
         let Some(server) = next else {
             let waiting = self.remove(id)?;
             return Some(Due::Fail { answer: waiting.asked.failure(), client: waiting.client });
         };
         self.timers.remove(&(waiting.next, id));
         waiting.next = (now + RETRY).min(waiting.since + GIVE_UP);
-        waiting.server = server;
+        waiting.server = Some(server);
         waiting.tried[server] = true;
         self.timers.insert((waiting.next, id));
         Some(Due::Ask { id, server })
@@ -324,6 +331,20 @@ mod tests {
         }
     }
 
+    /// Takes a query and sends it to whom it is due; returns that server.
+    fn sent<C: std::fmt::Debug + PartialEq>(
+        pending: &mut Pending<C>,
+        now: Instant,
+        asked: Asked,
+        client: C,
+        id: u16,
+    ) -> usize {
+        assert_eq!(pending.insert(now, asked, client, GUEST, || id), Ok(id));
+        let Some(Due::Ask { id: due, server }) = pending.due(now) else { panic!("not due") };
+        assert_eq!(due, id);
+        server
+    }
+
     fn response(id: u16, name: &str) -> Message {
         let mut message = query(name);
         message.set_id(id).set_message_type(MessageType::Response);
@@ -339,9 +360,8 @@ mod tests {
     #[test]
     fn an_answer_comes_back_under_the_guests_own_id() {
         let mut pending = Pending::new(1);
-        let id = pending.insert(Instant::now(), asked("a.org."), 'c', GUEST, || 99).unwrap();
-        assert_eq!(id, 99);
-        assert_eq!(pending.packet(id).unwrap()[..2], 99_u16.to_be_bytes());
+        assert_eq!(sent(&mut pending, Instant::now(), asked("a.org."), 'c', 99), 0);
+        assert_eq!(pending.packet(99).unwrap()[..2], 99_u16.to_be_bytes());
         let (client, answer) = pending.accept(0, &packet(99, "A.org.")).unwrap();
         assert_eq!((client, &answer[..2]), ('c', &[0x42, 0x42][..]));
         assert!(pending.accept(0, &packet(99, "a.org.")).is_none(), "one answer only");
@@ -351,7 +371,10 @@ mod tests {
     #[test]
     fn what_was_not_asked_is_no_answer() {
         let mut pending = Pending::new(2);
-        pending.insert(Instant::now(), asked("a.org."), (), GUEST, || 99).unwrap();
+        let now = Instant::now();
+        pending.insert(now, asked("a.org."), (), GUEST, || 99).unwrap();
+        assert!(pending.accept(0, &packet(99, "a.org.")).is_none(), "not sent yet");
+        assert_eq!(pending.due(now), Some(Due::Ask { id: 99, server: 0 }));
         assert!(pending.accept(0, &packet(98, "a.org.")).is_none(), "another id");
         assert!(pending.accept(0, &packet(99, "b.org.")).is_none(), "another question");
         assert!(pending.accept(1, &packet(99, "a.org.")).is_none(), "a server not asked yet");
@@ -371,6 +394,7 @@ mod tests {
         let now = Instant::now();
         assert_eq!(pending.insert(now, asked("a.org."), 'a', GUEST, &mut draw), Ok(5));
         assert_eq!(pending.insert(now, asked("a.org."), 'b', GUEST, &mut draw), Ok(6));
+        while pending.due(now).is_some() {}
         assert_eq!(pending.accept(0, &packet(6, "a.org.")).unwrap().0, 'b');
         assert_eq!(pending.accept(0, &packet(5, "a.org.")).unwrap().0, 'a');
     }
@@ -379,7 +403,8 @@ mod tests {
     fn every_two_seconds_the_next_server_and_after_five_the_end() {
         let start = Instant::now();
         let mut pending = Pending::new(2);
-        let id = pending.insert(start, asked("a.org."), 'c', GUEST, || 9).unwrap();
+        let id = 9;
+        assert_eq!(sent(&mut pending, start, asked("a.org."), 'c', id), 0);
         assert_eq!(pending.due(start + SECOND), None);
         assert_eq!(pending.next(), Some(start + RETRY));
         assert_eq!(pending.due(start + 2 * SECOND), Some(Due::Ask { id, server: 1 }));
@@ -397,7 +422,8 @@ mod tests {
     fn a_server_that_is_down_is_skipped_and_the_last_one_ends_it() {
         let start = Instant::now();
         let mut pending = Pending::new(3);
-        let id = pending.insert(start, asked("a.org."), 'c', GUEST, || 9).unwrap();
+        let id = 9;
+        assert_eq!(sent(&mut pending, start, asked("a.org."), 'c', id), 0);
         pending.refused(0, start);
         assert_eq!(pending.due(start), Some(Due::Ask { id, server: 1 }));
         pending.refused(0, start);
@@ -406,6 +432,16 @@ mod tests {
         assert_eq!(pending.due(start), Some(Due::Ask { id, server: 2 }));
         pending.refused(2, start);
         assert!(matches!(pending.due(start), Some(Due::Fail { client: 'c', .. })));
+    }
+
+    #[test]
+    fn who_answered_last_is_asked_first() {
+        let start = Instant::now();
+        let mut pending = Pending::new(2);
+        assert_eq!(sent(&mut pending, start, asked("a.org."), (), 9), 0);
+        assert_eq!(pending.due(start + RETRY), Some(Due::Ask { id: 9, server: 1 }));
+        assert!(pending.accept(1, &packet(9, "a.org.")).is_some());
+        assert_eq!(sent(&mut pending, start, asked("b.org."), (), 8), 1);
     }
 
     #[test]
@@ -430,6 +466,7 @@ mod tests {
         let mut pending = Pending::new(1);
         let mut ask = |now| {
             let id = pending.insert(now, asked("a.org."), (), GUEST, &mut draw).map_err(|e| e.0)?;
+            assert!(pending.due(now).is_some());
             pending.accept(0, &packet(id, "a.org.")).unwrap();
             Ok(())
         };
@@ -443,7 +480,7 @@ mod tests {
     #[test]
     fn an_answer_too_large_for_its_client_is_truncated() {
         let mut pending = Pending::new(1);
-        pending.insert(Instant::now(), asked("a.org."), (), GUEST, || 9).unwrap();
+        sent(&mut pending, Instant::now(), asked("a.org."), (), 9);
         let mut large = response(9, "a.org.");
         for _ in 0..10 {
             let data = RData::TXT(TXT::new(vec!["x".repeat(100)]));
@@ -461,7 +498,7 @@ mod tests {
         let mut pending = Pending::new(1);
         for truncated in [false, true] {
             let stream = Asked::stream(query("a.org.")).unwrap();
-            pending.insert(Instant::now(), stream, (), GUEST, || 9).unwrap();
+            sent(&mut pending, Instant::now(), stream, (), 9);
             let sent = Message::from_vec(pending.packet(9).unwrap()).unwrap();
             assert_eq!(sent.max_payload(), STREAM_PAYLOAD);
             let mut answer = response(9, "a.org.");
@@ -487,7 +524,7 @@ mod tests {
             let bytes = query.to_vec().unwrap();
             let asked =
                 if stream { Asked::stream(query).unwrap() } else { Asked::datagram(query, &bytes) };
-            pending.insert(Instant::now(), asked, (), GUEST, || 9).unwrap();
+            sent(&mut pending, Instant::now(), asked, (), 9);
             let mut packet = packet(9, "a.org.");
             packet.truncate(keep);
             packet.extend(rest);

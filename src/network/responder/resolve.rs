@@ -173,11 +173,10 @@ impl Forwarder {
         if self.upstream.is_empty() {
             return self.reply(client, refusal).await;
         }
-        let now = Instant::now();
-        match self.pending.insert(now, asked, client, guest, random) {
-            Ok(id) => self.ask(id, 0, now).await,
+        let taken = self.pending.insert(Instant::now(), asked, client, guest, random);
+        if let Err((reason, _)) = taken {
             // Silence slows a resolver down; an answer would only bring the next query.
-            Err((reason, _)) => tracing::debug!("a DNS query of {guest} was dropped: {reason:?}"),
+            tracing::debug!("a DNS query of {guest} was dropped: {reason:?}");
         }
     }
 
