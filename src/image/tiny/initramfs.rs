@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use super::cpio::Archive;
 use super::kmod;
 use crate::error::{Context, Error, Result};
+use crate::image::tool;
 
 /// What the guest's devices and its seed need.
 const MODULES: &[&str] = &[
@@ -41,10 +43,14 @@ const FOLDERS: &[(&str, u32)] = &[
 ];
 
 /// Programs and libraries, searched in the usual folders of the packages.
+const BIN: &[&str] = &["bin", "usr/bin", "usr/sbin"];
 const PROGRAMS: &[&str] = &["busybox", "dropbear", "dropbearkey"];
 const LIBRARIES: &[&str] = &[
     "libc.so.6",
+    // busybox loads these to look host names up.
     "libresolv.so.2",
+    "libnss_dns.so.2",
+    "libnss_files.so.2",
     "libtomcrypt.so.1",
     "libtommath.so.1",
     "libgmp.so.10",
@@ -67,7 +73,7 @@ const TEXTS: &[(&str, u32, &str)] = &[
 /// The kernel that was unpacked.
 #[derive(Debug)]
 pub(super) struct Kernel {
-    pub(super) image: PathBuf,
+    image: PathBuf,
     modules: PathBuf,
 }
 
@@ -88,6 +94,11 @@ impl Kernel {
             modules: find(root, &["lib/modules", "usr/lib/modules"], &version)?,
         })
     }
+
+    /// The file that a boot loader loads.
+    pub(super) fn image(&self) -> Result<Vec<u8>> {
+        read(&self.image)
+    }
 }
 
 /// Writes the initramfs.
@@ -99,9 +110,11 @@ pub(super) fn build(root: &Path, kernel: &Kernel) -> Result<Vec<u8>> {
     for (to, from) in [("sbin", "bin"), ("lib64", "lib"), ("usr", "."), ("var/run", "../run")] {
         archive.symlink(to, from);
     }
-    archive.symlink("bin/sh", "busybox");
+    for applet in applets(root)? {
+        archive.symlink(&format!("bin/{applet}"), "busybox");
+    }
     for name in PROGRAMS {
-        let path = find(root, &["bin", "usr/bin", "usr/sbin"], name)?;
+        let path = find(root, BIN, name)?;
         archive.file(&format!("bin/{name}"), 0o755, &read(&path)?);
     }
     let folders = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
@@ -112,16 +125,22 @@ pub(super) fn build(root: &Path, kernel: &Kernel) -> Result<Vec<u8>> {
     let (_, loader) = LOADER.split_once('/').expect("it lies in a folder");
     archive.file(&format!("lib/{loader}"), 0o755, &read(&find(root, &folders, loader)?)?);
     let modules = kmod::select(&kernel.modules, MODULES)?;
-    let mut order = String::new();
     for (index, module) in modules.iter().enumerate() {
+        // A shell's `*` goes through them in the order in which they are loaded.
         let path = format!("lib/modules/{index:02}-{}.ko", module.name);
         archive.file(&path, 0o644, &module.content);
-        order += &format!("{}\n", module.name);
     }
     for (path, mode, text) in TEXTS {
         archive.file(path, *mode, text.as_bytes());
     }
     Ok(archive.finish())
+}
+
+/// The names under which busybox does something.
+fn applets(root: &Path) -> Result<Vec<String>> {
+    let list = tool::run(Command::new(find(root, BIN, "busybox")?).arg("--list"))?;
+    let list = String::from_utf8_lossy(&list);
+    Ok(list.lines().filter(|name| *name != "busybox").map(str::to_owned).collect())
 }
 
 /// The path of `name` in the first of `folders` that has it.

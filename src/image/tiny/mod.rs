@@ -2,11 +2,11 @@
 //! in seconds, made by an ordinary user.
 //!
 //! No root, no sub-uids, no loop device and no bootstrap: packages are downloaded
-//! and unpacked, never installed; the initramfs is written by us ([`cpio`]) and the
-//! file system is filled by `mke2fs -d` ([`disk`]).
+//! and unpacked, never installed; initramfs ([`cpio`]) and disk ([`disk`]) are written
+//! by us, GRUB's image by its own tool.
 //!
 //! ```text
-//! MBR │ GRUB │ ext2: vmlinuz, initrd ── initramfs: busybox, dropbear, modules, guest/*
+//! MBR │ GRUB │ kernel │ initramfs: busybox, dropbear, modules, guest/*
 //! ```
 //!
 //! The guest runs from memory, as root, with no password anywhere. What makes it a
@@ -77,7 +77,7 @@ pub fn build(options: Options<'_>) -> Result<()> {
         (options.progress)("Building the disk");
         let kernel = initramfs::Kernel::find(&root)?;
         let initramfs = initramfs::build(&root, &kernel)?;
-        disk::build(&root, &kernel.image, &initramfs, scratch.path(), options.output)
+        disk::build(&root, &kernel.image()?, &initramfs, scratch.path(), options.output)
     };
     work().while_doing(|| "building the image `tiny`".into())
 }
