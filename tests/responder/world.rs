@@ -25,7 +25,7 @@ pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 1);
 const NOBODY: u32 = 65534;
 const MAC: &str = "52:54:00:00:00:00";
 /// The end of every wait; never reached when all is well.
-const LIMIT: Duration = Duration::from_secs(20);
+pub const LIMIT: Duration = Duration::from_secs(20);
 
 /// A network namespace, which lives as long as this.
 pub struct Namespace(File);
@@ -92,21 +92,36 @@ impl World {
         Some(world)
     }
 
+    /// Gives the cluster an uplink, by which outside has a route to the gateway's address.
+    pub fn join_outside(&self) {
+        let peer = self.outside.path();
+        self.cluster.run(|| {
+            ip(&format!("link add uplink type veth peer name eth1 netns {peer}"));
+            ip("addr add 192.0.2.1/30 dev uplink");
+            ip("link set uplink up");
+        });
+        self.outside.run(|| {
+            ip("addr add 192.0.2.2/30 dev eth1");
+            ip("link set eth1 up");
+            ip("route add 10.200.0.0/16 via 192.0.2.1");
+        });
+    }
+
     /// Starts a responder, and panics with its reason if it does not.
     pub fn start(&self, change: impl FnOnce(&mut Draft)) -> Running {
-        let (child, lifeline, answer, spec) = self.spawn(change);
-        let mut running = Running { child, lifeline: Some(lifeline), spec };
+        let (child, lifeline, answer) = self.spawn(change);
+        let mut running = Running { child, lifeline: Some(lifeline) };
         assert!(matches!(answer, Answer::Ready(true)), "{answer:?}: {:?}", running.child.wait());
         running
     }
 
     /// Starts a responder that is not expected to become ready.
     pub fn try_start(&self, change: impl FnOnce(&mut Draft)) -> (Child, Answer) {
-        let (child, _, answer, _) = self.spawn(change);
+        let (child, _, answer) = self.spawn(change);
         (child, answer)
     }
 
-    fn spawn(&self, change: impl FnOnce(&mut Draft)) -> (Child, UnixStream, Answer, Spec) {
+    fn spawn(&self, change: impl FnOnce(&mut Draft)) -> (Child, UnixStream, Answer) {
         let mut draft = Draft { spec: self.spec(), inherited: Vec::new() };
         change(&mut draft);
         let (mut ours, theirs) = UnixStream::pair().unwrap();
@@ -123,7 +138,7 @@ impl World {
         BufReader::new(&ours).read_line(&mut answer).unwrap();
         let answer =
             serde_json::from_str(&answer).unwrap_or_else(|error| panic!("{error}: `{answer}`"));
-        (child, ours, answer, draft.spec)
+        (child, ours, answer)
     }
 
     fn spec(&self) -> Spec {
@@ -199,12 +214,18 @@ impl DerefMut for Draft {
 pub struct Running {
     child: Child,
     lifeline: Option<UnixStream>,
-    pub spec: Spec,
 }
 
 impl Running {
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The words of a field of `/proc/PID/status`.
+    pub fn status(&self, field: &str) -> Vec<String> {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+        line.split_whitespace().map(str::to_owned).collect()
     }
 
     /// Closes the life line and waits for the process.
@@ -243,7 +264,7 @@ pub fn client() -> DhcpClient {
     let socket = UdpSocket::bind("0.0.0.0:68").unwrap();
     setsockopt(&socket, sockopt::BindToDevice, &"eth0".into()).unwrap();
     socket.set_broadcast(true).unwrap();
-    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     DhcpClient(socket)
 }
 
@@ -253,12 +274,22 @@ impl DhcpClient {
         self.0.send_to(&message.to_vec().unwrap(), (to, 67)).unwrap();
     }
 
-    /// Sends a message and returns the answer to it, or to an earlier one.
+    /// Sends a message, again where it got lost (a link that has just come up drops), and
+    /// returns the answer to it, or to an earlier one.
     pub fn exchange(&self, message: &v4::Message) -> std::io::Result<v4::Message> {
-        self.send(message);
         let mut buffer = [0; 1500];
-        let length = self.0.recv(&mut buffer)?;
-        Ok(v4::Message::decode(&mut v4::Decoder::new(&buffer[..length])).unwrap())
+        let end = Instant::now() + LIMIT;
+        loop {
+            self.send(message);
+            match self.0.recv(&mut buffer) {
+                Ok(length) => {
+                    let mut decoder = v4::Decoder::new(&buffer[..length]);
+                    return Ok(v4::Message::decode(&mut decoder).unwrap());
+                }
+                Err(error) if Instant::now() > end => return Err(error),
+                Err(_) => {}
+            }
+        }
     }
 }
 
@@ -304,16 +335,21 @@ pub fn ask(name: &str, kind: RecordType) -> Message {
 }
 
 pub fn ask_by_stream(name: &str, kind: RecordType) -> Message {
-    let mut stream = TcpStream::connect((GATEWAY, 53)).unwrap();
-    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    try_ask_by_stream(name, kind).unwrap()
+}
+
+/// Fails if the connection is closed without an answer.
+pub fn try_ask_by_stream(name: &str, kind: RecordType) -> std::io::Result<Message> {
+    let mut stream = TcpStream::connect((GATEWAY, 53))?;
+    stream.set_read_timeout(Some(LIMIT))?;
     let query = query(name, kind).to_vec().unwrap();
-    stream.write_all(&u16::try_from(query.len()).unwrap().to_be_bytes()).unwrap();
-    stream.write_all(&query).unwrap();
+    stream.write_all(&u16::try_from(query.len()).unwrap().to_be_bytes())?;
+    stream.write_all(&query)?;
     let mut length = [0; 2];
-    stream.read_exact(&mut length).unwrap();
+    stream.read_exact(&mut length)?;
     let mut answer = vec![0; u16::from_be_bytes(length).into()];
-    stream.read_exact(&mut answer).unwrap();
-    Message::from_vec(&answer).unwrap()
+    stream.read_exact(&mut answer)?;
+    Ok(Message::from_vec(&answer).unwrap())
 }
 
 /// A listener on the loopback of the namespace it is called in.

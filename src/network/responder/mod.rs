@@ -111,7 +111,8 @@ pub enum Answer {
     Error(WireError),
 }
 
-/// Serves one network until the other end of `lifeline` closes.
+/// Serves one network until the other end of `lifeline` closes; that end is also what
+/// ends the wait for the specification.
 ///
 /// Call it in a process of its own, on a current-thread runtime with I/O and time: it
 /// changes the namespace and the rights of the whole process, and never gives them back.
