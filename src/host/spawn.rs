@@ -57,7 +57,8 @@ mod tests {
     #[test]
     fn an_inherited_descriptor_is_readable_under_its_number() {
         let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let mut command = Command::new("sh");
+        // Not `sh`: dash knows descriptors of one digit only.
+        let mut command = Command::new("bash");
         let fds = inherit(&mut command, vec![theirs.into()]);
         command.args(["-c", &format!("echo hello >&{}", fds[0])]);
         assert!(command.status().unwrap().success());
