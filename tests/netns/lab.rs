@@ -156,6 +156,19 @@ pub fn grown(before: &Counters, after: &Counters) -> Counters {
     grown.filter(|(_, count)| *count > 0).collect()
 }
 
+/// What `attempt` finds at last. Another test's child may hold copies of our
+/// descriptors for the moment between its fork and its exec.
+pub fn eventually<T>(attempt: impl Fn() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = attempt() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "it does not come about");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// What a shell script prints, in a namespace.
 pub fn sh(netns: Option<&Path>, script: &str) -> String {
     let run = || {
@@ -207,7 +220,7 @@ impl Guest {
         let ipv4 = nic.ipv4.as_ref();
         let Mac([a, b, c, ..]) = nic.mac;
         Self {
-            tap: tap::open(&nic.tap).unwrap(),
+            tap: eventually(|| tap::open(&nic.tap).ok()),
             mac: nic.mac.0,
             ip: ipv4.map_or(Ipv4Addr::UNSPECIFIED, |ipv4| ipv4.address),
             gateway_mac: [a, b, c, 0xff, 0xff, 0xfe],
