@@ -91,7 +91,7 @@ enum Answer {
 /// # Errors
 /// When the socket exists or cannot be made.
 pub fn listen(dir: &Path, name: &str) -> Result<std::os::unix::net::UnixListener> {
-    through_descriptor(dir, name, |path| std::os::unix::net::UnixListener::bind(path))
+    through_descriptor(dir, name, std::os::unix::net::UnixListener::bind)
         .while_doing(|| format!("making the socket `{}`", dir.join(name).display()))
 }
 
@@ -271,9 +271,8 @@ impl Client {
     /// # Errors
     /// When nobody listens there: the VM has ended or has not begun.
     pub fn connect(dir: &Path) -> Result<Self> {
-        let stream =
-            through_descriptor(dir, SOCKET, |path| std::os::unix::net::UnixStream::connect(path))
-                .map_err(|error| {
+        let stream = through_descriptor(dir, SOCKET, std::os::unix::net::UnixStream::connect)
+            .map_err(|error| {
                 Error::new(Kind::NotFound, "the VM's process does not answer")
                     .because(error)
                     .help("see how it is: `pavo status`")

@@ -201,7 +201,7 @@ mod guest {
         let (start, end) = (&raw const pavo_kvm_guest, &raw const pavo_kvm_guest_end);
         // SAFETY: both labels are in one read-only section, in this order, and
         // what lies between them never changes.
-        unsafe { std::slice::from_raw_parts(start, end.offset_from_unsigned(start)) }
+        unsafe { std::slice::from_raw_parts(start, end as usize - start as usize) }
     }
 }
 
