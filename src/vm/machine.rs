@@ -114,34 +114,18 @@ use Action::{Arm, Continue, Disarm, Kill, Powerdown, Quit, Report};
 pub fn on(state: State, event: Event) -> (State, Vec<Action>) {
     match (state, event) {
         (State::Over, _) => (State::Over, vec![]),
-
-        // A process that we killed tells nothing by its exit status.
-        (State::Leaving { door: Door::Kill, fault: None }, Event::Exited { .. }) => stopped(),
-        (State::Leaving { door: Door::Kill, fault: Some(fault) }, Event::Exited { .. }) => {
-            failed(fault)
-        }
-        (_, Event::Exited { fault: Some(fault) }) => failed(fault),
-        (State::Leaving { fault: Some(fault), .. }, Event::Exited { .. }) => failed(fault),
-        (State::Leaving { .. } | State::Preparing, Event::Exited { .. }) => stopped(),
-        (_, Event::Exited { fault: None }) => failed("QEMU ended unasked".into()),
+        (state, Event::Exited { fault }) => on_exit(state, fault),
+        (state, Event::StopAsked(stop)) => on_stop(state, stop),
+        (state, Event::Deadline) => on_deadline(state),
 
         (State::Preparing, Event::Started) => {
             (State::Starting, vec![Report(VmState::Starting, String::new()), Arm(START)])
         }
-        (State::Preparing, Event::StopAsked(_)) => stopped(),
         (State::Preparing, Event::Broken { why }) => failed(why),
 
         (State::Starting, Event::Greeted { run: true }) => (State::Paused, vec![Continue]),
         (State::Starting, Event::Greeted { run: false }) => {
             (State::Paused, vec![Disarm, Report(VmState::Paused, "not started".into())])
-        }
-        // Without QMP there is only one door.
-        (State::Starting, Event::StopAsked(_)) => leave(Door::Kill, None),
-        (State::Starting, Event::Deadline) => {
-            leave(Door::Kill, Some(format!("QEMU did not answer within {START:?}")))
-        }
-        (State::Paused, Event::Deadline) => {
-            leave(Door::Quit, Some(format!("the guest did not start within {START:?}")))
         }
 
         (State::Starting | State::Paused | State::Running, Event::Resumed) => {
@@ -149,18 +133,6 @@ pub fn on(state: State, event: Event) -> (State, Vec<Action>) {
         }
         (State::Starting | State::Paused | State::Running, Event::Suspended { why }) => {
             (State::Paused, vec![Report(VmState::Paused, why)])
-        }
-
-        // A guest that stands still cannot shut down.
-        (State::Paused, Event::StopAsked(_)) => leave(Door::Quit, None),
-        (State::Running, Event::StopAsked(Stop::Now)) => leave(Door::Quit, None),
-        (State::Running, Event::StopAsked(Stop::Graceful { deadline })) => {
-            let state = State::Leaving { door: Door::Powerdown, fault: None };
-            let report = Report(VmState::Stopping, "the guest is asked to power down".into());
-            (state, vec![report, Powerdown, Arm(deadline)])
-        }
-        (State::Leaving { door: Door::Powerdown, fault }, Event::StopAsked(Stop::Now)) => {
-            leave(Door::Quit, fault)
         }
 
         (State::Starting | State::Paused | State::Running, Event::ShuttingDown { why }) => {
@@ -182,15 +154,54 @@ pub fn on(state: State, event: Event) -> (State, Vec<Action>) {
             (State::Leaving { door: Door::Quit, fault }, vec![Arm(QUIT)])
         }
 
-        (State::Leaving { door: Door::Powerdown, fault }, Event::Deadline) => {
-            leave(Door::Quit, fault)
+        (state, _) => (state, vec![]),
+    }
+}
+
+/// QEMU is gone: was it meant to be?
+fn on_exit(state: State, status: Option<String>) -> (State, Vec<Action>) {
+    match (state, status) {
+        // A process that we killed tells nothing by its exit status.
+        (State::Leaving { door: Door::Kill, fault: None }, _) => stopped(),
+        (State::Leaving { door: Door::Kill, fault: Some(fault) }, _) => failed(fault),
+        (_, Some(status)) => failed(status),
+        (State::Leaving { fault: Some(fault), .. }, None) => failed(fault),
+        (State::Leaving { .. } | State::Preparing, None) => stopped(),
+        (_, None) => failed("QEMU ended unasked".into()),
+    }
+}
+
+/// Opens the first door, or for an impatient wish the next one.
+fn on_stop(state: State, stop: Stop) -> (State, Vec<Action>) {
+    match (state, stop) {
+        (State::Preparing, _) => stopped(),
+        // Without QMP there is only one door.
+        (State::Starting, _) => leave(Door::Kill, None),
+        // A guest that stands still cannot shut down.
+        (State::Paused, _) | (State::Running, Stop::Now) => leave(Door::Quit, None),
+        (State::Running, Stop::Graceful { deadline }) => {
+            let state = State::Leaving { door: Door::Powerdown, fault: None };
+            let report = Report(VmState::Stopping, "the guest is asked to power down".into());
+            (state, vec![report, Powerdown, Arm(deadline)])
         }
-        (State::Leaving { door: Door::Quit, fault }, Event::Deadline) => leave(Door::Kill, fault),
-        (State::Leaving { door: Door::Kill, .. }, Event::Deadline) => {
+        (State::Leaving { door: Door::Powerdown, fault }, Stop::Now) => leave(Door::Quit, fault),
+        (state, _) => (state, vec![]),
+    }
+}
+
+/// What was waited for did not happen: on to the next door.
+fn on_deadline(state: State) -> (State, Vec<Action>) {
+    match state {
+        State::Starting => leave(Door::Kill, Some(format!("QEMU did not answer within {START:?}"))),
+        State::Paused => {
+            leave(Door::Quit, Some(format!("the guest did not start within {START:?}")))
+        }
+        State::Leaving { door: Door::Powerdown, fault } => leave(Door::Quit, fault),
+        State::Leaving { door: Door::Quit, fault } => leave(Door::Kill, fault),
+        State::Leaving { door: Door::Kill, .. } => {
             failed(format!("QEMU cannot be killed (waited {KILL:?})"))
         }
-
-        (state, _) => (state, vec![]),
+        state => (state, vec![]),
     }
 }
 

@@ -157,6 +157,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn when_the_launcher_is_gone_so_is_the_vm() {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = crate::vm::testing::spec(dir.path());
+        let disk = spec.dir.join("disk.qcow2");
+        let (launcher, ours) = std::os::unix::net::UnixStream::pair().unwrap();
+        launcher.set_nonblocking(true).unwrap();
+        let mut launcher = BufReader::new(UnixStream::from_std(launcher).unwrap());
+        let launch = async {
+            let spec = serde_json::to_string(&spec).unwrap() + "\n";
+            launcher.write_all(spec.as_bytes()).await.unwrap();
+            loop {
+                let report = line(&mut launcher).await.unwrap();
+                let report: VmReport = serde_json::from_slice(&report).unwrap();
+                if report.state == crate::model::job::VmState::Running {
+                    break;
+                }
+            }
+            assert!(crate::vm::testing::process_with(&disk).is_some());
+            drop(launcher);
+        };
+        let (outcome, ()) = tokio::join!(main(ours), launch);
+        outcome.unwrap();
+        assert_eq!(crate::vm::testing::process_with(&disk), None);
+    }
+
+    #[tokio::test]
     async fn without_a_vm_there_is_an_error() {
         for (said, expected) in [
             ("", "the launcher ended before it gave a VM"),
