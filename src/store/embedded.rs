@@ -1,356 +1,236 @@
-//! The store of one user on one machine: a SQLite file in WAL mode.
+//! The store of one machine: SQLite in WAL mode, one file per user, no daemon.
 //!
-//! Several processes use it at once. Calls run inline on the calling thread: a commit
-//! takes well under a millisecond, waits for other writers are as short, and a thread of
-//! its own would cost more than it saves.
+//! ```text
+//! <dir>/store.db         0600, in a directory 0700 of the caller; mtime: its last change
+//! <dir>/store.db-wal     SQLite's, while somebody has the store open
+//! <dir>/store.db-shm
+//! ```
+//!
+//! Every process opens the file itself. [`table`] holds the SQL, [`watch`] what tells
+//! processes of each other's changes, [`place`] where a store may lie.
+//!
+//! # Blocking
+//!
+//! SQLite is called inline, on the runtime's own thread: an operation takes tens of
+//! microseconds, less than handing it to another thread and waking up for its answer.
+//! Nothing waits inside: a lock that another process holds is tried again
+//! from a timer, for [`PATIENCE`] at most, so that the runtime goes on meanwhile.
+//!
+//! # Durability
+//!
+//! `synchronous=NORMAL`: a process killed at any moment loses nothing that was
+//! committed; a power cut may lose the last commits, along with the clusters they
+//! are about. In exchange no commit waits for the disk.
+//!
+//! # Time
+//!
+//! Leases count on `CLOCK_BOOTTIME`, which all processes share, nobody sets and suspend
+//! does not stop; with the boot's id, so that a lease never outlives its boot.
 
+use std::fs::{self, OpenOptions};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::ErrorKind;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use nix::time::{ClockId, clock_gettime};
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+use nix::sys::stat::{UtimensatFlags, utimensat};
+use nix::sys::time::TimeSpec;
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::schema::{self, explain};
-use super::watch::Watcher;
 use super::{
-    Change, Check, Commit, Entry, LeaseId, MAX_PAGE, Page, Revision, Store, Watch, prefix_end,
-    within_limits,
+    Change, Check, Commit, Entry, LeaseId, MAX_PAGE, Page, Revision, Store, Watch, adopt,
+    check_schema, validate, validate_prefix,
 };
 use crate::error::{Context, Error, Result};
+use table::{Outcome, Written};
 
-/// How many revisions back a watch may resume.
-const HISTORY: u64 = 20_000;
-/// History is pruned at every so many revisions.
-const PRUNE_EVERY: u64 = 500;
+mod place;
+mod table;
+mod watch;
 
-/// A handle on the store's file.
-pub struct Embedded {
-    dir: PathBuf,
+pub use place::is_local;
+
+const FILE: &str = "store.db";
+
+/// How long a lock of another process is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A handle of the store of one machine. Clones share its connection.
+#[derive(Clone, Debug)]
+pub struct Embedded(Arc<Db>);
+
+#[derive(Debug)]
+struct Db {
     connection: Mutex<Connection>,
-    /// Tells a lease of this boot from one before it.
+    file: PathBuf,
+    /// By which a file that was replaced is told from the one that is open.
+    inode: u64,
+    /// The id of this boot.
     boot: String,
 }
 
-impl std::fmt::Debug for Embedded {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "store in {}", self.dir.display())
-    }
-}
-
-/// Opens the store in `dir`, making both if there is none.
+/// Opens the store in `dir`; makes both if they do not exist.
 ///
 /// # Errors
-/// The directory is not ours alone or lies on a network file system; the file is
-/// damaged, of a newer version, or held by a stopped process; the disk is full.
+/// When `dir` belongs to somebody else, or others may write to it; when it lies on a
+/// network file system; when the store is damaged, or of a newer pavo.
 pub async fn open(dir: &Path) -> Result<Embedded> {
-    let connection = schema::connect(dir, true)?;
-    Embedded::new(dir, connection.ok_or_else(|| Error::bug("a store was not created"))?)
+    let open = async {
+        let dir = std::path::absolute(dir)?;
+        place::prepare(&dir)?;
+        let file = dir.join(FILE);
+        if !file.try_exists()? {
+            create(&file)?;
+        }
+        let store = Embedded(Arc::new(Db::open(file).await?));
+        adopt(&store).await?;
+        Ok::<_, Box<dyn std::error::Error + Send + Sync>>(store)
+    };
+    open.await.while_doing(|| opening(dir))
 }
 
-/// Opens the store in `dir` if there is one; creates nothing.
+/// Opens the store in `dir` if there is one; creates nothing else.
+///
+/// # Errors
+/// Those of [`open`].
 pub async fn open_existing(dir: &Path) -> Result<Option<Embedded>> {
-    schema::connect(dir, false)?.map(|connection| Embedded::new(dir, connection)).transpose()
-}
-
-/// Whether a store may lie on the file system of `path`.
-pub fn is_local(path: &Path) -> bool {
-    matches!(schema::network_file_system_of(path), Ok(None))
-}
-
-impl Embedded {
-    fn new(dir: &Path, connection: Connection) -> Result<Self> {
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-            .while_doing(|| "reading the boot id".into())?;
-        let boot = boot.trim().to_owned();
-        Ok(Self { dir: dir.to_owned(), connection: Mutex::new(connection), boot })
-    }
-
-    pub(super) fn connection(&self) -> MutexGuard<'_, Connection> {
-        // A panic elsewhere leaves a rolled-back connection, which is fit for use.
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Another handle on the same file.
-    pub(super) fn reopen(&self) -> Result<Self> {
-        let connection = schema::connect(&self.dir, false)?;
-        let gone = || Error::system(format!("the store in `{}` is gone", self.dir.display()));
-        Self::new(&self.dir, connection.ok_or_else(gone)?)
-    }
-
-    pub(super) fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    /// Deletes what hangs on expired leases, so that watches see it go.
-    pub(super) fn expire(&self) -> Result<()> {
-        let expired: bool = self
-            .connection()
-            .query_row(
-                "SELECT EXISTS (SELECT 1 FROM leases WHERE boot <> ?1 OR expires <= ?2)",
-                params![self.boot, uptime()?],
-                |row| row.get(0),
-            )
-            .map_err(explain)?;
-        if expired { self.write(|_, _| Ok(true)).map(drop) } else { Ok(()) }
-    }
-
-    /// Runs `change` in a transaction at a fresh revision, after expired leases are gone.
-    /// It says whether it did anything (`false` rolls back).
-    fn write(
-        &self,
-        change: impl FnOnce(&Transaction<'_>, &mut Log<'_>) -> Result<bool>,
-    ) -> Result<Option<Revision>> {
-        let mut connection = self.connection();
-        let transaction = connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(explain)?;
-        let last = counter(&transaction, "revision")?;
-        let mut log = Log { transaction: &transaction, revision: last + 1, number: 0 };
-        log.delete_expired(&self.boot)?;
-        if !change(&transaction, &mut log)? {
+    let open = async {
+        let dir = std::path::absolute(dir)?;
+        let file = dir.join(FILE);
+        if !place::check(&dir)? || !file.try_exists()? {
             return Ok(None);
         }
-        let revision = log.revision;
-        let done = if log.number > 0 { revision } else { last };
-        if done == revision {
-            set_counter(&transaction, "revision", revision)?;
-            if revision % PRUNE_EVERY == 0 {
-                prune(&transaction, revision)?;
-            }
+        let store = Embedded(Arc::new(Db::open(file).await?));
+        check_schema(&store).await?;
+        Ok::<_, Box<dyn std::error::Error + Send + Sync>>(Some(store))
+    };
+    open.await.while_doing(|| opening(dir))
+}
+
+fn opening(dir: &Path) -> String {
+    format!("opening the store in `{}`", dir.display())
+}
+
+/// Makes an empty store. It is built aside and appears whole: whoever sees the
+/// file can use it, and of several makers one wins.
+fn create(file: &Path) -> Result<()> {
+    let aside = file.with_extension(format!("db.{}.{}", std::process::id(), random()));
+    let made = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&aside)
+        .while_doing(|| format!("creating `{}`", aside.display()))
+        .and_then(|made| {
+            drop(made);
+            Connection::open(&aside)
+                .and_then(|connection| table::create(&connection))
+                .map_err(|error| explain(error, &aside))
+        });
+    let made = made.and_then(|()| match fs::hard_link(&aside, file) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            Err(error).while_doing(|| format!("creating `{}`", file.display()))
         }
-        transaction.commit().map_err(explain)?;
-        Ok(Some(done))
+        _ => Ok(()),
+    });
+    for name in [aside.clone(), beside(&aside, "-wal"), beside(&aside, "-shm")] {
+        // SQLite has removed its own; after a failure whatever is there is of no use.
+        let _ = fs::remove_file(name);
+    }
+    made
+}
+
+fn beside(file: &Path, suffix: &str) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+impl Db {
+    async fn open(file: PathBuf) -> Result<Self> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection =
+            Connection::open_with_flags(&file, flags).map_err(|error| explain(error, &file))?;
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .while_doing(|| "reading the id of this boot".into())?;
+        let inode =
+            fs::metadata(&file).while_doing(|| format!("looking at `{}`", file.display()))?.ino();
+        let db =
+            Self { connection: Mutex::new(connection), inode, boot: boot.trim().to_owned(), file };
+        let (application, layout) = db.run(|connection| table::configure(connection)).await?;
+        if application != table::APPLICATION {
+            return Err(damaged(&db.file, "it was not written by pavo"));
+        }
+        if layout > table::LAYOUT {
+            return Err(super::newer(layout, table::LAYOUT));
+        }
+        Ok(db)
     }
 
-    fn read_page(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Page> {
-        let mut connection = self.connection();
-        // One transaction, so that the entries and the revision belong together.
-        let transaction = connection.transaction().map_err(explain)?;
-        let revision = counter(&transaction, "revision")?;
-        let limit = limit.min(MAX_PAGE);
-        let end = prefix_end(prefix).and_then(|end| String::from_utf8(end).ok());
-        let mut statement = transaction
-            .prepare_cached(
-                "SELECT key, value, revision, created, lease FROM entries
-                 WHERE key >= ?1 AND key > ?2 AND (?3 IS NULL OR key < ?3)
-                   AND (lease IS NULL OR lease IN
-                        (SELECT id FROM leases WHERE boot = ?4 AND expires > ?5))
-                 ORDER BY key LIMIT ?6",
-            )
-            .map_err(explain)?;
-        let from = after.unwrap_or("");
-        let most = i64::try_from(limit + 1).unwrap_or(i64::MAX);
-        let rows = statement
-            .query_map(params![prefix, from, end, self.boot, uptime()?, most], entry)
-            .map_err(explain)?;
-        let mut entries = rows.collect::<Result<Vec<_>, _>>().map_err(explain)?;
-        let more = entries.len() > limit;
-        entries.truncate(limit);
-        Ok(Page { entries, more, revision })
-    }
-
-    fn read(&self, key: &str) -> Result<Option<Entry>> {
-        self.connection()
-            .prepare_cached(
-                "SELECT key, value, revision, created, lease FROM entries WHERE key = ?1
-                   AND (lease IS NULL OR lease IN
-                        (SELECT id FROM leases WHERE boot = ?2 AND expires > ?3))",
-            )
-            .and_then(|mut statement| {
-                let now = uptime().unwrap_or(i64::MAX);
-                statement.query_row(params![key, self.boot, now], entry).optional()
-            })
-            .map_err(explain)
-    }
-
-    fn try_commit(&self, checks: &[Check], changes: &[Change]) -> Result<Commit> {
-        within_limits(checks, changes)?;
-        let mut found = Vec::new();
-        let done = self.write(|transaction, log| {
-            let mut hold = true;
-            for check in checks {
-                let now = current(transaction, check.key())?;
-                hold &= match check {
-                    Check::Absent(_) => now.is_none(),
-                    Check::Exists(_) => now.is_some(),
-                    Check::Revision(_, at) => now.as_ref().is_some_and(|e| e.revision == *at),
-                };
-                found.extend(now);
-            }
-            if hold {
-                for change in changes {
-                    log.apply(change)?;
+    /// Does `operation`, again while another process holds the lock it needs.
+    async fn run<T>(
+        &self,
+        mut operation: impl FnMut(&mut Connection) -> rusqlite::Result<T>,
+    ) -> Result<T> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            // A panic elsewhere has rolled its transaction back.
+            let outcome =
+                operation(&mut self.connection.lock().unwrap_or_else(PoisonError::into_inner));
+            match outcome {
+                Err(error) if is_busy(&error) && Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_micros(500 + random() % 4000)).await;
                 }
-            }
-            Ok(hold)
-        })?;
-        Ok(done.map_or(Commit::Conflict(found), Commit::Done))
-    }
-}
-
-/// Writes entries and the history of it, under one revision.
-struct Log<'a> {
-    transaction: &'a Transaction<'a>,
-    revision: Revision,
-    number: u64,
-}
-
-impl Log<'_> {
-    fn apply(&mut self, change: &Change) -> Result<()> {
-        match change {
-            Change::Put { key, value, lease } => self.put(key, value, *lease),
-            Change::Delete { key } => self.delete(key),
-            Change::DeletePrefix { prefix } => {
-                let end = prefix_end(prefix).and_then(|end| String::from_utf8(end).ok());
-                let keys = self.keys(
-                    "SELECT key FROM entries WHERE key >= ?1 AND (?2 IS NULL OR key < ?2)",
-                    params![prefix, end],
-                )?;
-                keys.iter().try_for_each(|key| self.delete(key))
+                outcome => return outcome.map_err(|error| explain(error, &self.file)),
             }
         }
     }
 
-    fn put(&mut self, key: &str, value: &[u8], lease: Option<LeaseId>) -> Result<()> {
-        if let Some(LeaseId(id)) = lease {
-            let exists = self
-                .transaction
-                .query_row("SELECT 1 FROM leases WHERE id = ?1", [id], |_| Ok(()))
-                .optional()
-                .map_err(explain)?;
-            if exists.is_none() {
-                return Err(expired(LeaseId(id)));
-            }
+    /// [`run`](Self::run) for what may change the store: tells all watches.
+    async fn write<T>(
+        &self,
+        mut operation: impl FnMut(&mut Connection) -> rusqlite::Result<Written<T>>,
+    ) -> Result<T> {
+        let written = self.run(&mut operation).await?;
+        if written.changed {
+            self.announce()?;
         }
-        let before = current(self.transaction, key)?;
-        let created = before.map_or(self.revision, |entry| entry.created);
-        let lease = lease.map(|lease| lease.0);
-        let (revision, made) = (signed(self.revision), signed(created));
-        self.transaction
-            .prepare_cached("INSERT OR REPLACE INTO entries VALUES (?1, ?2, ?3, ?4, ?5)")
-            .and_then(|mut put| put.execute(params![key, value, revision, made, lease]))
-            .map_err(explain)?;
-        self.record(key, Some(value), Some(made), lease)
+        Ok(written.outcome)
     }
 
-    fn delete(&mut self, key: &str) -> Result<()> {
-        let deleted = self
-            .transaction
-            .prepare_cached("DELETE FROM entries WHERE key = ?1")
-            .and_then(|mut delete| delete.execute([key]))
-            .map_err(explain)?;
-        if deleted == 0 { Ok(()) } else { self.record(key, None, None, None) }
+    /// Touches the file, which wakes who watches it ([`watch`]). By its name: closing a
+    /// descriptor of the file would drop SQLite's locks on it.
+    fn announce(&self) -> Result<()> {
+        self.check_still_there()?;
+        let now = TimeSpec::UTIME_NOW;
+        let follow = UtimensatFlags::FollowSymlink;
+        utimensat(nix::fcntl::AT_FDCWD, &self.file, &now, &now, follow)
+            .while_doing(|| format!("announcing a change of `{}`", self.file.display()))
     }
 
-    fn record(
-        &mut self,
-        key: &str,
-        value: Option<&[u8]>,
-        created: Option<i64>,
-        lease: Option<i64>,
-    ) -> Result<()> {
-        self.number += 1;
-        self.transaction
-            .prepare_cached("INSERT INTO changes VALUES (?1, ?2, ?3, ?4, ?5, ?6)")
-            .and_then(|mut insert| {
-                let (revision, number) = (signed(self.revision), signed(self.number));
-                insert.execute(params![revision, number, key, value, created, lease])
-            })
-            .map_err(explain)
-            .map(drop)
+    /// SQLite goes on with a file that was deleted, where nobody else sees it.
+    fn check_still_there(&self) -> Result<()> {
+        if fs::metadata(&self.file).is_ok_and(|found| found.ino() == self.inode) {
+            return Ok(());
+        }
+        Err(Error::system(format!("the store `{}` was deleted while in use", self.file.display()))
+            .help("end the clusters that still run, then start again"))
     }
-
-    fn keys(&self, query: &str, values: impl rusqlite::Params) -> Result<Vec<String>> {
-        let mut statement = self.transaction.prepare_cached(query).map_err(explain)?;
-        let rows = statement.query_map(values, |row| row.get(0)).map_err(explain)?;
-        rows.collect::<Result<_, _>>().map_err(explain)
-    }
-
-    fn delete_expired(&mut self, boot: &str) -> Result<()> {
-        let over = "SELECT id FROM leases WHERE boot <> ?1 OR expires <= ?2";
-        let now = uptime()?;
-        let keys = self.keys(
-            &format!("SELECT key FROM entries WHERE lease IN ({over})"),
-            params![boot, now],
-        )?;
-        keys.iter().try_for_each(|key| self.delete(key))?;
-        self.transaction
-            .execute("DELETE FROM leases WHERE boot <> ?1 OR expires <= ?2", params![boot, now])
-            .map_err(explain)
-            .map(drop)
-    }
-}
-
-fn expired(lease: LeaseId) -> Error {
-    Error::not_found(format!("lease {} has expired", lease.0))
-}
-
-/// The entry under a key inside a transaction, where expired ones are gone already.
-fn current(transaction: &Transaction<'_>, key: &str) -> Result<Option<Entry>> {
-    transaction
-        .prepare_cached("SELECT key, value, revision, created, lease FROM entries WHERE key = ?1")
-        .and_then(|mut statement| statement.query_row([key], entry).optional())
-        .map_err(explain)
-}
-
-pub(super) fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
-    Ok(Entry {
-        key: row.get(0)?,
-        value: row.get(1)?,
-        revision: unsigned(row.get(2)?),
-        created: unsigned(row.get(3)?),
-        lease: row.get::<_, Option<i64>>(4)?.map(LeaseId),
-    })
-}
-
-/// SQLite's integers are signed; a revision never gets that far.
-pub(super) fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-pub(super) fn unsigned(number: i64) -> u64 {
-    u64::try_from(number).unwrap_or(0)
-}
-
-pub(super) fn counter(connection: &Connection, name: &str) -> Result<u64> {
-    connection
-        .prepare_cached("SELECT value FROM counters WHERE name = ?1")
-        .and_then(|mut get| get.query_row([name], |row| row.get::<_, i64>(0)))
-        .map(unsigned)
-        .map_err(explain)
-}
-
-fn set_counter(transaction: &Transaction<'_>, name: &str, value: u64) -> Result<()> {
-    transaction
-        .execute("UPDATE counters SET value = ?2 WHERE name = ?1", params![name, signed(value)])
-        .map_err(explain)
-        .map(drop)
-}
-
-fn prune(transaction: &Transaction<'_>, revision: Revision) -> Result<()> {
-    let keep_after = revision.saturating_sub(HISTORY);
-    transaction
-        .execute("DELETE FROM changes WHERE revision <= ?1", [signed(keep_after)])
-        .map_err(explain)?;
-    set_counter(transaction, "pruned", keep_after)
-}
-
-/// Milliseconds since boot, sleep included: the same for all processes, and no clock
-/// that anybody sets.
-fn uptime() -> Result<i64> {
-    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).while_doing(|| "reading the clock".into())?;
-    Ok(now.tv_sec() * 1000 + now.tv_nsec() / 1_000_000)
-}
-
-fn milliseconds(ttl: Duration) -> i64 {
-    i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX / 2).clamp(1, i64::MAX / 2)
 }
 
 impl Store for Embedded {
     fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>>> {
-        Box::pin(async move { self.read(key) })
+        let db = &self.0;
+        let get = async move {
+            db.run(|connection| table::get(connection, &db.boot, key))
+                .await
+                .while_doing(|| format!("reading `{key}`"))
+        };
+        get.boxed()
     }
 
     fn list<'a>(
@@ -359,7 +239,15 @@ impl Store for Embedded {
         after: Option<&'a str>,
         limit: usize,
     ) -> BoxFuture<'a, Result<Page>> {
-        Box::pin(async move { self.read_page(prefix, after, limit) })
+        let db = &self.0;
+        let list = async move {
+            validate_prefix(prefix)?;
+            let (after, limit) = (after.unwrap_or(prefix).max(prefix), limit.clamp(1, MAX_PAGE));
+            db.run(|connection| table::list(connection, &db.boot, prefix, after, limit))
+                .await
+                .while_doing(|| format!("listing `{prefix}`"))
+        };
+        list.boxed()
     }
 
     fn commit<'a>(
@@ -367,60 +255,114 @@ impl Store for Embedded {
         checks: &'a [Check],
         changes: &'a [Change],
     ) -> BoxFuture<'a, Result<Commit>> {
-        Box::pin(async move { self.try_commit(checks, changes) })
+        let db = &self.0;
+        let commit = async move {
+            validate(checks, changes)?;
+            let outcome = db
+                .write(|connection| table::commit(connection, &db.boot, checks, changes))
+                .await
+                .while_doing(|| "changing the store".into())?;
+            match outcome {
+                Outcome::Done(revision) => Ok(Commit::Done(revision)),
+                Outcome::Conflict(entries) => Ok(Commit::Conflict(entries)),
+                Outcome::LeaseOver(LeaseId(id)) => {
+                    Err(Error::not_found(format!("lease {id} has run out")))
+                }
+            }
+        };
+        commit.boxed()
     }
 
-    fn watch<'a>(
-        &'a self,
-        prefix: &'a str,
-        after: Revision,
-    ) -> BoxFuture<'a, Result<Box<dyn Watch>>> {
-        Box::pin(async move {
-            let watcher = Watcher::new(self.reopen()?, prefix, after)?;
-            Ok(Box::new(watcher) as Box<dyn Watch>)
-        })
+    fn watch<'a>(&'a self, prefix: &'a str, after: Revision) -> BoxFuture<'a, Result<Watch>> {
+        let watch = async move {
+            validate_prefix(prefix)?;
+            watch::start(self.0.clone(), prefix, after)
+        };
+        watch.boxed()
     }
 
     fn lease(&self, ttl: Duration) -> BoxFuture<'_, Result<LeaseId>> {
-        Box::pin(async move {
-            let (now, ttl) = (uptime()?, milliseconds(ttl));
-            let connection = self.connection();
-            connection
-                .execute(
-                    "INSERT INTO leases (boot, ttl, expires) VALUES (?1, ?2, ?3)",
-                    params![self.boot, ttl, now.saturating_add(ttl)],
-                )
-                .map_err(explain)?;
-            Ok(LeaseId(connection.last_insert_rowid()))
-        })
+        let db = &self.0;
+        let lease = async move {
+            db.run(|connection| table::lease(connection, &db.boot, ttl))
+                .await
+                .while_doing(|| "taking a lease".into())
+        };
+        lease.boxed()
     }
 
-    fn keep_alive(&self, lease: LeaseId) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move {
-            let kept = self
-                .connection()
-                .execute(
-                    "UPDATE leases SET expires = ?2 + ttl
-                     WHERE id = ?1 AND boot = ?3 AND expires > ?2",
-                    params![lease.0, uptime()?, self.boot],
-                )
-                .map_err(explain)?;
-            if kept == 1 { Ok(()) } else { Err(expired(lease)) }
-        })
+    fn keep_alive(&self, lease: LeaseId) -> BoxFuture<'_, Result<bool>> {
+        let db = &self.0;
+        let keep = async move {
+            db.run(|connection| table::keep_alive(connection, &db.boot, lease))
+                .await
+                .while_doing(|| "keeping a lease".into())
+        };
+        keep.boxed()
     }
 
     fn revoke(&self, lease: LeaseId) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move {
-            self.write(|transaction, log| {
-                let keys =
-                    log.keys("SELECT key FROM entries WHERE lease = ?1", params![lease.0])?;
-                keys.iter().try_for_each(|key| log.delete(key))?;
-                transaction
-                    .execute("DELETE FROM leases WHERE id = ?1", [lease.0])
-                    .map_err(explain)?;
-                Ok(true)
-            })
-            .map(drop)
-        })
+        let db = &self.0;
+        let revoke = async move {
+            db.write(|connection| table::revoke(connection, &db.boot, lease))
+                .await
+                .while_doing(|| "ending a lease".into())
+        };
+        revoke.boxed()
     }
 }
+
+/// Spreads those who try again. Not for secrets.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+}
+
+/// What SQLite's error means to the user of the store.
+fn explain(error: rusqlite::Error, file: &Path) -> Error {
+    let path = file.display();
+    let dir = file.parent().unwrap_or(file).display();
+    // SQLite has a code of its own for a full disk, but not where it grows the index of
+    // the WAL (SQLITE_IOERR_SHMSIZE).
+    let no_room_for_index = error.sqlite_error().is_some_and(|e| e.extended_code == 4874);
+    let (what, help) = match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => (
+            format!("`{path}` has been locked by another process for {} s", PATIENCE.as_secs()),
+            format!("find a process that hangs: `fuser -v {path}`"),
+        ),
+        Some(ErrorCode::DiskFull) => (
+            format!("no space is left for `{path}`"),
+            format!("free some space where it lies: `df -h {dir}`"),
+        ),
+        Some(ErrorCode::SystemIoFailure) if no_room_for_index => (
+            format!("no space is left beside `{path}`"),
+            format!("free some space where it lies: `df -h {dir}`"),
+        ),
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            return damaged(file, "its contents make no sense").because(error);
+        }
+        Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => (
+            format!("`{path}` cannot be written"),
+            format!("see who may write there: `ls -la {dir}`"),
+        ),
+        Some(ErrorCode::SystemIoFailure) => (
+            format!("the disk refused to read or write `{path}`"),
+            format!("look for a full quota (`quota`) and at the disk (`dmesg`); or move `{dir}`"),
+        ),
+        _ => return Error::bug(format!("the store `{path}` misunderstood us")).because(error),
+    };
+    Error::system(what).help(help).because(error)
+}
+
+fn damaged(file: &Path, how: &str) -> Error {
+    let path = file.display();
+    Error::system(format!("`{path}` is damaged: {how}")).help(format!(
+        "end your clusters, then put it aside and start with an empty store: `mv {path} {path}.bad`"
+    ))
+}
+
+#[cfg(test)]
+mod tests;

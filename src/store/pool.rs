@@ -1,176 +1,246 @@
-//! Pools of ids: one key an id, taken by conditional commits.
+//! Numbers that no two owners may have at once: ids from a pool, and job ids.
 //!
-//! Taking ids costs one page from where the last search ended and one commit, however
-//! many are taken already. Nothing sweeps a pool: ids are freed with their owner.
+//! Each taken id is one key that holds its owner, so that taking and freeing concern
+//! only the ids in question, however many there are. One number per pool, its *floor*,
+//! says below what no id is free; it changes in the same commits, and spares reading
+//! what lies below:
+//!
+//! ```text
+//!   0 1 2 3 4 5 6 7 …        taken: 0 1 2 4     floor: 3
+//!   ■ ■ ■ · ■ · · ·          take 2 → 3 and 5   floor: 6     free 4 → floor: 4
+//! ```
+//!
+//! The floor only saves time. Should it ever be too high (ids deleted by other
+//! hands), the ids below it are found again before the pool counts as exhausted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::{Change, Check, Commit, MAX_OPERATIONS, MAX_PAGE, Store, keys};
-use crate::error::{Error, Result};
-use crate::model::owner::MAX_LOCAL_JOB;
+use super::{Change, Check, Commit, Entry, MAX_OPERATIONS, MAX_PAGE, Store, keys, list_all};
+use crate::error::{Context, Error, Result};
+use crate::model::owner::{MAX_LOCAL_JOB, Owner};
 
-/// How often a commit that lost a race is decided anew.
-const MAX_TRIES: u32 = 200;
+/// How often a commit is tried that others keep getting ahead of. With the pauses
+/// between, some 10 s.
+const ATTEMPTS: u32 = 200;
 
-/// The next id of a local job: ids go up and begin again at 1 after
-/// [`MAX_LOCAL_JOB`], so that an id is not soon used again.
-pub async fn next_job_id(store: &dyn Store) -> Result<u32> {
-    let key = keys::job_counter();
-    for attempt in 0..MAX_TRIES {
-        let last = store.get(&key).await?;
-        let (check, number) = match &last {
-            None => (Check::Absent(key.clone()), 0),
-            Some(entry) => {
-                let number = serde_json::from_slice(&entry.value)
-                    .map_err(|_| Error::bug("the job counter is not a number"))?;
-                (Check::Revision(key.clone(), entry.revision), number)
-            }
-        };
-        let next: u32 = if number >= MAX_LOCAL_JOB { 1 } else { number + 1 };
-        if store.commit(&[check], &[Change::put_json(key.clone(), &next)]).await?.is_done() {
-            return Ok(next);
-        }
-        pause(attempt).await;
-    }
-    Err(contended("the job counter"))
+/// The longest pause between two attempts.
+const MAX_PAUSE: Duration = Duration::from_millis(100);
+
+/// Ids of one kind.
+#[derive(Clone, Debug)]
+pub struct Pool<'s> {
+    store: &'s dyn Store,
+    name: String,
+    ids: RangeInclusive<u32>,
 }
 
-/// Takes `count` free ids of `range` for `owner`, all or none.
-///
-/// # Errors
-/// When fewer are free, with how many are taken and by whom.
-pub async fn take(
-    store: &dyn Store,
-    pool: &str,
-    range: RangeInclusive<u32>,
-    count: usize,
-    owner: &str,
-) -> Result<Vec<u32>> {
-    if count >= MAX_OPERATIONS {
-        return Err(Error::usage(format!("{count} ids of `{pool}` are too many at once")));
+impl<'s> Pool<'s> {
+    /// The pool of this name, which everybody gives the same ids.
+    pub fn new(store: &'s dyn Store, name: impl Into<String>, ids: RangeInclusive<u32>) -> Self {
+        Self { store, name: name.into(), ids }
     }
-    for attempt in 0..MAX_TRIES {
-        let hint = hint(store, pool, &range).await?;
-        let mut free = free_ids(store, pool, hint..=*range.end(), count).await?;
-        if free.len() < count && hint > *range.start() {
-            let missing = count - free.len();
-            free.extend(free_ids(store, pool, *range.start()..=hint - 1, missing).await?);
+
+    /// Takes the `count` smallest free ids, all or none; returns them ascending.
+    ///
+    /// # Errors
+    /// When fewer are free: says how many there are, and who has them.
+    pub async fn take(&self, owner: Owner, count: usize) -> Result<Vec<u32>> {
+        self.try_take(owner, count)
+            .await
+            .while_doing(|| format!("taking {count} of the pool `{}` for job {owner}", self.name))
+    }
+
+    async fn try_take(&self, owner: Owner, count: usize) -> Result<Vec<u32>> {
+        if count >= MAX_OPERATIONS {
+            return Err(Error::bug(format!("{} ids at once are the limit", MAX_OPERATIONS - 1)));
         }
-        if free.len() < count {
-            return Err(exhausted(store, pool, &range, count).await?);
+        for attempt in 0..ATTEMPTS {
+            pause(attempt).await;
+            let (floor, entry) = self.floor().await?;
+            let mut free = self.free_from(floor, count).await?;
+            if free.len() < count && floor > *self.ids.start() {
+                free = self.free_from(*self.ids.start(), count).await?;
+            }
+            if free.len() < count {
+                return Err(self.exhausted(count, free.len()).await?);
+            }
+            let Some(last) = free.last() else { return Ok(free) };
+            let mut checks: Vec<Check> = vec![self.floor_unchanged(entry.as_ref())];
+            let mut changes = vec![self.put_floor(last.saturating_add(1))?];
+            for id in &free {
+                checks.push(Check::Absent(self.key(*id)));
+                changes.push(Change::put_json(self.key(*id), &owner)?);
+            }
+            if let Commit::Done(_) = self.store.commit(&checks, &changes).await? {
+                return Ok(free);
+            }
         }
-        let checks: Vec<Check> =
-            free.iter().map(|id| Check::Absent(keys::pool_id(pool, *id))).collect();
-        let value = owner.as_bytes().to_vec();
-        let mut changes: Vec<Change> = free
+        Err(self.too_busy())
+    }
+
+    /// Gives ids back; those that are not `owner`'s stay as they are. Returns how many
+    /// were freed.
+    pub async fn free(&self, owner: Owner, ids: &[u32]) -> Result<usize> {
+        let ids = Vec::from_iter(BTreeSet::from_iter(ids.iter().copied()));
+        let mut freed = 0;
+        for some in ids.chunks(MAX_OPERATIONS - 1) {
+            freed += self
+                .try_free(owner, some)
+                .await
+                .while_doing(|| format!("freeing ids of job {owner} in `{}`", self.name))?;
+        }
+        Ok(freed)
+    }
+
+    async fn try_free(&self, owner: Owner, ids: &[u32]) -> Result<usize> {
+        for attempt in 0..ATTEMPTS {
+            pause(attempt).await;
+            let (floor, entry) = self.floor().await?;
+            let (mut checks, mut changes) = (Vec::new(), Vec::new());
+            let mut smallest = floor;
+            for id in ids {
+                let Some(taken) = self.store.get(&self.key(*id)).await? else { continue };
+                if taken.json::<Owner>()? == owner {
+                    checks.push(Check::Revision(taken.key.clone(), taken.revision));
+                    changes.push(Change::Delete { key: taken.key });
+                    smallest = smallest.min(*id);
+                }
+            }
+            let freed = changes.len();
+            if freed == 0 {
+                return Ok(0);
+            }
+            checks.push(self.floor_unchanged(entry.as_ref()));
+            if smallest < floor {
+                changes.push(self.put_floor(smallest)?);
+            }
+            if let Commit::Done(_) = self.store.commit(&checks, &changes).await? {
+                return Ok(freed);
+            }
+        }
+        Err(self.too_busy())
+    }
+
+    /// Gives back all that `owner` has, by reading the whole pool: for those who died
+    /// and cannot tell. Returns how many were freed.
+    pub async fn free_all(&self, owner: Owner) -> Result<usize> {
+        let owners = self.owners().await?;
+        let ids = owners.into_iter().filter(|(_, other)| *other == owner).map(|(id, _)| id);
+        self.free(owner, &ids.collect::<Vec<_>>()).await
+    }
+
+    /// The ids that are taken, and by whom.
+    pub async fn owners(&self) -> Result<BTreeMap<u32, Owner>> {
+        let (entries, _) = list_all(self.store, &keys::pool(&self.name)).await?;
+        entries
             .iter()
-            .map(|id| Change::Put {
-                key: keys::pool_id(pool, *id),
-                value: value.clone(),
-                lease: None,
-            })
-            .collect();
-        let next = free.last().map_or(hint, |last| last.saturating_add(1));
-        changes.push(Change::put_json(keys::pool_hint(pool), &next));
-        if store.commit(&checks, &changes).await?.is_done() {
-            return Ok(free);
-        }
-        pause(attempt).await;
+            .filter_map(|entry| Some((keys::parse_pool_id(&entry.key)?, entry)))
+            .map(|(id, entry)| Ok((id, entry.json()?)))
+            .collect()
     }
-    Err(contended(&format!("the pool `{pool}`")))
-}
 
-/// Gives ids back. Those that are not `owner`'s are left alone.
-pub async fn free(store: &dyn Store, pool: &str, ids: &[u32], owner: &str) -> Result<()> {
-    for id in ids {
-        let key = keys::pool_id(pool, *id);
-        if let Some(entry) = store.get(&key).await?.filter(|e| e.value == owner.as_bytes()) {
-            let check = Check::Revision(key.clone(), entry.revision);
-            // If it changed since, it is not ours any more.
-            let (Commit::Done(_) | Commit::Conflict(_)) =
-                store.commit(&[check], &[Change::Delete { key }]).await?;
-        }
-    }
-    Ok(())
-}
-
-async fn hint(store: &dyn Store, pool: &str, range: &RangeInclusive<u32>) -> Result<u32> {
-    let entry = store.get(&keys::pool_hint(pool)).await?;
-    let hint = entry.and_then(|entry| serde_json::from_slice(&entry.value).ok());
-    Ok(hint.filter(|id| range.contains(id)).unwrap_or(*range.start()))
-}
-
-/// The first `count` ids of the range that nobody has, or fewer.
-async fn free_ids(
-    store: &dyn Store,
-    pool: &str,
-    range: RangeInclusive<u32>,
-    count: usize,
-) -> Result<Vec<u32>> {
-    let prefix = keys::pool_prefix(pool);
-    let mut candidate = u64::from(*range.start());
-    let end = u64::from(*range.end());
-    let mut free = Vec::new();
-    let mut after = range.start().checked_sub(1).map(|id| keys::pool_id(pool, id));
-    loop {
-        let page = store.list(&prefix, after.as_deref(), MAX_PAGE).await?;
-        let taken = page.entries.iter().filter_map(|entry| keys::id_of_pool_key(&entry.key));
-        for id in taken.map(u64::from).chain((!page.more).then_some(end + 1)) {
-            while candidate < id.min(end + 1) && free.len() < count {
-                free.push(u32::try_from(candidate).expect("inside the range"));
-                candidate += 1;
+    /// Up to `count` free ids from `first` on.
+    async fn free_from(&self, first: u32, count: usize) -> Result<Vec<u32>> {
+        let prefix = keys::pool(&self.name);
+        // Wider than an id: it may pass the last one.
+        let (mut next, end) = (u64::from(first), u64::from(*self.ids.end()) + 1);
+        let mut after = first.checked_sub(1).map(|before| self.key(before));
+        let mut free: Vec<u32> = Vec::new();
+        loop {
+            let limit = (count - free.len() + 16).min(MAX_PAGE);
+            let page = self.store.list(&prefix, after.as_deref(), limit).await?;
+            let taken = page.entries.iter().filter_map(|entry| keys::parse_pool_id(&entry.key));
+            // What lies behind the last page is free.
+            let behind = (!page.more).then_some(end);
+            for taken in taken.map(u64::from).chain(behind) {
+                let gap = (next..taken.min(end)).filter_map(|id| u32::try_from(id).ok());
+                free.extend(gap.take(count - free.len()));
+                next = taken + 1;
             }
-            candidate = candidate.max(id.saturating_add(1));
+            if !page.more || free.len() == count {
+                return Ok(free);
+            }
+            after = page.entries.last().map(|entry| entry.key.clone());
         }
-        if !page.more || free.len() >= count || candidate > end {
-            return Ok(free);
+    }
+
+    async fn floor(&self) -> Result<(u32, Option<Entry>)> {
+        let entry = self.store.get(&keys::pool_floor(&self.name)).await?;
+        let floor = entry.as_ref().map_or(Ok(0), Entry::json)?;
+        Ok((floor.max(*self.ids.start()), entry))
+    }
+
+    fn floor_unchanged(&self, entry: Option<&Entry>) -> Check {
+        Check::unchanged(&keys::pool_floor(&self.name), entry)
+    }
+
+    fn put_floor(&self, floor: u32) -> Result<Change> {
+        Change::put_json(keys::pool_floor(&self.name), &floor)
+    }
+
+    fn key(&self, id: u32) -> String {
+        keys::pool_id(&self.name, id)
+    }
+
+    /// The error that says who has all the ids, those with the most first.
+    async fn exhausted(&self, wanted: usize, free: usize) -> Result<Error> {
+        let mut counts: BTreeMap<Owner, usize> = BTreeMap::new();
+        for owner in self.owners().await?.into_values() {
+            *counts.entry(owner).or_default() += 1;
         }
-        after = page.entries.last().map(|entry| entry.key.clone());
+        let mut holders: Vec<(Owner, usize)> = counts.into_iter().collect();
+        holders.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        let shown: Vec<String> = holders
+            .iter()
+            .take(5)
+            .map(|(owner, count)| format!("job {owner} has {count}"))
+            .collect();
+        let more = holders.len().saturating_sub(shown.len());
+        let more = if more == 0 { String::new() } else { format!(", {more} more jobs the rest") };
+        let total = u64::from(*self.ids.end()) + 1 - u64::from(*self.ids.start());
+        Ok(Error::system(format!(
+            "{wanted} wanted, {free} of {total} free: {}{more}",
+            shown.join(", ")
+        ))
+        .help("end a job that is not needed: `pavo cancel -j JOB`"))
+    }
+
+    fn too_busy(&self) -> Error {
+        Error::system(format!("others were faster {ATTEMPTS} times")).help("try again")
     }
 }
 
-async fn exhausted(
-    store: &dyn Store,
-    pool: &str,
-    range: &RangeInclusive<u32>,
-    count: usize,
-) -> Result<Error> {
-    let mut owners: BTreeMap<String, usize> = BTreeMap::new();
-    let mut after: Option<String> = None;
-    loop {
-        let page = store.list(&keys::pool_prefix(pool), after.as_deref(), MAX_PAGE).await?;
-        for entry in &page.entries {
-            *owners.entry(String::from_utf8_lossy(&entry.value).into_owned()).or_default() += 1;
-        }
-        match page.entries.last() {
-            Some(last) if page.more => after = Some(last.key.clone()),
-            _ => break,
+/// A new local job id, which no living job of the user has: they are counted up, and
+/// begin at 1 again behind [`MAX_LOCAL_JOB`], so that an id is not soon another job's.
+pub async fn next_job(store: &dyn Store, user: &str) -> Result<Owner> {
+    let key = keys::job_counter();
+    let mut step = 1;
+    for attempt in 0..ATTEMPTS {
+        pause(attempt).await;
+        let entry = store.get(&key).await?;
+        let last: u32 = entry.as_ref().map_or(Ok(0), Entry::json)?;
+        let job = Owner::local((last.saturating_add(step) - 1) % MAX_LOCAL_JOB + 1);
+        let record = keys::job_record(user, job);
+        let checks = [Check::unchanged(&key, entry.as_ref()), Check::Absent(record.clone())];
+        match store.commit(&checks, &[Change::put_json(key.as_str(), &job.job)?]).await? {
+            Commit::Done(_) => return Ok(job),
+            // A job that has been running since the ids last began at 1.
+            Commit::Conflict(now) if now.iter().any(|entry| entry.key == record) => step += 1,
+            Commit::Conflict(_) => step = 1,
         }
     }
-    let taken: usize = owners.values().sum();
-    let mut most: Vec<(usize, String)> = owners.into_iter().map(|(o, n)| (n, o)).collect();
-    most.sort_by(|a, b| b.cmp(a));
-    let most: Vec<String> =
-        most.iter().take(5).map(|(number, owner)| format!("{owner}: {number}")).collect();
-    Ok(Error::system(format!("Not enough free ids in {pool}"))
-        .because(Error::system(format!(
-            "{count} are needed of {}–{}, and {taken} are taken ({})",
-            range.start(),
-            range.end(),
-            most.join(", ")
-        )))
-        .help("widen the range in the configuration, or end jobs that hold ids"))
+    Err(Error::system(format!("no job id was free in {ATTEMPTS} attempts")).help("try again"))
 }
 
-/// Waits a little, more each time, never in step with others.
+/// Waits before an attempt: not at all before the first, then up to twice as long each
+/// time, at random, so that those who met do not meet again.
 async fn pause(attempt: u32) {
-    let spread = u64::from(std::process::id() ^ attempt.wrapping_mul(2_654_435_761)) % 1000;
-    let most = 200_u64 << attempt.min(5);
-    tokio::time::sleep(Duration::from_micros(most * spread / 1000)).await;
-}
-
-fn contended(what: &str) -> Error {
-    Error::system(format!("{what} is changed by too many at once")).help("try again in a moment")
+    if attempt > 0 {
+        let longest = Duration::from_millis(1 << attempt.min(10)).min(MAX_PAUSE);
+        let share = RandomState::new().build_hasher().finish() % 1000;
+        tokio::time::sleep(longest * u32::try_from(share).unwrap_or(0) / 1000).await;
+    }
 }
