@@ -8,5 +8,11 @@
 //! | [`convert`] | `qemu-img`, kept on a short leash |
 //! | [`tiny`] | builds the demo image from Debian packages, without any privilege |
 
+mod convert;
+mod folder;
+pub mod header;
+pub mod library;
+pub mod repository;
 pub mod tiny;
 mod tool;
+mod uri;

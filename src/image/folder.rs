@@ -1,0 +1,127 @@
+//! Images as pcocc kept them before it had repositories: a folder with `image` and
+//! `image-rev1`, `image-rev2`, …, each lying on an earlier one. Read only.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::header::{self, Format};
+use super::library::Resolved;
+use crate::error::{Context, Error, Result};
+use crate::model::vm::DiskFormat;
+
+/// Finds the newest revision, and checks that all below it are in the same folder.
+pub(super) fn resolve(folder: &Path) -> Result<Resolved> {
+    let missing = || {
+        let shown = folder.display().to_string();
+        Error::not_found(format!("Object {} not found in configured repositories", shown))
+            .help("a path must be a folder that holds `image`")
+    };
+    let home = fs::canonicalize(folder).map_err(|error| missing().because(error))?;
+    let entries = fs::read_dir(&home).map_err(|error| missing().because(error))?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let newest = names.filter_map(|name| Some((revision(&name)?, name))).max();
+    let (_, newest) = newest.ok_or_else(missing)?;
+    let open = || -> Result<Resolved> {
+        let path = home.join(newest);
+        let virtual_size = check(&home, &path)?;
+        Ok(Resolved {
+            uri: path.display().to_string(),
+            path,
+            format: DiskFormat::Qcow2,
+            virtual_size: virtual_size.next_multiple_of(512),
+        })
+    };
+    open().while_doing(|| format!("opening the image `{}`", folder.display()))
+}
+
+/// `image` is revision 0, `image-revN` is revision N.
+fn revision(file: &str) -> Option<u32> {
+    let rest = file.strip_prefix("image")?;
+    if rest.is_empty() { Some(0) } else { rest.strip_prefix("-rev")?.parse().ok() }
+}
+
+/// Goes down the layers, each an earlier revision than the one above; returns the size
+/// of the disk.
+fn check(home: &Path, top: &Path) -> Result<u64> {
+    let mut size = None;
+    let mut path = top.to_owned();
+    loop {
+        let header = header::inspect_layer(&path)?;
+        if header.format != Format::Qcow2 {
+            return Err(Error::system(format!("`{}` is no qcow2", path.display())));
+        }
+        size.get_or_insert(header.virtual_size);
+        let Some(backing) = header.backing else { break };
+        let below = layer_below(home, &path, &backing.file)
+            .filter(|_| backing.format.as_deref().is_none_or(|format| format == "qcow2"));
+        path = below.ok_or_else(|| {
+            Error::system(format!(
+                "`{}` lies on `{}`, which is no earlier revision in its folder",
+                path.display(),
+                backing.file.escape_debug()
+            ))
+        })?;
+    }
+    Ok(size.unwrap_or_default())
+}
+
+/// The file below, if it is an earlier revision in the same folder. As revisions only
+/// go down, there is no loop.
+fn layer_below(home: &Path, above: &Path, file: &str) -> Option<PathBuf> {
+    let path = Path::new(file);
+    let name = path.file_name()?.to_str()?;
+    let parent = home.join(path.parent()?);
+    let number = |path: &Path| revision(path.file_name()?.to_str()?);
+    let inside = fs::canonicalize(parent).ok()? == home;
+    let earlier = revision(name)? < number(above)?;
+    let path = home.join(name);
+    // A link would lead to a file whose name says nothing.
+    let plain = fs::symlink_metadata(&path).ok()?.is_file();
+    (inside && earlier && plain).then_some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    fn layer(folder: &Path, name: &str, below: Option<&str>) {
+        let mut command = Command::new("qemu-img");
+        command.args(["create", "-q", "-f", "qcow2"]).current_dir(folder);
+        if let Some(below) = below {
+            command.args(["-u", "-F", "qcow2", "-b", below]);
+        }
+        // qemu-img refuses to name the file itself; a hostile one does not.
+        assert!(command.args(["new", "8M"]).status().unwrap().success());
+        fs::rename(folder.join("new"), folder.join(name)).unwrap();
+    }
+
+    #[test]
+    fn the_highest_revision_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        layer(dir.path(), "image", None);
+        assert!(resolve(dir.path()).unwrap().path.ends_with("image"));
+        layer(dir.path(), "image-rev2", Some("image"));
+        let absolute = dir.path().join("image-rev2");
+        layer(dir.path(), "image-rev10", absolute.to_str());
+        fs::write(dir.path().join("image-backup"), "not a revision").unwrap();
+        let resolved = resolve(dir.path()).unwrap();
+        assert!(resolved.path.ends_with("image-rev10"), "{resolved:?}");
+        assert_eq!(resolved.virtual_size, 8 << 20);
+    }
+
+    #[test]
+    fn a_layer_may_only_lie_on_an_earlier_one_of_its_folder() {
+        for below in ["/etc/shadow", "../image", "image-rev1", "image-rev2", "sub/image", "link"] {
+            let outer = tempfile::tempdir().unwrap();
+            let dir = outer.path().join("vm");
+            fs::create_dir(&dir).unwrap();
+            fs::create_dir(dir.join("sub")).unwrap();
+            layer(outer.path(), "image", None);
+            std::os::unix::fs::symlink("/etc/shadow", dir.join("link")).unwrap();
+            layer(&dir, "image-rev1", Some(below));
+            let error = resolve(&dir).unwrap_err();
+            assert!(error.report().contains("which is no earlier revision"), "{below}: {error:?}");
+        }
+    }
+}

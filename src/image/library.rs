@@ -1,0 +1,354 @@
+//! The configured repositories together: what a name means, and what may be done.
+
+use std::cell::RefCell;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::header::{self, Format};
+use super::repository::{Freed, Kind, Repository, Revision};
+use super::uri::{Name, Uri};
+use super::{convert, uri};
+use crate::config::Repo;
+use crate::error::{Context, Error, Result};
+use crate::model::vm::DiskFormat;
+
+/// The repositories, in order of priority. Making one touches nothing.
+#[derive(Debug)]
+pub struct Library {
+    repos: Vec<Repository>,
+    warnings: RefCell<Vec<String>>,
+}
+
+/// A disk to boot from, exactly.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// `REPO:NAME@REVISION`, or the path of the older form.
+    pub uri: String,
+    /// The top layer, absolute.
+    pub path: PathBuf,
+    pub format: DiskFormat,
+    /// Bytes.
+    pub virtual_size: u64,
+}
+
+/// One line of a list of images.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ImageRow {
+    pub name: String,
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// The newest.
+    pub revision: u32,
+    pub repo: String,
+    pub owner: String,
+    /// Seconds since 1970.
+    pub timestamp: f64,
+}
+
+/// All that is known of an image.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ImageDetails {
+    pub name: String,
+    pub repo: String,
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    pub owner: String,
+    pub revisions: Vec<RevisionRow>,
+}
+
+/// One revision of an image.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RevisionRow {
+    pub revision: u32,
+    /// What its layers take on the disk, in bytes.
+    pub size: u64,
+    pub layers: usize,
+    pub owner: String,
+    /// Seconds since 1970.
+    pub timestamp: f64,
+}
+
+/// Layers of one image; more is a loop or a mistake.
+const MAX_LAYERS: usize = 200;
+
+impl Library {
+    pub fn open(repos: &[Repo]) -> Self {
+        let repos = repos.iter().map(|repo| Repository::new(&repo.name, &repo.path)).collect();
+        Self { repos, warnings: RefCell::default() }
+    }
+
+    /// What the user may want to know, said since the last call.
+    pub fn take_warnings(&self) -> Vec<String> {
+        self.warnings.take()
+    }
+
+    /// Finds the disk behind `[REPO:]NAME[@REVISION]`, or behind the path (with a
+    /// `/`) of a folder of the older form, and checks the headers of all its layers.
+    pub fn resolve(&self, text: &str) -> Result<Resolved> {
+        match text.parse()? {
+            Uri::Folder(folder) => super::folder::resolve(&folder),
+            Uri::InRepo(name) => {
+                let (repo, revision) = self.find(&name)?;
+                resolve_in(repo, &revision).while_doing(|| format!("opening the image `{text}`"))
+            }
+        }
+    }
+
+    /// The images whose name satisfies `matches`, of one repository or all.
+    pub fn list(
+        &self,
+        repo: Option<&str>,
+        matches: impl Fn(&str) -> bool,
+    ) -> Result<Vec<ImageRow>> {
+        let mut rows = Vec::new();
+        for repo in self.selected(repo)? {
+            for (name, newest) in repo.newest()?.into_iter().filter(|(name, _)| matches(name)) {
+                // Deleted in the meantime, or not ours to read: said, not fatal.
+                match repo.read(&name, newest) {
+                    Ok(revision) => rows.push(row(repo, revision)),
+                    Err(error) => self.warn(error.report()),
+                }
+            }
+        }
+        Ok(rows)
+    }
+
+    /// All that is known of an image; of one revision, if the name says so.
+    pub fn show(&self, text: &str) -> Result<ImageDetails> {
+        let name = name_in_repo(text)?;
+        let (repo, newest) = self.find(&name)?;
+        let mut revisions = Vec::new();
+        for number in repo.revisions(&name.image)? {
+            if name.revision.is_none_or(|wanted| wanted == number) {
+                let revision = repo.read(&name.image, number)?;
+                let blobs = revision.data_blobs.iter().map(|hash| repo.blob(hash));
+                let size = blobs.filter_map(|blob| blob.metadata().ok()).map(|data| data.len());
+                revisions.push(RevisionRow {
+                    revision: number,
+                    size: size.sum(),
+                    layers: revision.data_blobs.len(),
+                    owner: revision.owner,
+                    timestamp: revision.timestamp,
+                });
+            }
+        }
+        Ok(ImageDetails {
+            name: newest.name,
+            repo: repo.name.clone(),
+            kind: newest.kind,
+            owner: newest.owner,
+            revisions,
+        })
+    }
+
+    /// Imports a disk as a new image. The format is that of a `FORMAT:` before the
+    /// path, else `format`, else that of the file's suffix, else what its header says.
+    pub fn import(
+        &self,
+        source: &str,
+        dest: &str,
+        format: Option<Format>,
+        owner: &str,
+    ) -> Result<Resolved> {
+        let (path, claimed) = self.source(source, format)?;
+        self.create(dest, owner, false, |target, scratch| {
+            let path = steady(&path, scratch)?;
+            convert::to_qcow2(&path, claimed, target).map(drop)
+        })
+        .while_doing(|| format!("importing `{}`", source.escape_debug()))
+    }
+
+    /// Makes a new image (with `replace`, one more revision) of the qcow2 that `make`
+    /// writes at the path it is given; nothing is left if it fails.
+    pub fn create(
+        &self,
+        dest: &str,
+        owner: &str,
+        replace: bool,
+        make: impl FnOnce(&Path, &Path) -> Result<()>,
+    ) -> Result<Resolved> {
+        let repo = self.destination(dest)?;
+        let name = name_in_repo(dest)?.image;
+        if !replace && !repo.revisions(&name)?.is_empty() {
+            return Err(repo.exists(&name));
+        }
+        for other in self.repos.iter().filter(|other| other.name != repo.name) {
+            if !other.revisions(&name)?.is_empty() {
+                self.warn(format!("Image {name} shadows or is shadowed by repo {}", other.name));
+            }
+        }
+        let scratch = repo.scratch_folder()?;
+        let target = scratch.path().join("disk.qcow2");
+        make(&target, scratch.path())?;
+        let revision = repo.add(&name, &target, owner, replace)?;
+        resolve_in(repo, &revision)
+    }
+
+    /// Deletes an image, or one revision of it.
+    pub fn delete(&self, text: &str) -> Result<Freed> {
+        let name = name_in_repo(text)?;
+        let (repo, _) = self.find(&name)?;
+        repo.delete(&name.image, name.revision)
+            .while_doing(|| format!("deleting the image `{name}`"))
+    }
+
+    /// Where a new image goes: the named repository, else the first.
+    fn destination(&self, dest: &str) -> Result<&Repository> {
+        let name = name_in_repo(dest)?;
+        if name.revision.is_some() {
+            return Err(Error::usage(format!("`{name}` names a revision"))
+                .help("new images are named without: `NAME`"));
+        }
+        let repo = self.selected(name.repo.as_deref())?.first().copied();
+        repo.ok_or_else(|| Error::config("no image repository is configured"))
+    }
+
+    /// The first repository that has the image, with the revision meant.
+    fn find(&self, name: &Name) -> Result<(&Repository, Revision)> {
+        for repo in self.selected(name.repo.as_deref())? {
+            let revisions = repo.revisions(&name.image)?;
+            let number = match name.revision {
+                Some(wanted) => revisions.contains(&wanted).then_some(wanted),
+                None => revisions.last().copied(),
+            };
+            if let Some(number) = number {
+                return Ok((repo, repo.read(&name.image, number)?));
+            }
+        }
+        let error = Error::not_found(format!("Object {name} not found in configured repositories"));
+        Err(match self.nearest(&name.image) {
+            Some(near) => error.help(format!("did you mean `{near}`?")),
+            None => error.help("`pavo image list` shows what there is"),
+        })
+    }
+
+    /// The name most like `wanted`.
+    fn nearest(&self, wanted: &str) -> Option<String> {
+        let names = self.repos.iter().filter_map(|repo| repo.newest().ok()).flatten();
+        names
+            .map(|(name, _)| (strsim::damerau_levenshtein(&name, wanted), name))
+            .filter(|(distance, _)| *distance <= 2)
+            .min()
+            .map(|(_, name)| name)
+    }
+
+    /// One repository, or all.
+    fn selected(&self, name: Option<&str>) -> Result<Vec<&Repository>> {
+        let Some(name) = name else { return Ok(self.repos.iter().collect()) };
+        let found: Vec<_> = self.repos.iter().filter(|repo| repo.name == name).collect();
+        if found.is_empty() {
+            let names: Vec<_> = self.repos.iter().map(|repo| repo.name.as_str()).collect();
+            let error = Error::not_found(format!("no repository is named `{name}`"));
+            return Err(error.help(format!("the repositories are: {}", names.join(", "))));
+        }
+        Ok(found)
+    }
+
+    /// The file to import, and its format.
+    fn source(&self, source: &str, format: Option<Format>) -> Result<(PathBuf, Format)> {
+        // A path may hold a colon; what stands before it is a format only if it is one.
+        let prefixed = source.split_once(':');
+        let prefixed = prefixed.and_then(|(word, path)| Some((word.parse::<Format>().ok()?, path)));
+        let (path, claimed) = match prefixed {
+            Some((format, path)) => (PathBuf::from(path), Some(format)),
+            None => (PathBuf::from(source), format),
+        };
+        let suffix = || path.extension()?.to_str()?.to_ascii_lowercase().parse().ok();
+        if let Some(format) = claimed.or_else(suffix) {
+            return Ok((path, format));
+        }
+        let found = header::inspect(&path)?.format;
+        if found == Format::Raw {
+            self.warn(format!("`{}` has no known header: assuming raw VM", path.display()));
+        }
+        Ok((path, found))
+    }
+
+    fn warn(&self, text: String) {
+        self.warnings.borrow_mut().push(text);
+    }
+}
+
+/// A path to a file that only we can change: between our check of the header and the
+/// moment a tool reads it again, nobody must write another one.
+fn steady(path: &Path, scratch: &Path) -> Result<PathBuf> {
+    let data = fs::metadata(path).while_doing(|| format!("opening `{}`", path.display()))?;
+    let ours = data.uid() == nix::unistd::geteuid().as_raw();
+    if !data.is_file() || (ours && data.mode() & 0o022 == 0) {
+        return Ok(path.to_owned());
+    }
+    let copy = scratch.join("source");
+    fs::copy(path, &copy).while_doing(|| format!("copying `{}`", path.display()))?;
+    Ok(copy)
+}
+
+fn name_in_repo(text: &str) -> Result<Name> {
+    match text.parse()? {
+        Uri::InRepo(name) => Ok(name),
+        Uri::Folder(_) => Err(Error::usage(format!(
+            "`{}` is a path, not an image of a repository",
+            text.escape_debug()
+        ))),
+    }
+}
+
+fn row(repo: &Repository, revision: Revision) -> ImageRow {
+    ImageRow {
+        name: revision.name,
+        kind: revision.kind,
+        revision: revision.revision,
+        repo: repo.name.clone(),
+        owner: revision.owner,
+        timestamp: revision.timestamp,
+    }
+}
+
+/// Checks every layer of a revision: each a qcow2 whose only other file is the layer
+/// below, in the same repository.
+fn resolve_in(repo: &Repository, revision: &Revision) -> Result<Resolved> {
+    if revision.kind == Kind::Ctr {
+        return Err(Error::usage(format!("`{}` is a container image, not a disk", revision.name)));
+    }
+    if revision.data_blobs.len() > MAX_LAYERS {
+        return Err(Error::system("it has too many layers"));
+    }
+    let mut top = None;
+    let mut below: Option<&String> = None;
+    for hash in &revision.data_blobs {
+        let path = repo.blob(hash);
+        let header = header::inspect_layer(&path)?;
+        if header.format != Format::Qcow2 {
+            return Err(Error::system(format!("the layer `{}` is no qcow2", path.display())));
+        }
+        let file = header.backing.as_ref().map(|backing| backing.file.clone());
+        let format = header.backing.as_ref().and_then(|backing| backing.format.as_deref());
+        if file != below.map(|hash| Repository::relative(hash))
+            || format.is_some_and(|format| format != "qcow2")
+        {
+            return Err(Error::system(format!(
+                "the layer `{}` does not lie on the one it should",
+                path.display()
+            )));
+        }
+        top = Some((path, header.virtual_size));
+        below = Some(hash);
+    }
+    let (path, virtual_size) = top.ok_or_else(|| Error::system("it has no layers"))?;
+    Ok(Resolved {
+        uri: format!("{}:{}@{}", repo.name, revision.name, revision.revision),
+        path: std::path::absolute(path).while_doing(|| "naming its disk".into())?,
+        format: DiskFormat::Qcow2,
+        virtual_size: virtual_size.next_multiple_of(512),
+    })
+}
+
+/// Whether `name` may name an image in a repository.
+pub fn is_name(name: &str) -> bool {
+    uri::plain(name)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,160 @@
+use std::process::Command;
+
+use super::*;
+
+struct Fixture {
+    dir: tempfile::TempDir,
+    library: Library,
+}
+
+fn fixture() -> Fixture {
+    let dir = tempfile::tempdir().unwrap();
+    let repo = |name: &str| Repo { name: name.into(), path: dir.path().join(name) };
+    let library = Library::open(&[repo("user"), repo("site")]);
+    Fixture { dir, library }
+}
+
+impl Fixture {
+    fn raw(&self, name: &str) -> String {
+        let path = self.dir.path().join(name);
+        fs::write(&path, [1; 4096]).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    fn import(&self, dest: &str) -> Result<Resolved> {
+        self.library.import(&self.raw("disk.raw"), dest, None, "alice")
+    }
+
+    /// A qcow2 in a repository's `data`, on top of `below`; returns its hash.
+    fn layer(&self, fake: char, below: Option<&str>) -> String {
+        let hash = fake.to_string().repeat(64);
+        let path = self.library.repos[0].blob(&hash);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let mut command = Command::new("qemu-img");
+        command.args(["create", "-q", "-f", "qcow2"]);
+        if let Some(below) = below {
+            command.args(["-u", "-F", "qcow2", "-b", below]);
+        }
+        assert!(command.arg(path).arg("8M").status().unwrap().success());
+        hash
+    }
+
+    fn revision(&self, blobs: &[&String]) -> Revision {
+        Revision {
+            name: "layered".into(),
+            revision: 0,
+            kind: Kind::Vm,
+            owner: "alice".into(),
+            timestamp: 0.0,
+            data_blobs: blobs.iter().map(|hash| (*hash).clone()).collect(),
+            custom_meta: serde_json::Value::Null,
+        }
+    }
+}
+
+#[test]
+fn an_imported_disk_can_be_found_listed_and_deleted() {
+    let f = fixture();
+    let imported = f.import("tiny").unwrap();
+    assert_eq!(imported.uri, "user:tiny@0");
+    assert_eq!((imported.format, imported.virtual_size), (DiskFormat::Qcow2, 4096));
+    assert!(imported.path.is_absolute() && imported.path.exists());
+    for name in ["tiny", "user:tiny", "tiny@0"] {
+        assert_eq!(f.library.resolve(name).unwrap(), imported);
+    }
+    let rows = f.library.list(None, |name| name.contains("in")).unwrap();
+    assert_eq!((rows.len(), rows[0].name.as_str(), rows[0].repo.as_str()), (1, "tiny", "user"));
+    assert_eq!(f.library.list(None, |_| false).unwrap(), []);
+    assert_eq!(f.library.show("tiny").unwrap().revisions.len(), 1);
+
+    assert_eq!(f.library.delete("tiny").unwrap().blobs, 1);
+    let error = f.library.resolve("tiny").unwrap_err();
+    assert_eq!(error.to_string(), "Object tiny not found in configured repositories");
+    assert_eq!(error.kind(), crate::error::Kind::NotFound);
+}
+
+#[test]
+fn the_first_repository_wins_and_shadowing_is_said() {
+    let f = fixture();
+    f.import("site:tiny").unwrap();
+    assert_eq!(f.library.resolve("tiny").unwrap().uri, "site:tiny@0");
+    f.library.take_warnings();
+    f.import("tiny").unwrap();
+    assert_eq!(f.library.take_warnings(), ["Image tiny shadows or is shadowed by repo site"]);
+    assert_eq!(f.library.resolve("tiny").unwrap().uri, "user:tiny@0");
+    assert_eq!(f.library.resolve("site:tiny").unwrap().uri, "site:tiny@0");
+    let error = f.import("tiny").unwrap_err();
+    assert!(error.report().contains("Image tiny already exists in repo user"), "{error:?}");
+    let error = f.library.resolve("none:tiny").unwrap_err();
+    assert!(error.report().contains("the repositories are: user, site"), "{error:?}");
+}
+
+#[test]
+fn the_format_is_what_is_said_before_what_is_seen() {
+    let f = fixture();
+    let plain = f.raw("disk");
+    let (_, format) = f.library.source(&plain, None).unwrap();
+    assert_eq!(format, Format::Raw);
+    assert!(f.library.take_warnings()[0].contains("assuming raw VM"));
+    let seen = |source: &str, format| f.library.source(source, format).unwrap().1;
+    assert_eq!(seen(&format!("vmdk:{plain}"), Some(Format::Vdi)), Format::Vmdk);
+    assert_eq!(seen(&f.raw("a.VHD"), Some(Format::Vdi)), Format::Vdi);
+    assert_eq!(seen(&f.raw("a.VHD"), None), Format::Vpc);
+    assert_eq!(f.library.take_warnings(), Vec::<String>::new());
+}
+
+#[test]
+fn a_hostile_image_never_gets_in() {
+    let f = fixture();
+    let secret = f.raw("secret");
+    let path = f.dir.path().join("hostile.qcow2");
+    let mut create = Command::new("qemu-img");
+    create.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b", &secret]);
+    assert!(create.arg(&path).status().unwrap().success());
+    let error = f.library.import(path.to_str().unwrap(), "a", None, "alice").unwrap_err();
+    assert!(error.report().contains("it needs another file below it"), "{error:?}");
+    assert_eq!(f.library.list(None, |_| true).unwrap(), []);
+    let tmp = f.dir.path().join("user/.tmp");
+    assert_eq!(fs::read_dir(tmp).unwrap().count(), 0, "nothing is left over");
+}
+
+#[test]
+fn a_file_that_others_can_write_is_copied_before_it_is_checked() {
+    use std::os::unix::fs::PermissionsExt;
+    let f = fixture();
+    let path = PathBuf::from(f.raw("disk"));
+    assert_eq!(steady(&path, f.dir.path()).unwrap(), path);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+    let copy = steady(&path, f.dir.path()).unwrap();
+    assert_ne!(copy, path);
+    assert_eq!(fs::read(copy).unwrap(), [1; 4096]);
+}
+
+#[test]
+fn layers_must_lie_exactly_on_each_other() {
+    let f = fixture();
+    let repo = &f.library.repos[0];
+    let bottom = f.layer('a', None);
+    let good = f.layer('b', Some(&Repository::relative(&bottom)));
+    let resolved = resolve_in(repo, &f.revision(&[&bottom, &good])).unwrap();
+    assert_eq!(resolved.path, repo.blob(&good));
+
+    let absolute = f.layer('c', repo.blob(&bottom).to_str());
+    let foreign = f.layer('d', Some("/etc/shadow"));
+    let skewed = f.layer('e', Some(&Repository::relative(&good)));
+    for blobs in [
+        vec![&good],
+        vec![&bottom, &bottom],
+        vec![&good, &bottom],
+        vec![&bottom, &absolute],
+        vec![&bottom, &foreign],
+        vec![&bottom, &skewed],
+    ] {
+        let error = resolve_in(repo, &f.revision(&blobs)).unwrap_err();
+        assert!(error.to_string().contains("does not lie on the one it should"), "{error:?}");
+    }
+    assert!(resolve_in(repo, &f.revision(&[])).is_err());
+    let container = Revision { kind: Kind::Ctr, ..f.revision(&[&bottom]) };
+    let error = resolve_in(repo, &container).unwrap_err();
+    assert_eq!(error.to_string(), "`layered` is a container image, not a disk");
+}

@@ -1,0 +1,397 @@
+//! One object store on disk, in the layout of pcocc (version 2).
+//!
+//! ```text
+//! REPO/.config                     "version: 2"
+//! REPO/.tmp/                       what is not finished
+//! REPO/data/<h2>/<sha256>          blobs, 0444, never changed
+//! REPO/meta/<name>@<revision>      JSON: which blobs an image is, bottom first
+//! ```
+//!
+//! A blob appears by rename and a revision by a link that fails if it exists, after
+//! both were written through to the disk: whatever crashes, an image is there entirely
+//! or not at all, and no two imports get one revision. Who writes holds a lock on
+//! `.config`, so that no blob is taken for unused while its revision is being written.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, Permissions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tempfile::NamedTempFile;
+
+use super::uri;
+use crate::error::{Context, Error, Result};
+
+const VERSION: &str = "2";
+
+/// What a revision is made of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Revision {
+    pub name: String,
+    pub revision: u32,
+    pub kind: Kind,
+    pub owner: String,
+    /// Seconds since 1970.
+    pub timestamp: f64,
+    /// SHA-256 of each blob, hexadecimal; the last one is the disk, the others lie
+    /// below it.
+    pub data_blobs: Vec<String>,
+    #[serde(default)]
+    pub custom_meta: serde_json::Value,
+}
+
+/// What an image is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    Vm,
+    /// A container image of pcocc: listed, never booted.
+    Ctr,
+}
+
+impl Kind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Vm => "vm",
+            Self::Ctr => "ctr",
+        }
+    }
+}
+
+/// What deleting gave back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Freed {
+    pub revisions: Vec<u32>,
+    pub blobs: usize,
+    pub bytes: u64,
+}
+
+/// One repository. Opening it touches nothing; a folder that does not exist is empty.
+#[derive(Clone, Debug)]
+pub struct Repository {
+    pub name: String,
+    path: PathBuf,
+}
+
+impl Repository {
+    pub fn new(name: impl Into<String>, path: impl Into<PathBuf>) -> Self {
+        Self { name: name.into(), path: path.into() }
+    }
+
+    /// Every image with its newest revision, sorted by name.
+    pub fn newest(&self) -> Result<Vec<(String, u32)>> {
+        let mut newest: Vec<(String, u32)> = Vec::new();
+        for (name, revision) in self.entries()? {
+            match newest.last_mut().filter(|last| last.0 == name) {
+                Some(last) => last.1 = revision,
+                None => newest.push((name, revision)),
+            }
+        }
+        Ok(newest)
+    }
+
+    /// The revisions of an image, oldest first; none if there is no such image.
+    pub fn revisions(&self, name: &str) -> Result<Vec<u32>> {
+        let entries = self.entries()?.into_iter();
+        Ok(entries.filter(|entry| entry.0 == name).map(|entry| entry.1).collect())
+    }
+
+    /// Reads what a revision is made of.
+    pub fn read(&self, name: &str, revision: u32) -> Result<Revision> {
+        let path = self.meta_path(name, revision);
+        let read = || -> Result<Revision> {
+            let text = fs::read(&path).while_doing(|| "opening it".into())?;
+            let found: Revision =
+                serde_json::from_slice(&text).while_doing(|| "understanding it".into())?;
+            if (found.name.as_str(), found.revision) != (name, revision) {
+                return Err(Error::system("it is about another image"));
+            }
+            match found.data_blobs.iter().find(|hash| !is_hash(hash)) {
+                Some(hash) => Err(Error::system(format!("`{}` is no hash", hash.escape_debug()))),
+                None => Ok(found),
+            }
+        };
+        read().while_doing(|| format!("reading the image's `{}`", path.display()))
+    }
+
+    /// Where a blob lies.
+    pub fn blob(&self, hash: &str) -> PathBuf {
+        self.path.join("data").join(&hash[..2]).join(hash)
+    }
+
+    /// How a layer names the blob below it, relative to itself.
+    pub fn relative(hash: &str) -> String {
+        format!("../../data/{}/{hash}", &hash[..2])
+    }
+
+    /// An empty file in the repository, gone unless it is [added](Self::add).
+    pub fn scratch(&self) -> Result<NamedTempFile> {
+        self.initialise()?;
+        let tmp = self.path.join(".tmp");
+        NamedTempFile::new_in(&tmp)
+            .while_doing(|| format!("creating a file in `{}`", tmp.display()))
+    }
+
+    /// A path in the repository at which nothing exists yet; gone with the value.
+    pub fn scratch_folder(&self) -> Result<tempfile::TempDir> {
+        self.initialise()?;
+        let tmp = self.path.join(".tmp");
+        tempfile::tempdir_in(&tmp)
+            .while_doing(|| format!("creating a folder in `{}`", tmp.display()))
+    }
+
+    /// Takes a complete disk that stands alone as the first revision of a new image.
+    /// `disk` must be on the repository's file system (see [`scratch_folder`]).
+    ///
+    /// # Errors
+    ///
+    /// When the image exists; unless `replace`, then it gets one more revision.
+    ///
+    /// [`scratch_folder`]: Self::scratch_folder
+    pub fn add(&self, name: &str, disk: &Path, owner: &str, replace: bool) -> Result<Revision> {
+        if !uri::plain(name) {
+            return Err(Error::usage(format!("`{}` cannot name an image", name.escape_debug())));
+        }
+        self.initialise()?;
+        // The slow part needs no lock.
+        let hash = seal(disk).while_doing(|| format!("reading `{}`", disk.display()))?;
+        let _lock = self.lock()?;
+        let next = match self.revisions(name)?.last() {
+            None => 0,
+            Some(last) if replace => last + 1,
+            Some(_) => return Err(self.exists(name)),
+        };
+        let place = || -> io::Result<()> {
+            let blob = self.blob(&hash);
+            let folder = blob.parent().expect("a blob lies in a folder");
+            fs::create_dir_all(folder)?;
+            fs::rename(disk, &blob)?;
+            sync(folder)?;
+            sync(&self.path.join("data"))
+        };
+        place().while_doing(|| format!("storing the image `{name}`"))?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let revision = Revision {
+            name: name.into(),
+            revision: next,
+            kind: Kind::Vm,
+            owner: owner.into(),
+            timestamp: now.as_secs_f64(),
+            data_blobs: vec![hash],
+            custom_meta: serde_json::json!({}),
+        };
+        self.publish(&revision).inspect_err(|_| self.drop_unused(&revision.data_blobs))?;
+        Ok(revision)
+    }
+
+    /// Deletes one revision or all, and the blobs that nothing needs any more.
+    pub fn delete(&self, name: &str, revision: Option<u32>) -> Result<Freed> {
+        let _lock = self.lock()?;
+        let doomed: Vec<u32> = self
+            .revisions(name)?
+            .into_iter()
+            .filter(|number| revision.is_none_or(|wanted| wanted == *number))
+            .collect();
+        let mut blobs = BTreeSet::new();
+        for number in &doomed {
+            // What cannot be read has no blobs that could be named.
+            if let Ok(meta) = self.read(name, *number) {
+                blobs.extend(meta.data_blobs);
+            }
+        }
+        for number in &doomed {
+            let path = self.meta_path(name, *number);
+            fs::remove_file(&path).while_doing(|| format!("deleting `{}`", path.display()))?;
+        }
+        let meta = self.path.join("meta");
+        sync(&meta).while_doing(|| format!("writing `{}` through", meta.display()))?;
+        let (blobs, bytes) = self.remove_unused(blobs)?;
+        Ok(Freed { revisions: doomed, blobs, bytes })
+    }
+
+    /// The error for a name that is taken; the text is pcocc's.
+    pub fn exists(&self, name: &str) -> Error {
+        Error::usage(format!("Image {name} already exists in repo {}", self.name))
+            .help(format!("choose another name, or delete it: `pavo image delete {name}`"))
+    }
+
+    /// Makes a revision visible.
+    fn publish(&self, revision: &Revision) -> Result<()> {
+        let target = self.meta_path(&revision.name, revision.revision);
+        let mut file = self.scratch()?;
+        let text = serde_json::to_vec_pretty(revision).expect("plain data is always valid JSON");
+        let write = |file: &mut NamedTempFile| -> io::Result<()> {
+            file.write_all(&text)?;
+            file.as_file().set_permissions(Permissions::from_mode(0o444))?;
+            file.as_file().sync_all()
+        };
+        write(&mut file)
+            .and_then(|()| file.persist_noclobber(&target).map(drop).map_err(|error| error.error))
+            .and_then(|()| sync(&self.path.join("meta")))
+            .while_doing(|| format!("writing `{}`", target.display()))
+    }
+
+    /// After a failure: what was stored for nothing goes.
+    fn drop_unused(&self, blobs: &[String]) {
+        if let Err(error) = self.remove_unused(blobs.iter().cloned().collect()) {
+            tracing::warn!("{error:?}");
+        }
+    }
+
+    /// Removes those of `blobs` that no revision needs; returns how many, and their
+    /// size. The caller holds the lock.
+    fn remove_unused(&self, mut blobs: BTreeSet<String>) -> Result<(usize, u64)> {
+        if blobs.is_empty() {
+            return Ok((0, 0));
+        }
+        for (name, revision) in self.entries()? {
+            // If it cannot be read, nobody knows what it needs: then nothing goes.
+            for needed in self.read(&name, revision)?.data_blobs {
+                blobs.remove(&needed);
+            }
+        }
+        let (mut count, mut bytes) = (0, 0);
+        for blob in blobs.iter().map(|hash| self.blob(hash)) {
+            let size = blob.metadata().map_or(0, |data| data.len());
+            match fs::remove_file(&blob) {
+                Ok(()) => (count, bytes) = (count + 1, bytes + size),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => {
+                    return Err(error).while_doing(|| format!("deleting `{}`", blob.display()));
+                }
+            }
+        }
+        Ok((count, bytes))
+    }
+
+    /// All revisions of all images, sorted.
+    fn entries(&self) -> Result<Vec<(String, u32)>> {
+        if !self.is_initialised()? {
+            return Ok(Vec::new());
+        }
+        let meta = self.path.join("meta");
+        let list = || -> io::Result<Vec<(String, u32)>> {
+            let mut entries = Vec::new();
+            for entry in fs::read_dir(&meta)? {
+                let file = entry?.file_name();
+                entries.extend(file.to_str().and_then(entry_of));
+            }
+            entries.sort_unstable();
+            Ok(entries)
+        };
+        list().while_doing(|| format!("listing `{}`", meta.display()))
+    }
+
+    fn meta_path(&self, name: &str, revision: u32) -> PathBuf {
+        self.path.join("meta").join(format!("{name}@{revision}"))
+    }
+
+    /// Whether there is a repository of our version.
+    fn is_initialised(&self) -> Result<bool> {
+        let path = self.path.join(".config");
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(error) => {
+                return Err(error).while_doing(|| format!("reading `{}`", path.display()));
+            }
+        };
+        let version = text.lines().find_map(|line| line.strip_prefix("version:")).map(str::trim);
+        if version == Some(VERSION) {
+            return Ok(true);
+        }
+        let version = version.unwrap_or("unknown").escape_debug();
+        let error = format!("the repository `{}` has version {version}, not {VERSION}", self.name);
+        Err(Error::system(error).help("pcocc converts it: `pcocc image repo gc REPO`"))
+    }
+
+    /// Makes the folders of an empty repository.
+    fn initialise(&self) -> Result<()> {
+        let make = || -> Result<()> {
+            let step = || "creating it".to_owned();
+            if self.is_initialised()? {
+                return fs::create_dir_all(self.path.join(".tmp")).while_doing(step);
+            }
+            let foreign = match fs::read_dir(&self.path) {
+                Ok(entries) => entries.flatten().any(|entry| {
+                    ![".tmp", "data", "meta"].iter().any(|ours| entry.file_name() == *ours)
+                }),
+                Err(_) => false,
+            };
+            if foreign {
+                return Err(Error::usage("the folder is not empty, and no repository")
+                    .help("give repositories folders of their own"));
+            }
+            for folder in [".tmp", "data", "meta"] {
+                fs::create_dir_all(self.path.join(folder)).while_doing(step)?;
+            }
+            let tmp = self.path.join(".tmp");
+            let mut config = NamedTempFile::new_in(&tmp).while_doing(step)?;
+            let mode = Permissions::from_mode(0o644);
+            let write = || -> io::Result<()> {
+                writeln!(config, "version: {VERSION}")?;
+                config.as_file().set_permissions(mode)?;
+                config.as_file().sync_all()?;
+                match config.persist_noclobber(self.path.join(".config")) {
+                    // Another one was faster: it is the same.
+                    Err(error) if error.error.kind() == ErrorKind::AlreadyExists => Ok(()),
+                    Err(error) => Err(error.error),
+                    Ok(_) => sync(&self.path),
+                }
+            };
+            write().while_doing(step)
+        };
+        make().while_doing(|| {
+            format!("preparing the repository `{}` in `{}`", self.name, self.path.display())
+        })
+    }
+
+    /// Keeps other writers away as long as the value lives.
+    fn lock(&self) -> Result<Flock<File>> {
+        let path = self.path.join(".config");
+        let file = File::open(&path).while_doing(|| format!("opening `{}`", path.display()))?;
+        Flock::lock(file, FlockArg::LockExclusive)
+            .map_err(|(_, errno)| errno)
+            .while_doing(|| format!("locking the repository `{}`", self.name))
+    }
+}
+
+/// `name@revision`, if the file is one of ours.
+fn entry_of(file: &str) -> Option<(String, u32)> {
+    let (name, revision) = file.rsplit_once('@')?;
+    Some((name.to_owned(), revision.parse().ok()?)).filter(|_| uri::plain(name))
+}
+
+/// Whether `hash` is one that we could have written.
+fn is_hash(hash: &str) -> bool {
+    hash.len() == 64 && hash.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Makes a file ready to be a blob: unchangeable and on the disk; returns its hash.
+fn seal(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            count => hasher.update(&buffer[..count]),
+        }
+    }
+    file.set_permissions(Permissions::from_mode(0o444))?;
+    file.sync_all()?;
+    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Writes a folder's entries through to the disk.
+fn sync(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests;
