@@ -69,8 +69,8 @@ pub fn allocate(request: &Request, vms: u32, capacity: Capacity) -> Result<Alloc
 }
 
 /// The next job of this user on this machine.
-pub async fn next_job(store: &dyn Store) -> Result<Owner> {
-    pool::next_job_id(store).await.map(Owner::local)
+pub async fn next_job(store: &dyn Store, user: &str) -> Result<Owner> {
+    pool::next_job(store, user).await
 }
 
 #[cfg(test)]

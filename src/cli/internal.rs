@@ -1,51 +1,59 @@
-//! `pavo internal`: what pavo starts of itself. Nobody types these.
-
-use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
+//! `pavo internal`: what pavo starts of itself. Not for people.
 
 use clap::Subcommand;
 
 use super::App;
 use crate::error::{Context, Result};
 use crate::network::responder;
+use crate::ops::cell;
+use crate::vm;
 
-/// Parts of a running cluster
-#[derive(Debug, clap::Args)]
-pub struct Internal {
-    #[command(subcommand)]
-    part: Part,
-}
-
+/// What pavo starts of itself
 #[derive(Debug, Subcommand)]
-enum Part {
-    /// Answer DHCP and DNS for a network's guests; standard input is the life line
+pub enum Internal {
+    /// Make the namespaces of a job
+    Cell {
+        #[arg(long)]
+        rootless: bool,
+    },
+    /// The first process of a job's namespaces
+    CellInit,
+    /// One VM
+    Run,
+    /// DHCP, DNS and published ports of one network
     Responder,
+    /// Whether KVM runs guest code
+    KvmProbe,
 }
 
 impl Internal {
-    pub fn run(self, _app: &App) -> Result<u8> {
-        match self.part {
-            Part::Responder => {
-                let lifeline = lifeline()?;
-                let doing = || "starting the event loop".to_owned();
-                let mut runtime = tokio::runtime::Builder::new_current_thread();
-                let runtime = runtime.enable_all().build().while_doing(doing)?;
-                runtime.block_on(async {
-                    let lifeline = tokio::net::UnixStream::from_std(lifeline);
-                    responder::main(lifeline.while_doing(doing)?).await
-                })?;
-                Ok(0)
+    pub fn run(self, app: &App) -> Result<u8> {
+        match self {
+            Self::Cell { rootless } => cell::outer(rootless)?,
+            Self::CellInit => app.block_on(cell::init())?,
+            Self::Run => app.block_on(async { vm::process::main(stdin()?).await })?,
+            Self::Responder => app.block_on(async {
+                let stream = tokio::net::UnixStream::from_std(stdin()?);
+                responder::main(stream.while_doing(|| "opening the life line".into())?).await
+            })?,
+            Self::KvmProbe => {
+                if let Err(why) = vm::kvm::probe_in_this_process() {
+                    // Whoever started the probe reads it there.
+                    app.out.status(&why);
+                    return Ok(1);
+                }
             }
         }
+        Ok(0)
     }
 }
 
-/// Standard input, as the socket that it is.
-fn lifeline() -> Result<UnixStream> {
-    let doing = || "taking standard input as a socket".to_owned();
-    let stdin = io::stdin().as_fd().try_clone_to_owned().while_doing(doing)?;
-    let stream = UnixStream::from(stdin);
+/// Standard input, which is a socket to whoever started this process.
+fn stdin() -> Result<std::os::unix::net::UnixStream> {
+    use std::os::fd::AsFd;
+    let doing = || "opening the socket on standard input".to_owned();
+    let owned = std::io::stdin().as_fd().try_clone_to_owned().while_doing(doing)?;
+    let stream = std::os::unix::net::UnixStream::from(owned);
     stream.set_nonblocking(true).while_doing(doing)?;
     Ok(stream)
 }

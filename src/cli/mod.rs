@@ -3,18 +3,33 @@
 //! Each file holds a clap struct whose doc comment is the help, and one `run`.
 //! [`App`] is what a verb may reach; it is made once, in [`main`].
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
 
+mod alloc;
+mod cancel;
 mod completion;
 mod config;
+mod console;
+mod image;
 mod internal;
+mod job;
 pub mod out;
+mod ps;
+mod reset;
+mod ssh;
+mod status;
 mod template;
+mod terminal;
+mod wait;
 
-use crate::error::{Error, Kind, Result};
+use crate::config::Config;
+use crate::error::{Context, Error, Kind, Result};
+use crate::image::library::Library;
+use crate::model::job::JobRecord;
+use crate::store::embedded;
 use out::Out;
 
 /// Private clusters of virtual machines, for any user, in seconds
@@ -31,10 +46,21 @@ struct Cli {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    Completion(completion::Completion),
-    Config(config::Config),
+    Alloc(alloc::Alloc),
+    Ps(ps::Ps),
+    Status(status::Status),
+    Wait(wait::Wait),
+    Cancel(cancel::Cancel),
+    Console(console::Console),
+    Ssh(ssh::Ssh),
+    Scp(ssh::Scp),
+    SshConfig(ssh::SshConfig),
+    Reset(reset::Reset),
     Template(template::Template),
-    #[command(hide = true)]
+    Config(config::Config),
+    Image(image::Image),
+    Completion(completion::Completion),
+    #[command(subcommand, hide = true)]
     Internal(internal::Internal),
 }
 
@@ -42,10 +68,21 @@ impl Command {
     /// Runs the verb; `Ok` holds the exit code.
     fn run(self, app: &App) -> Result<u8> {
         match self {
+            Self::Alloc(verb) => verb.run(app),
+            Self::Ps(verb) => verb.run(app),
+            Self::Status(verb) => verb.run(app),
+            Self::Wait(verb) => verb.run(app),
+            Self::Cancel(verb) => verb.run(app),
+            Self::Console(verb) => verb.run(app),
+            Self::Ssh(verb) => verb.run(app),
+            Self::Scp(verb) => verb.run(app),
+            Self::SshConfig(verb) => verb.run(app),
+            Self::Reset(verb) => verb.run(app),
+            Self::Template(verb) => verb.run(app),
+            Self::Config(verb) => verb.run(app),
             Self::Completion(verb) => verb.run(app),
-            Self::Config(noun) => noun.run(app),
-            Self::Template(noun) => noun.run(app),
             Self::Internal(verb) => verb.run(app),
+            Self::Image(verb) => verb.run(app),
         }
     }
 }
@@ -58,20 +95,90 @@ pub struct App {
     pub verbose: u8,
 }
 
+impl App {
+    /// Runs what waits, on this thread.
+    pub fn block_on<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.while_doing(|| "starting the runtime".into())?.block_on(work)
+    }
+
+    /// The images the configuration leads to.
+    pub fn library(&self, config: &Config) -> Library {
+        Library::open(&config.repos)
+    }
+
+    /// Says what the library has found that the user may want to know.
+    pub fn warn_of(&self, library: &Library) {
+        library.take_warnings().iter().for_each(|warning| self.out.warn(warning));
+    }
+}
+
+/// Where a VM's process keeps its files.
+fn vm_dir(job: &JobRecord, rank: u32) -> PathBuf {
+    job.dir.join(format!("vm{rank}"))
+}
+
+/// Seconds, as people read them: `4s`, `2m05s`, `1h02m`, `3d04h`.
+fn duration(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{minutes}m{:02}s", seconds % 60),
+        3600..86_400 => format!("{hours}h{:02}m", minutes % 60),
+        _ => format!("{days}d{:02}h", hours % 24),
+    }
+}
+
 /// The environment, read once.
 #[derive(Clone, Debug)]
 pub struct Environment {
     pub uid: u32,
     pub user: String,
     pub home: PathBuf,
-    /// Where the site's configuration lies: `$PAVO_SYSTEM_CONF_DIR` or `/etc/pavo`.
+    pub shell: PathBuf,
+    /// `$PAVO_SYSTEM_CONF_DIR`
     pub system_conf: Option<PathBuf>,
-    /// `$PAVO_USER_CONF_DIR` or `~/.pavo`.
+    /// `$PAVO_USER_CONF_DIR`
     pub user_conf: Option<PathBuf>,
     /// Where jobs keep what is only theirs: `$PAVO_TMPDIR`, `$TMPDIR` or `/tmp`.
     pub tmp: PathBuf,
-    /// Where the store lies: `$PAVO_STATE_DIR` or below `tmp`.
+    /// `$PAVO_STATE_DIR`
     pub state: Option<PathBuf>,
+    /// `$XDG_STATE_HOME`
+    pub state_home: Option<PathBuf>,
+    /// The job whose shell this is: `$PAVO_JOB_ID`.
+    pub job_id: Option<String>,
+}
+
+impl Environment {
+    /// The directory of the user's store on this machine: `$PAVO_STATE_DIR`, or below the
+    /// home directory if that is on this machine, or in `/var/tmp`.
+    pub fn state_dir(&self) -> PathBuf {
+        if let Some(state) = &self.state {
+            return state.clone();
+        }
+        let homely = self.state_home.clone().unwrap_or_else(|| self.home.join(".local/state"));
+        if usable(&homely) {
+            homely.join("pavo").join(self.hostname())
+        } else {
+            PathBuf::from(format!("/var/tmp/pavo-{}", self.uid))
+        }
+    }
+
+    pub fn hostname(&self) -> String {
+        let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+        name.filter(|name| !name.is_empty()).unwrap_or_else(|| "localhost".into())
+    }
+}
+
+/// Whether a store may lie below `path`: its nearest directory that exists is ours to
+/// write to, and on a local file system.
+fn usable(path: &Path) -> bool {
+    let existing = path.ancestors().find(|path| path.exists());
+    existing.is_some_and(|path| {
+        nix::unistd::access(path, nix::unistd::AccessFlags::W_OK).is_ok()
+            && embedded::is_local(path)
+    })
 }
 
 /// Parses the arguments, runs the command and reports its outcome.
@@ -102,9 +209,12 @@ fn environment() -> Result<Environment> {
         home: home.ok_or_else(|| {
             Error::new(Kind::System, "no home directory is known").help("set HOME")
         })?,
+        shell: path("SHELL").unwrap_or_else(|| "/bin/sh".into()),
         system_conf: path("PAVO_SYSTEM_CONF_DIR"),
         user_conf: path("PAVO_USER_CONF_DIR"),
         tmp: path("PAVO_TMPDIR").or_else(|| path("TMPDIR")).unwrap_or_else(|| "/tmp".into()),
         state: path("PAVO_STATE_DIR"),
+        state_home: path("XDG_STATE_HOME"),
+        job_id: variable("PAVO_JOB_ID").and_then(|id| id.into_string().ok()),
     })
 }

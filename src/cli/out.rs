@@ -113,6 +113,15 @@ impl Out {
             .while_doing(|| "writing to standard output".into())
     }
 
+    /// Writes bytes, whatever they are, to standard output: a guest's console to the
+    /// terminal of the user who opened it.
+    pub fn raw(&self, bytes: &[u8]) -> Result<()> {
+        let mut out = io::stdout().lock();
+        out.write_all(bytes)
+            .and_then(|()| out.flush())
+            .while_doing(|| "writing to standard output".into())
+    }
+
     /// Says, on standard error, what happened.
     pub fn status(&self, text: &str) {
         self.end_progress();

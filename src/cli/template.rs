@@ -13,6 +13,7 @@ use super::out::{Column, OutputArgs};
 use crate::config::{self, UserData, nearest};
 use crate::error::{Context, Error, Result};
 use crate::model::vm::{DiskCache, DiskModel};
+use crate::ops::resolve::{templates, unknown_template};
 
 /// Look at the kinds of VM that a cluster may be made of
 #[derive(Debug, Args)]
@@ -173,10 +174,19 @@ impl View<'_> {
     }
 }
 
+/// Every template, those that images are included.
+fn all(app: &App) -> Result<BTreeMap<String, config::Template>> {
+    let config = load(app)?;
+    let library = app.library(&config);
+    let templates = templates(&config, &library)?;
+    app.warn_of(&library);
+    Ok(templates)
+}
+
 impl List {
     fn run(self, app: &App) -> Result<u8> {
-        let config = load(app)?;
-        let rows: Vec<View> = config.templates.values().map(View::from).collect();
+        let templates = all(app)?;
+        let rows: Vec<View> = templates.values().map(View::from).collect();
         app.out.list(
             self.format,
             &rows,
@@ -194,10 +204,9 @@ impl List {
 
 impl Show {
     fn run(self, app: &App) -> Result<u8> {
-        let config = load(app)?;
-        let names = config.templates.keys().map(String::as_str);
+        let templates = all(app)?;
         let template =
-            config.templates.get(&self.name).ok_or_else(|| not_found(&self.name, names))?;
+            templates.get(&self.name).ok_or_else(|| unknown_template(&self.name, &templates))?;
         let view = View::from(template);
         let default = config::Template::new(&*template.name, &*template.origin);
         let default = View::from(&default).settings()?;

@@ -69,7 +69,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::zombie_processes, reason = "the child is to be left alone")]
     fn a_child_dies_with_the_thread_that_started_it() {
         let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         std::thread::spawn(move || {

@@ -47,7 +47,8 @@ use crate::model::vm::{Nic, NicIpv4};
 pub const MAX_UPLINKS: u32 = 8;
 
 /// The domain of guests' names where none is configured.
-const DOMAIN: &str = "pavo.local";
+/// ICANN has set `internal` aside for private use; `local` is multicast DNS.
+const DOMAIN: &str = "pavo.internal";
 
 /// The longest name of a link.
 const MAX_NAME: usize = 15;

@@ -14,7 +14,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Network, ReverseNat};
+use crate::config::{Layer, Network, ReverseNat};
 use crate::error::Result;
 use crate::host::journal::Plan;
 use crate::model::address::{Mac, Subnet};
@@ -23,6 +23,7 @@ use crate::model::owner::Owner;
 use crate::model::vm::Nic;
 
 pub mod ethernet;
+pub mod responder;
 pub mod router;
 pub mod ruleset;
 pub mod switch;
@@ -108,6 +109,19 @@ pub struct Guest {
     pub address: Ipv4Addr,
 }
 
+/// How many jobs at once, at most, find a pair of addresses for their uplinks in every
+/// `ext_network` of these. At least 1.
+pub fn uplink_slots(networks: &[(String, Network)]) -> u32 {
+    let slots = networks.iter().filter_map(|(_, network)| match network {
+        Network::Ethernet(ethernet) if ethernet.layer == Layer::L3 => {
+            let pairs = 1_u32 << (31 - u32::from(ethernet.ext_network.bits()).min(31));
+            Some(pairs / ethernet::MAX_UPLINKS)
+        }
+        _ => None,
+    });
+    slots.min().unwrap_or(1).max(1)
+}
+
 /// Plans the networks of a job on one host. Pure: the same request gives the same
 /// plan.
 ///
@@ -118,6 +132,3 @@ pub struct Guest {
 pub fn plan(request: &Request) -> Result<NetworkPlan> {
     ethernet::plan(request)
 }
-//! Networks of clusters.
-
-pub mod responder;

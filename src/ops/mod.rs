@@ -1,1 +1,27 @@
-//! (in the making)
+//! Operations that join the modules below: one file each.
+//!
+//! How a cluster on one machine hangs together:
+//!
+//! ```text
+//! pavo alloc ── launcher ── the user's shell           (the user's own namespaces)
+//!     │            └─ pasta ··········┐ the way out
+//!     │ socket                        │
+//!  internal cell (waits) ─ internal cell-init ─┬─ internal responder   (DHCP, DNS, ports)
+//!                          pid 1 of the cell   ├─ internal run vm0 ── QEMU
+//!                                              └─ internal run vm1 ── QEMU
+//! ```
+//!
+//! Launcher and cell watch each other through the socket between them: whichever
+//! is killed, the other ends everything and removes the job's files. The kernel
+//! ends all processes of the cell with its first one.
+
+pub mod accel;
+pub mod cell;
+pub mod cleanup;
+pub mod jobs;
+pub mod launch;
+pub mod pasta;
+pub mod publish;
+pub mod resolve;
+pub mod ssh;
+pub mod watch;

@@ -212,7 +212,6 @@ fn text(path: &Path) -> Result<&str> {
 }
 
 #[cfg(test)]
-#[expect(clippy::print_stderr, reason = "a skipped test says so")]
 mod tests {
     use super::super::testing;
     use super::*;

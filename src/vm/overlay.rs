@@ -113,7 +113,6 @@ fn header(backing: &Path, format: DiskFormat, virtual_size: u64) -> Result<Vec<u
 }
 
 #[cfg(test)]
-#[expect(clippy::print_stderr, reason = "a skipped test says so")]
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;

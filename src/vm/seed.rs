@@ -320,7 +320,7 @@ mod tests {
         Seed {
             instance_id: "pavo-l3-0".into(),
             hostname: "vm0".into(),
-            domain: Some("pavo.local".into()),
+            domain: Some("pavo.internal".into()),
             user_data: user_data.map(Into::into),
             authorized_keys: vec!["ssh-ed25519 AAAA1 me".into(), "ssh-ed25519 AAAA2 you".into()],
             host_key: HostKey {
@@ -345,7 +345,7 @@ mod tests {
             address: [10, 200, 0, 1].into(),
             subnet: "10.200.0.0/16".parse().unwrap(),
             gateway: [10, 200, 255, 254].into(),
-            domain: "pavo.local".into(),
+            domain: "pavo.internal".into(),
         };
         vec![nic(0, Some(ipv4)), nic(1, None)]
     }
@@ -400,9 +400,9 @@ mod tests {
     fn cloud_init_and_the_demo_image_are_told_the_same() {
         let files = written(&seed(None));
         let meta: Value = serde_json::from_slice(&files["meta-data"]).unwrap();
-        assert_eq!(meta["local-hostname"], "vm0.pavo.local");
+        assert_eq!(meta["local-hostname"], "vm0.pavo.internal");
         assert_eq!(files["pavo/hostname"], b"vm0\n");
-        assert_eq!(files["pavo/domain"], b"pavo.local\n");
+        assert_eq!(files["pavo/domain"], b"pavo.internal\n");
         assert_eq!(files["pavo/authorized_keys"], b"ssh-ed25519 AAAA1 me\nssh-ed25519 AAAA2 you\n");
         assert!(!files.contains_key("pavo/user-script"));
         let [ours] = parts(&files["user-data"]).try_into().unwrap();

@@ -1,0 +1,310 @@
+//! `pavo image`
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::App;
+use super::out::{Column, OutputArgs};
+use crate::error::Result;
+use crate::image::header::Format;
+use crate::image::library::{ImageRow, Library};
+use crate::image::tiny;
+
+/// Work with the images that VMs start from
+///
+/// An image is named [REPO:]NAME[@REVISION]; without a revision the newest is meant.
+#[derive(Debug, Args)]
+pub struct Image {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    List(List),
+    Show(Show),
+    Import(Import),
+    Delete(Delete),
+    Build(Build),
+}
+
+impl Image {
+    pub fn run(self, app: &App) -> Result<u8> {
+        let library = app.library(&super::config::load(app)?);
+        let outcome = match self.verb {
+            Verb::List(verb) => verb.run(app, &library),
+            Verb::Show(verb) => verb.run(app, &library),
+            Verb::Import(verb) => verb.run(app, &library),
+            Verb::Delete(verb) => verb.run(app, &library),
+            Verb::Build(verb) => verb.run(app, &library),
+        };
+        app.warn_of(&library);
+        outcome.map(|()| 0)
+    }
+}
+
+/// List images
+#[derive(Debug, Args)]
+struct List {
+    /// Only of this repository
+    #[arg(short = 'R', long)]
+    repo: Option<String>,
+
+    /// Only images whose name holds this; `^` and `$` tie it to the start and the end,
+    /// `*` or `.*` stands for anything
+    #[arg(value_name = "PATTERN")]
+    pattern: Option<String>,
+
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+impl List {
+    fn run(self, app: &App, library: &Library) -> Result<()> {
+        let pattern = self.pattern.unwrap_or_default();
+        let rows = library.list(self.repo.as_deref(), |name| matches(&pattern, name))?;
+        let columns: &[Column<ImageRow>] = &[
+            Column { title: "name", text: |row| row.name.clone() },
+            Column { title: "type", text: |row| row.kind.as_str().into() },
+            Column { title: "revision", text: |row| row.revision.to_string() },
+            Column { title: "repo", text: |row| row.repo.clone() },
+            Column { title: "owner", text: |row| row.owner.clone() },
+            Column { title: "date", text: |row| date(row.timestamp) },
+        ];
+        app.out.list(self.output, &rows, columns)
+    }
+}
+
+/// Show an image and its revisions
+#[derive(Debug, Args)]
+struct Show {
+    #[arg(value_name = "IMAGE")]
+    image: String,
+
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+impl Show {
+    fn run(self, app: &App, library: &Library) -> Result<()> {
+        let image = library.show(&self.image)?;
+        let mut lines = vec![
+            ("name", image.name.clone()),
+            ("type", image.kind.as_str().to_owned()),
+            ("repo", image.repo.clone()),
+            ("owner", image.owner.clone()),
+        ];
+        lines.extend(image.revisions.iter().map(|row| {
+            let layers = if row.layers == 1 { "layer" } else { "layers" };
+            let text = format!(
+                "{}  {}  {} {layers}  {}  {}",
+                row.revision,
+                size(row.size),
+                row.layers,
+                row.owner,
+                date(row.timestamp)
+            );
+            ("revision", text)
+        }));
+        app.out.record(self.output, &image, &lines)
+    }
+}
+
+/// Import a disk image
+///
+/// The disk is checked, then converted to a qcow2 of its own; the source is not needed
+/// any more.
+#[derive(Debug, Args)]
+struct Import {
+    /// The format: qcow2, raw, vmdk, vdi, vpc or qed [default: by suffix or header]
+    #[arg(short = 't', long = "fmt", value_name = "FORMAT")]
+    format: Option<Format>,
+
+    /// The file; `FORMAT:PATH` says its format too
+    #[arg(value_name = "SOURCE")]
+    source: String,
+
+    /// [REPO:]NAME of the new image
+    #[arg(value_name = "DEST")]
+    dest: String,
+}
+
+impl Import {
+    fn run(self, app: &App, library: &Library) -> Result<()> {
+        app.out.progress(&format!("Importing {}", self.source.escape_debug()));
+        let image = library.import(&self.source, &self.dest, self.format, &app.env.user)?;
+        app.out.status(&format!("Imported {} ({})", image.uri, size(image.virtual_size)));
+        Ok(())
+    }
+}
+
+/// Delete an image, or one revision of it
+#[derive(Debug, Args)]
+struct Delete {
+    #[arg(value_name = "IMAGE[@REVISION]")]
+    image: String,
+}
+
+impl Delete {
+    fn run(self, app: &App, library: &Library) -> Result<()> {
+        let freed = library.delete(&self.image)?;
+        let count = freed.revisions.len();
+        let revisions = if count == 1 { "revision" } else { "revisions" };
+        app.out.status(&format!(
+            "Deleted {count} {revisions} of {}, {} freed",
+            self.image,
+            size(freed.bytes)
+        ));
+        Ok(())
+    }
+}
+
+/// Build an image from Debian packages, without any privilege
+///
+/// `tiny` is a kernel, busybox and an ssh server: it boots in seconds. The packages are
+/// downloaded by apt, which must have its lists (`apt-get update`).
+#[derive(Debug, Args)]
+struct Build {
+    /// What to build
+    #[arg(value_name = "RECIPE", value_parser = ["tiny"])]
+    recipe: String,
+
+    /// [REPO:]NAME of the new image
+    #[arg(value_name = "NAME")]
+    name: String,
+
+    /// If the image exists, add a revision
+    #[arg(long)]
+    force: bool,
+
+    /// Where downloaded packages are kept [default: ~/.cache/pavo/packages]
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+}
+
+impl Build {
+    fn run(self, app: &App, library: &Library) -> Result<()> {
+        let cache = self.cache.unwrap_or_else(|| app.env.home.join(".cache/pavo/packages"));
+        let image = library.create(&self.name, &app.env.user, self.force, |output, _| {
+            let progress = |text: &str| app.out.progress(text);
+            tiny::build(tiny::Options { cache: &cache, output, progress: &progress })
+        })?;
+        app.out.status(&format!("Built {} ({})", image.uri, self.recipe));
+        Ok(())
+    }
+}
+
+/// Whether `name` holds `pattern`, read as the part of a regular expression that names
+/// need: `^`, `$`, and `*` or `.*` for anything.
+fn matches(pattern: &str, name: &str) -> bool {
+    let (rest, from_start) = match pattern.strip_prefix('^') {
+        Some(rest) => (rest, true),
+        None => (pattern, false),
+    };
+    let (rest, to_end) = match rest.strip_suffix('$') {
+        Some(rest) => (rest, true),
+        None => (rest, false),
+    };
+    let rest = rest.replace(".*", "*");
+    let parts: Vec<&str> = rest.split('*').collect();
+    let (first, last) = (parts[0], parts[parts.len() - 1]);
+    if parts.len() == 1 {
+        return match (from_start, to_end) {
+            (true, true) => name == first,
+            (true, false) => name.starts_with(first),
+            (false, true) => name.ends_with(first),
+            (false, false) => name.contains(first),
+        };
+    }
+    let mut left = name;
+    if from_start {
+        let Some(rest) = left.strip_prefix(first) else { return false };
+        left = rest;
+    }
+    if to_end {
+        let Some(rest) = left.strip_suffix(last) else { return false };
+        left = rest;
+    }
+    let inner = &parts[usize::from(from_start)..parts.len() - usize::from(to_end)];
+    inner.iter().all(|part| match left.find(part) {
+        Some(at) => {
+            left = &left[at + part.len()..];
+            true
+        }
+        None => false,
+    })
+}
+
+/// Bytes for people.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut unit = 0;
+    let mut value = bytes as f64;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let digits = usize::from(unit > 0 && value < 100.0);
+    format!("{value:.digits$} {}", UNITS[unit])
+}
+
+/// `2026-11-21 04:05` (UTC) of seconds since 1970, by Howard Hinnant's
+/// `civil_from_days`.
+fn date(timestamp: f64) -> String {
+    // The years 1970 to 9999.
+    let seconds = timestamp.clamp(0.0, 253_402_300_799.0) as u64;
+    let (days, minutes) = (seconds / 86_400, seconds % 86_400 / 60);
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}", minutes / 60, minutes % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_is_a_part_of_the_name() {
+        for (pattern, yes) in [
+            ("", true),
+            ("bia", true),
+            ("^deb", true),
+            ("^bia", false),
+            ("12$", true),
+            ("deb$", false),
+            ("^debian-12$", true),
+            ("deb.*12", true),
+            ("d*n*2", true),
+            ("^d*2$", true),
+            ("2*d", false),
+            ("^deb*bia", false),
+        ] {
+            assert_eq!(matches(pattern, "debian-12"), yes, "{pattern}");
+        }
+    }
+
+    #[test]
+    fn sizes_and_dates_are_for_people() {
+        assert_eq!(
+            [0, 1023, 1536, 21_037_056, 64 << 40].map(size),
+            ["0 B", "1023 B", "1.5 KiB", "20.1 MiB", "64.0 TiB"]
+        );
+        for (seconds, text) in [
+            (0.0, "1970-01-01 00:00"),
+            (951_782_399.0, "2000-02-28 23:59"),
+            (951_782_400.0, "2000-02-29 00:00"),
+            (1_795_233_900.9, "2026-11-21 04:05"),
+            (f64::NAN, "1970-01-01 00:00"),
+        ] {
+            assert_eq!(date(seconds), text);
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! `pavo ssh`, `pavo scp` and `pavo ssh-config`
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use clap::Args;
+
+use super::App;
+use super::job::JobSelector;
+use crate::error::{Error, Result};
+use crate::model::job::JobRecord;
+use crate::ops::ssh::SshFiles;
+
+/// Log in to a VM, or run a command in it
+///
+/// Takes all of ssh's options; the host is a VM: `pavo ssh vm0 uptime`,
+/// `pavo ssh -L 8080:localhost:80 root@vm1`. Keys and host keys are the cluster's own:
+/// there is nothing to set up, and nothing is asked. Exits with ssh's exit code.
+#[derive(Debug, Args)]
+pub struct Ssh {
+    #[command(flatten)]
+    job: JobSelector,
+
+    /// ssh's options, `[user@]vmN`, and the command
+    #[arg(
+        value_name = "SSH_ARGS",
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    args: Vec<OsString>,
+}
+
+/// Copy files from and to VMs
+///
+/// Takes all of scp's options: `pavo scp -r data vm0:/tmp`. Exits with scp's exit code.
+#[derive(Debug, Args)]
+pub struct Scp {
+    #[command(flatten)]
+    job: JobSelector,
+
+    /// scp's options and files; `vmN:PATH` is in a VM
+    #[arg(
+        value_name = "SCP_ARGS",
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    args: Vec<OsString>,
+}
+
+/// Print the ssh client configuration of a cluster
+///
+/// For other programs that speak ssh: `pavo ssh-config > c; rsync -e 'ssh -F c' …`.
+#[derive(Debug, Args)]
+pub struct SshConfig {
+    #[command(flatten)]
+    job: JobSelector,
+}
+
+impl Ssh {
+    pub fn run(self, app: &App) -> Result<u8> {
+        let job = published(app, &self.job)?;
+        exec("ssh", &job, self.args)
+    }
+}
+
+impl Scp {
+    pub fn run(self, app: &App) -> Result<u8> {
+        let job = published(app, &self.job)?;
+        exec("scp", &job, self.args)
+    }
+}
+
+impl SshConfig {
+    pub fn run(self, app: &App) -> Result<u8> {
+        let job = published(app, &self.job)?;
+        app.out.data(&SshFiles::of_job(&job.dir).client_config(&job.vms))?;
+        Ok(0)
+    }
+}
+
+/// The cluster, if any port of it leads to an ssh server.
+fn published(app: &App, selector: &JobSelector) -> Result<JobRecord> {
+    let job = app.block_on(async { selector.find(app).await.map(|(_, job)| job) })?;
+    if job.vms.iter().any(|vm| vm.ports.iter().any(|port| port.vm_port == 22)) {
+        Ok(job)
+    } else {
+        Err(Error::not_found("Error: port 22 is not reverse NATed")
+            .help("publish it: `reverse-nat: {vm-port: 22, …}` in networks.yaml"))
+    }
+}
+
+/// Becomes `program`, which then exits for us.
+fn exec(program: &str, job: &JobRecord, args: Vec<OsString>) -> Result<u8> {
+    let config = SshFiles::of_job(&job.dir).config();
+    let error = Command::new(program).arg("-F").arg(config).args(args).exec();
+    Err(Error::system(format!("starting `{program}`"))
+        .because(error)
+        .help("install the package `openssh-client`"))
+}

@@ -1,0 +1,82 @@
+//! Removing what a job left: its files, its record, its objects on the host.
+//!
+//! The launcher does it at the end, the cell if the launcher is gone, and every
+//! command that looks at jobs if both are. All of it is idempotent: several may do
+//! it at once.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Context, Result};
+use crate::host::{Host, journal::Journal, process};
+use crate::model::job::JobRecord;
+use crate::model::owner::Owner;
+use crate::store::{Change, Store, embedded, keys};
+
+/// Where root's plans are remembered, and namespaces named.
+pub const JOURNAL_DIR: &str = "/run/pavo/journal";
+pub const NETNS_DIR: &str = "/run/netns";
+
+/// What of a job lies in files and in the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobFiles {
+    pub owner: Owner,
+    pub user: String,
+    pub dir: PathBuf,
+    pub store: PathBuf,
+}
+
+/// Removes the job's directory, then its record: while there is a file there is a
+/// record that leads to it.
+pub async fn remove(files: &JobFiles) -> Result<()> {
+    remove_dir(&files.dir)?;
+    match embedded::open_existing(&files.store).await? {
+        Some(store) => forget(&store, &files.user, files.owner).await,
+        None => Ok(()),
+    }
+}
+
+/// Deletes all that is stored of a job.
+pub async fn forget(store: &dyn Store, user: &str, owner: Owner) -> Result<()> {
+    let prefix = keys::job(user, owner);
+    store.commit(&[], &[Change::DeletePrefix { prefix }]).await.map(drop)
+}
+
+fn remove_dir(dir: &Path) -> Result<()> {
+    // Two that clean at once trip over each other's deletions: try again.
+    for _ in 0..20 {
+        match std::fs::remove_dir_all(dir) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound && !dir.exists() => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {}
+            Err(error) => {
+                return Err(error).while_doing(|| format!("removing `{}`", dir.display()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes every job of `user` whose launcher is gone, and returns the others.
+pub async fn sweep(store: &dyn Store, user: &str) -> Result<Vec<JobRecord>> {
+    let mut alive = Vec::new();
+    for record in super::jobs::records(store, user).await? {
+        if process::alive(&record.launcher) {
+            alive.push(record);
+        } else {
+            tracing::info!("removing what job {} left", record.owner.job);
+            remove_dir(&record.dir)?;
+            forget(store, user, record.owner).await?;
+        }
+    }
+    Ok(alive)
+}
+
+/// As root: undoes the plans of jobs whose launcher is gone.
+pub async fn sweep_host() -> Result<()> {
+    let journal = Journal::open(JOURNAL_DIR)?;
+    journal.sweep(&Host::new(NETNS_DIR.into())).await.map(drop)
+}

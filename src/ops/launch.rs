@@ -1,0 +1,498 @@
+//! The launcher: starts a cluster on this machine, follows it, ends it.
+//!
+//! [`Cluster`] is made in steps so that whatever interrupts it leaves by one door:
+//!
+//! ```text
+//! Cluster::create ─► start ─► wait_until(running | ssh) ─► until_over ─► end
+//!                      └──────────┴── any failure, signal, limit ──────►─┘
+//! ```
+//!
+//! It is the single writer of the job's record and of its VMs' states.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::{Instant, timeout};
+
+use super::cell::{News, Order, SetUp};
+use super::cleanup::{self, JobFiles};
+use super::pasta;
+use super::publish::{self, BoundPort};
+use super::resolve::{Blueprint, Job};
+use super::ssh::{self, SshFiles};
+use crate::batch::local::Allocation;
+use crate::error::{Context, Error, Result};
+use crate::host::{Host, journal::Journal, process};
+use crate::model::job::{JobRecord, VmRecord, VmState, VmStatus};
+use crate::model::owner::Owner;
+use crate::model::vm::{Accel, HostKey, VmSpec};
+use crate::network::{self, NetworkPlan, Outside, VmNetworks, responder};
+use crate::store::{Change, Check, Commit, Store, keys};
+
+/// The account that owns nothing.
+const NOBODY: u32 = 65_534;
+/// How long the cell may take to stand.
+const SET_UP_LIMIT: Duration = Duration::from_secs(30);
+/// How long the cell may take to end once it was told to, beyond the guests' grace.
+const END_LIMIT: Duration = Duration::from_secs(8);
+
+/// What the job needs to know of who starts it, and where.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub user: String,
+    pub uid: u32,
+    /// Where jobs' directories are made.
+    pub tmp: PathBuf,
+    /// The directory of the store.
+    pub store: PathBuf,
+    pub host: String,
+    pub accel: Accel,
+}
+
+/// What is asked for, checked.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    pub blueprint: Blueprint,
+    pub allocation: Allocation,
+    pub name: String,
+    pub time_limit: Option<u64>,
+}
+
+/// The cell, from outside.
+struct Cell {
+    process: tokio::process::Child,
+    news: Lines<BufReader<OwnedReadHalf>>,
+    orders: OwnedWriteHalf,
+}
+
+/// A cluster, from its first file to its last.
+pub struct Cluster<'a> {
+    store: &'a dyn Store,
+    place: Place,
+    wanted: Wanted,
+    pub record: JobRecord,
+    pub states: Vec<VmStatus>,
+    cell: Option<Cell>,
+    pasta: Option<tokio::process::Child>,
+    /// The error a VM's process reported, by rank.
+    failures: BTreeMap<u32, Error>,
+}
+
+impl std::fmt::Debug for Cluster<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "cluster {}", self.record.owner)
+    }
+}
+
+/// Seconds since the epoch.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+impl<'a> Cluster<'a> {
+    /// Writes the job's record, then makes its directory: what exists is recorded.
+    pub async fn create(
+        store: &'a dyn Store,
+        owner: Owner,
+        place: Place,
+        wanted: Wanted,
+    ) -> Result<Self> {
+        let nonce = random()?;
+        let dir = place.tmp.join(format!("pavo-{}-{:08x}", owner.job, nonce as u32));
+        let vm = |blueprint: &super::resolve::VmBlueprint| VmRecord {
+            rank: blueprint.rank,
+            template: blueprint.template.name.clone(),
+            image: blueprint.image.as_ref().map(|image| image.uri.clone()),
+            cores: wanted.allocation.cores,
+            memory_mib: wanted.allocation.memory_mib,
+            host: place.host.clone(),
+            addresses: Vec::new(),
+            ports: Vec::new(),
+            ssh_user: "root".into(),
+        };
+        let record = JobRecord {
+            version: JobRecord::VERSION,
+            owner,
+            name: wanted.name.clone(),
+            user: place.user.clone(),
+            definition: wanted.blueprint.definition.to_string(),
+            started: now(),
+            time_limit: wanted.time_limit,
+            launcher: process::current(),
+            dir,
+            host: place.host.clone(),
+            vms: wanted.blueprint.vms.iter().map(vm).collect(),
+        };
+        let waiting = VmStatus { state: VmState::Waiting, since: now(), detail: String::new() };
+        let states = vec![waiting; record.vms.len()];
+        let cluster = Self {
+            store,
+            place,
+            wanted,
+            record,
+            states,
+            cell: None,
+            pasta: None,
+            failures: BTreeMap::new(),
+        };
+        let key = keys::job_record(&cluster.record.user, owner);
+        cluster.write_record(&[Check::Absent(key)]).await?;
+        let made = std::fs::DirBuilder::new().mode(0o700).create(&cluster.record.dir);
+        if let Err(error) = made {
+            let dir = cluster.record.dir.clone();
+            let _ = cleanup::forget(store, &cluster.record.user, owner).await;
+            return Err(error).while_doing(|| format!("creating `{}`", dir.display()));
+        }
+        Ok(cluster)
+    }
+
+    async fn write_record(&self, checks: &[Check]) -> Result<()> {
+        let key = keys::job_record(&self.record.user, self.record.owner);
+        let change = Change::put_json(key, &self.record)?;
+        match self.store.commit(checks, &[change]).await? {
+            Commit::Done(_) => Ok(()),
+            Commit::Conflict(_) => {
+                Err(Error::bug(format!("job {} exists already", self.record.owner.job)))
+            }
+        }
+    }
+
+    fn rootless(&self) -> bool {
+        self.place.uid != 0
+    }
+
+    fn files(&self) -> JobFiles {
+        JobFiles {
+            owner: self.record.owner,
+            user: self.record.user.clone(),
+            dir: self.record.dir.clone(),
+            store: self.place.store.clone(),
+        }
+    }
+
+    /// Builds the network and starts every VM's process.
+    pub async fn start(&mut self) -> Result<()> {
+        let network = self.plan_network()?;
+        let bound = self.bind_ports(&network)?;
+        let upstream = publish::name_servers();
+        let (key, host_keys) = self.make_keys()?;
+        self.write_record(&[]).await?;
+
+        let outside = network.l3.iter().any(|net| net.allow_outbound);
+        let uplink = (self.rootless() && outside).then(|| pasta::LINK.to_owned());
+        let (netns_dir, journal_dir) = self.host_dirs();
+        let responders = self.wire_responders(&network, &netns_dir, &bound, &upstream);
+        let mut handed: Vec<OwnedFd> = bound.into_iter().map(|(_, _, b)| b.listener).collect();
+        handed.extend(upstream);
+
+        self.start_cell(handed)?;
+        let first = self.first_process().await?;
+        if uplink.is_some() {
+            self.pasta = Some(pasta::start(first, &self.record.dir)?);
+        }
+        let NetworkPlan { plan, nics, .. } = network;
+        let files = self.files();
+        let set_up = SetUp { plan, netns_dir, journal_dir, responders, uplink, files };
+        self.order(&Order::SetUp(Box::new(set_up))).await?;
+        self.until_ready().await?;
+        let specs = self.specs(&nics, &key, &host_keys)?;
+        self.order(&Order::Start(specs)).await
+    }
+
+    fn host_dirs(&self) -> (PathBuf, PathBuf) {
+        if self.rootless() {
+            (self.record.dir.join("netns"), self.record.dir.join("journal"))
+        } else {
+            (cleanup::NETNS_DIR.into(), cleanup::JOURNAL_DIR.into())
+        }
+    }
+
+    fn plan_network(&mut self) -> Result<NetworkPlan> {
+        let blueprint = &self.wanted.blueprint;
+        let vms = blueprint.vms.iter().map(|vm| VmNetworks {
+            rank: vm.rank,
+            nic_model: vm.template.nic_model.clone(),
+            networks: vm.networks.clone(),
+        });
+        let outside = if self.rootless() {
+            Outside::Pasta { link: pasta::LINK.into(), gateway: pasta::GATEWAY }
+        } else {
+            Outside::Host
+        };
+        let request = network::Request {
+            owner: self.record.owner,
+            keeper: self.record.launcher,
+            tap_uid: 0,
+            outside,
+            uplink_slot: self.record.owner.job % network::uplink_slots(&blueprint.networks),
+            networks: blueprint.networks.clone(),
+            vms: vms.collect(),
+        };
+        let plan = network::plan(&request)?;
+        for (rank, nics) in &plan.nics {
+            let vm = &mut self.record.vms[*rank as usize];
+            vm.addresses = nics.iter().filter_map(|nic| Some(nic.ipv4.as_ref()?.address)).collect();
+        }
+        Ok(plan)
+    }
+
+    /// Binds a host port for each published port of each guest: `(network, rank, port)`.
+    fn bind_ports(&mut self, network: &NetworkPlan) -> Result<Vec<(String, u32, BoundPort)>> {
+        let mut all = Vec::new();
+        for l3 in &network.l3 {
+            for rule in &l3.reverse_nat {
+                let count = u32::try_from(l3.guests.len()).unwrap_or(u32::MAX);
+                for (guest, bound) in l3.guests.iter().zip(publish::bind(rule, count)?) {
+                    self.record.vms[guest.rank as usize].ports.push(bound.port);
+                    all.push((l3.network.clone(), guest.rank, bound));
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    fn make_keys(&self) -> Result<(HostKey, Vec<HostKey>)> {
+        let key = ssh::generate(&format!("pavo job {}", self.record.owner.job))?;
+        let host_keys: Vec<HostKey> = self
+            .record
+            .vms
+            .iter()
+            .map(|vm| ssh::generate(&format!("vm{}", vm.rank)))
+            .collect::<Result<_>>()?;
+        SshFiles::of_job(&self.record.dir).write(&key, &self.record.vms, &host_keys)?;
+        Ok((key, host_keys))
+    }
+
+    /// Joins each L3 network with the sockets that were made for it.
+    fn wire_responders(
+        &self,
+        network: &NetworkPlan,
+        netns_dir: &Path,
+        bound: &[(String, u32, BoundPort)],
+        upstream: &[OwnedFd],
+    ) -> Vec<responder::Spec> {
+        let spec = |l3: &network::L3| {
+            let ports = bound.iter().filter(|(network, ..)| *network == l3.network);
+            let publish = ports.filter_map(|(_, rank, bound)| {
+                let guest = l3.guests.iter().find(|guest| guest.rank == *rank)?;
+                Some(responder::Published {
+                    listener: bound.listener.as_raw_fd(),
+                    address: guest.address,
+                    port: bound.port.vm_port,
+                })
+            });
+            let guests = l3.guests.iter().map(|guest| responder::Guest {
+                rank: guest.rank,
+                name: format!("vm{}", guest.rank),
+                mac: guest.mac,
+                address: guest.address,
+            });
+            // Names of the outside are a way out, too.
+            let asked = if l3.allow_outbound { upstream } else { &[] };
+            responder::Spec {
+                network: l3.network.clone(),
+                namespace: Some(netns_dir.join(&l3.namespace)),
+                interface: l3.interface.clone(),
+                gateway: l3.gateway,
+                subnet: l3.subnet,
+                mtu: l3.mtu,
+                domain: l3.domain.clone(),
+                dns_search: l3.dns_search.clone(),
+                dns_server: l3.dns_server,
+                ntp_server: l3.ntp_server,
+                guests: guests.collect(),
+                upstream: asked.iter().map(AsRawFd::as_raw_fd).collect(),
+                publish: publish.collect(),
+                drop_to: (!self.rootless()).then_some((NOBODY, NOBODY)),
+            }
+        };
+        network.l3.iter().map(spec).collect()
+    }
+
+    fn specs(
+        &self,
+        nics: &[(u32, Vec<crate::model::vm::Nic>)],
+        key: &HostKey,
+        host_keys: &[HostKey],
+    ) -> Result<Vec<VmSpec>> {
+        let job = Job {
+            owner: self.record.owner,
+            dir: &self.record.dir,
+            allocation: &self.wanted.allocation,
+            accel: self.place.accel,
+            authorized_key: &key.openssh_public,
+            host_keys,
+            nonce: random()?,
+        };
+        let nics_of = |rank: u32| {
+            let found = nics.iter().find(|(of, _)| *of == rank);
+            found.map(|(_, nics)| nics.clone()).unwrap_or_default()
+        };
+        Ok(self.wanted.blueprint.vms.iter().map(|vm| vm.spec(&job, nics_of(vm.rank))).collect())
+    }
+
+    fn start_cell(&mut self, handed: Vec<OwnedFd>) -> Result<()> {
+        let doing = || "starting the cell".to_owned();
+        let exe = std::env::current_exe().while_doing(|| "finding this program".into())?;
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().while_doing(doing)?;
+        ours.set_nonblocking(true).while_doing(doing)?;
+        let log = std::fs::File::create(self.record.dir.join("cell.log")).while_doing(doing)?;
+        let mut command = Command::new(exe);
+        command.args(["internal", "cell"]);
+        if self.rootless() {
+            command.arg("--rootless");
+        }
+        // A group of its own: Ctrl-C at the terminal is the launcher's to deal with.
+        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).stderr(log);
+        command.process_group(0);
+        crate::host::spawn::inherit(&mut command, handed);
+        let process = tokio::process::Command::from(command).spawn().while_doing(doing)?;
+        let stream = UnixStream::from_std(ours).while_doing(doing)?;
+        let (read, orders) = stream.into_split();
+        self.cell = Some(Cell { process, news: BufReader::new(read).lines(), orders });
+        Ok(())
+    }
+
+    async fn order(&mut self, order: &Order) -> Result<()> {
+        let cell = self.cell.as_mut().ok_or_else(|| Error::bug("there is no cell"))?;
+        let line = serde_json::to_string(order).expect("orders are always valid JSON") + "\n";
+        cell.orders.write_all(line.as_bytes()).await.while_doing(|| "telling the cell".into())
+    }
+
+    /// The next thing the cell has to say, or that it or pasta has died. Safe to drop.
+    async fn news(&mut self) -> Result<News> {
+        let Some(cell) = self.cell.as_mut() else { return Err(Error::bug("there is no cell")) };
+        let pasta = self.pasta.as_mut();
+        let line = tokio::select! {
+            line = cell.news.next_line() => line,
+            status = pasta::ended(pasta) => return Err(pasta::error(&status, &self.record.dir)),
+        };
+        match line {
+            Ok(Some(line)) => serde_json::from_str(&line)
+                .map_err(|error| Error::bug(format!("not news of the cell: {error}"))),
+            Ok(None) | Err(_) => Err(Error::system("the cell of the cluster has died")
+                .help("was one of its processes killed? nothing of the cluster is left")),
+        }
+    }
+
+    async fn first_process(&mut self) -> Result<u32> {
+        match timeout(SET_UP_LIMIT, self.news()).await {
+            Ok(Ok(News::Created { pid })) => Ok(pid),
+            Ok(Ok(other)) => Err(unexpected(other)),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(Error::system("the cell has not started after 30 s")),
+        }
+        .while_doing(|| "making the cluster's namespaces".into())
+    }
+
+    async fn until_ready(&mut self) -> Result<()> {
+        let ready = match timeout(SET_UP_LIMIT, self.news()).await {
+            Ok(Ok(News::Ready)) => Ok(()),
+            Ok(Ok(other)) => Err(unexpected(other)),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(Error::system("it is not ready after 30 s")),
+        };
+        ready.while_doing(|| "setting up the cluster's network".into())
+    }
+
+    /// Waits for the cell's next report of a VM and records it. Safe to drop.
+    pub async fn next_report(&mut self) -> Result<u32> {
+        match self.news().await? {
+            News::Vm(report) => {
+                let status = VmStatus { state: report.state, since: now(), detail: report.detail };
+                if let Some(error) = report.error {
+                    self.failures.insert(report.rank, error.into());
+                }
+                self.set_state(report.rank, status).await?;
+                Ok(report.rank)
+            }
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Records a VM's state, here and in the store.
+    pub async fn set_state(&mut self, rank: u32, status: VmStatus) -> Result<()> {
+        let key = keys::vm_status(&self.record.user, self.record.owner, rank);
+        let change = Change::put_json(key, &status)?;
+        self.states[rank as usize] = status;
+        // Who took the record away has ended the job: nothing may be written behind it.
+        let check = Check::Exists(keys::job_record(&self.record.user, self.record.owner));
+        match self.store.commit(&[check], &[change]).await? {
+            Commit::Done(_) => Ok(()),
+            Commit::Conflict(_) => Err(Error::system("the job's record was removed")
+                .help("was the job ended by another process?")),
+        }
+    }
+
+    /// Takes the error of the first VM that failed, if one did.
+    pub fn take_failure(&mut self) -> Option<(u32, Error)> {
+        let (rank, error) = self.failures.pop_first()?;
+        Some((rank, Err::<(), _>(error).while_doing(|| format!("starting vm{rank}")).unwrap_err()))
+    }
+
+    /// Whether every VM has ended.
+    pub fn is_over(&self) -> bool {
+        self.states.iter().all(|status| status.state.is_over())
+    }
+
+    /// Ends the cluster, whatever state it is in, and removes all of it. Guests may shut
+    /// down for `grace` first.
+    pub async fn end(mut self, grace: Duration) -> Result<()> {
+        if let Some(mut cell) = self.cell.take() {
+            let stop = Order::Stop { grace_seconds: grace.as_secs() };
+            let line = serde_json::to_string(&stop).expect("orders are always valid JSON") + "\n";
+            let _ = cell.orders.write_all(line.as_bytes()).await;
+            let deadline = Instant::now() + grace + END_LIMIT;
+            let ended = async {
+                while let Ok(Some(line)) = cell.news.next_line().await {
+                    if matches!(serde_json::from_str(&line), Ok(News::Ended)) {
+                        break;
+                    }
+                }
+            };
+            let _ = tokio::time::timeout_at(deadline, ended).await;
+            // Its end of the socket closes: should it have hung, it ends now by itself.
+            drop((cell.news, cell.orders));
+            if timeout(Duration::from_secs(2), cell.process.wait()).await.is_err() {
+                let _ = cell.process.start_kill();
+            }
+        }
+        if let Some(mut pasta) = self.pasta.take() {
+            let _ = pasta.start_kill();
+            let _ = pasta.wait().await;
+        }
+        let undone = if self.rootless() {
+            Ok(())
+        } else {
+            let journal = Journal::open(cleanup::JOURNAL_DIR)?;
+            journal.undo(self.record.owner, &Host::new(cleanup::NETNS_DIR.into())).await
+        };
+        cleanup::remove(&self.files()).await?;
+        undone
+    }
+}
+
+fn unexpected(news: News) -> Error {
+    match news {
+        News::Failed(error) => error.into(),
+        other => Error::bug(format!("unexpected news of the cell: {other:?}")),
+    }
+}
+
+/// 64 random bits.
+fn random() -> Result<u64> {
+    use std::io::Read;
+    let mut bytes = [0; 8];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .while_doing(|| "reading `/dev/urandom`".into())?;
+    Ok(u64::from_ne_bytes(bytes))
+}

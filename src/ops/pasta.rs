@@ -1,0 +1,73 @@
+//! pasta: an ordinary user's way out of the cell.
+//!
+//! pasta makes a link in the cell's network namespace and carries what is sent there by
+//! sockets of its own, as any program of the user would. It stays out here and dies with
+//! the launcher.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::net::Ipv4Addr;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use tokio::process::Child;
+
+use crate::error::{Context, Error, Result};
+
+/// The link in the cell, and the /30 on it. RFC 7335 reserves 192.0.0.0/29 for such links
+/// inside a machine: no network that a guest may want to reach is hidden.
+pub const LINK: &str = "pasta0";
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 2);
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 1);
+
+const LOG: &str = "pasta.log";
+
+/// Starts pasta for the namespaces of process `pid`. It dies with this process.
+///
+/// # Errors
+/// When it is not installed.
+pub fn start(pid: u32, dir: &Path) -> Result<Child> {
+    let log = File::create(dir.join(LOG)).while_doing(|| "creating pasta's log".into())?;
+    let mut command = Command::new("pasta");
+    // In the foreground: in the background it would leave a child that nobody ends.
+    command.args(["--config-net", "-4", "-q", "-f", "-I", LINK, "--no-map-gw", "-n", "30"]);
+    command.args(["-a", &ADDRESS.to_string(), "-g", &GATEWAY.to_string()]);
+    // Nothing is published by pasta, in neither direction: it would splice connections
+    // to the loopback address of the other side.
+    command.args(["-T", "none", "-U", "none", "-t", "none", "-u", "none"]);
+    command.arg(pid.to_string());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
+    crate::host::spawn::die_with_parent(&mut command);
+    let spawned = tokio::process::Command::from(command).kill_on_drop(true).spawn();
+    spawned.map_err(|error| match error.kind() {
+        ErrorKind::NotFound => Error::system("`pasta` is not installed")
+            .help("install the package `passt`: `apt-get install passt`"),
+        _ => Error::system("starting pasta").because(error),
+    })
+}
+
+/// How pasta has ended; pending while it runs, or if there is none.
+pub async fn ended(pasta: Option<&mut Child>) -> String {
+    match pasta {
+        Some(pasta) => match pasta.wait().await {
+            Ok(status) => status.to_string(),
+            Err(error) => error.to_string(),
+        },
+        None => std::future::pending().await,
+    }
+}
+
+/// What its end means, with what it said.
+pub fn error(status: &str, dir: &Path) -> Error {
+    let said = std::fs::read_to_string(dir.join(LOG)).unwrap_or_default();
+    // It also says that it has no system log to write to.
+    let said: Vec<&str> = said.lines().filter(|line| !line.contains("syslog")).collect();
+    let cause = match said.as_slice() {
+        [] => status.to_owned(),
+        said => format!("{status}: {}", said.join("; ")),
+    };
+    Error::system("pasta, the cluster's way out, has ended")
+        .because(Error::system(cause))
+        .help("try `pasta --config-net true` by hand; it needs /dev/net/tun and a default route")
+}

@@ -1,0 +1,260 @@
+//! From a definition to machines: templates, images and networks looked up once.
+//!
+//! Everything a user can have got wrong is found here, before a job exists.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::batch::local::Allocation;
+use crate::config::{Config, Network, Template, UserData, Vars, expand, nearest};
+use crate::error::{Context, Error, Result};
+use crate::image::library::{Library, Resolved};
+use crate::image::repository::Kind;
+use crate::model::cluster::ClusterDef;
+use crate::model::owner::Owner;
+use crate::model::vm::{Accel, Disk, HostKey, Kernel, Nic, Seed, VmSpec};
+
+/// User-data larger than this is a mistake (cloud providers stop at 16 KiB to 64 KiB).
+const MAX_USER_DATA: u64 = 1 << 20;
+
+/// A cluster that can be started, but for what only the job decides.
+#[derive(Clone, Debug)]
+pub struct Blueprint {
+    pub definition: ClusterDef,
+    pub vms: Vec<VmBlueprint>,
+    /// The networks any VM uses, once each.
+    pub networks: Vec<(String, Network)>,
+}
+
+/// One VM to be.
+#[derive(Clone, Debug)]
+pub struct VmBlueprint {
+    pub rank: u32,
+    pub template: Template,
+    pub image: Option<Resolved>,
+    pub user_data: Option<String>,
+    /// In the order in which the guest sees them.
+    pub networks: Vec<String>,
+}
+
+/// Every template by name: those configured, and one for each image of a VM that has no
+/// template of its name, as in pcocc.
+pub fn templates(config: &Config, library: &Library) -> Result<BTreeMap<String, Template>> {
+    let mut all = config.templates.clone();
+    let Some(set) = &config.default_resource_set else { return Ok(all) };
+    for image in library.list(None, |_| true)?.into_iter().filter(|image| image.kind == Kind::Vm) {
+        let origin = format!("image {}:{}", image.repo, image.name);
+        all.entry(image.name.clone()).or_insert_with(|| Template {
+            image: Some(image.name.clone()),
+            resource_set: set.clone(),
+            ..Template::new(image.name, origin)
+        });
+    }
+    Ok(all)
+}
+
+/// The error of a name that is no template's.
+pub fn unknown_template(name: &str, templates: &BTreeMap<String, Template>) -> Error {
+    let error = Error::not_found(format!("Template not found: {name}"));
+    match nearest(name, templates.keys().map(String::as_str)) {
+        Some(word) => error.help(format!("did you mean `{word}`? `pavo template list` shows all")),
+        None if templates.is_empty() => {
+            error.help("there is none yet: `pavo image build tiny tiny` makes a first image")
+        }
+        None => error.help("`pavo template list` shows what there is"),
+    }
+}
+
+/// Looks everything up. `vars` are what `%{…}` in templates may name.
+pub fn resolve(
+    config: &Config,
+    library: &Library,
+    vars: &Vars,
+    definition: &ClusterDef,
+) -> Result<Blueprint> {
+    let templates = templates(config, library)?;
+    let mut kinds: BTreeMap<&str, VmBlueprint> = BTreeMap::new();
+    for part in &definition.parts {
+        if !kinds.contains_key(part.template.as_str()) {
+            let template = templates
+                .get(&part.template)
+                .ok_or_else(|| unknown_template(&part.template, &templates))?;
+            let kind = resolve_kind(config, library, vars, template.clone())
+                .while_doing(|| format!("resolving the template `{}`", part.template))?;
+            kinds.insert(&part.template, kind);
+        }
+    }
+    let mut texts = BTreeMap::new();
+    let vms: Vec<VmBlueprint> = (0..)
+        .zip(definition.templates())
+        .map(|(rank, name)| {
+            let mut vm = VmBlueprint { rank, ..kinds[name].clone() };
+            let vars = vars.clone().with("vm_rank", rank.to_string());
+            vm.user_data = user_data(&vm.template, &vars, &mut texts)
+                .while_doing(|| format!("resolving the template `{name}`"))?;
+            Ok(vm)
+        })
+        .collect::<Result<_>>()?;
+    let networks = networks_of(config, &vms)?;
+    Ok(Blueprint { definition: definition.clone(), vms, networks })
+}
+
+/// The networks any VM uses, once each, in the order of their first use.
+fn networks_of(config: &Config, vms: &[VmBlueprint]) -> Result<Vec<(String, Network)>> {
+    let mut networks: Vec<(String, Network)> = Vec::new();
+    for name in vms.iter().flat_map(|vm| &vm.networks) {
+        if networks.iter().any(|(known, _)| known == name) {
+            continue;
+        }
+        let network = config.networks.get(name).ok_or_else(|| {
+            Error::config(format!("the network `{name}` does not exist"))
+                .help("`pavo config check` says where it is named")
+        })?;
+        if let Network::Unsupported { kind } = network {
+            return Err(Error::config(format!(
+                "network `{name}` has the type `{kind}`, which this version does not run"
+            ))
+            .help("use a resource set with Ethernet networks"));
+        }
+        networks.push((name.clone(), network.clone()));
+    }
+    Ok(networks)
+}
+
+fn resolve_kind(
+    config: &Config,
+    library: &Library,
+    vars: &Vars,
+    mut template: Template,
+) -> Result<VmBlueprint> {
+    let kernel = template.kernel.take();
+    template.kernel = kernel.map(|path| expand(&path.to_string_lossy(), vars).into());
+    refuse_unsupported(&template)?;
+    let image = template.image.as_deref().map(|uri| library.resolve(&expand(uri, vars)));
+    let image = image.transpose()?;
+    if image.is_none() && template.kernel.is_none() {
+        return Err(
+            Error::config("it has neither an image nor a kernel").help("give it an `image:`")
+        );
+    }
+    let networks = match config.resource_sets.get(&template.resource_set) {
+        Some(set) => set.networks.clone(),
+        None => {
+            return Err(Error::config(format!(
+                "the resource set `{}` does not exist",
+                template.resource_set
+            ))
+            .help("`pavo template check` says where it is named"));
+        }
+    };
+    Ok(VmBlueprint { rank: 0, template, image, user_data: None, networks })
+}
+
+/// Settings that are read but that this version does not carry out: better no VM than
+/// one that lacks a disk its user relies on.
+fn refuse_unsupported(template: &Template) -> Result<()> {
+    let used = [
+        ("mount-points", !template.mount_points.is_empty()),
+        ("persistent-drives", !template.persistent_drives.is_empty()),
+        ("remote-display", template.remote_display.is_some()),
+        ("emulator-cores", template.emulator_cores > 0),
+        ("full-node", template.full_node),
+    ];
+    match used.iter().find(|(_, used)| *used) {
+        Some((key, _)) => {
+            Err(Error::config(format!("it sets `{key}`, which this version does not carry out"))
+                .help("take the setting out, or use a template without it"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// A VM's user-data; a file is read once, however many VMs use it.
+fn user_data(
+    template: &Template,
+    vars: &Vars,
+    read: &mut BTreeMap<PathBuf, String>,
+) -> Result<Option<String>> {
+    match &template.user_data {
+        None => Ok(None),
+        Some(UserData::Inline(text)) => Ok(Some(text.clone())),
+        Some(UserData::File(path)) => {
+            let path = PathBuf::from(expand(&path.to_string_lossy(), vars));
+            if !read.contains_key(&path) {
+                read.insert(path.clone(), read_bounded(&path)?);
+            }
+            Ok(read.get(&path).cloned())
+        }
+    }
+}
+
+fn read_bounded(path: &Path) -> Result<String> {
+    let doing = || format!("reading the user-data `{}`", path.display());
+    let size = std::fs::metadata(path).while_doing(doing)?.len();
+    if size > MAX_USER_DATA {
+        return Err(Error::config(format!("it has {size} bytes; 1 MiB is the most")))
+            .while_doing(doing);
+    }
+    std::fs::read_to_string(path).while_doing(doing)
+}
+
+/// What the job adds to a blueprint.
+#[derive(Debug)]
+pub struct Job<'a> {
+    pub owner: Owner,
+    pub dir: &'a Path,
+    pub allocation: &'a Allocation,
+    pub accel: Accel,
+    /// The public key that may log in.
+    pub authorized_key: &'a str,
+    /// By rank.
+    pub host_keys: &'a [HostKey],
+    /// Makes instance ids of different clusters different.
+    pub nonce: u64,
+}
+
+impl VmBlueprint {
+    /// The complete specification of this VM.
+    pub fn spec(&self, job: &Job<'_>, nics: Vec<Nic>) -> VmSpec {
+        let template = &self.template;
+        let domain = nics.iter().find_map(|nic| Some(nic.ipv4.as_ref()?.domain.clone()));
+        let instance_id = template
+            .instance_id
+            .clone()
+            .unwrap_or_else(|| format!("pavo-{}-vm{}-{:016x}", job.owner, self.rank, job.nonce));
+        VmSpec {
+            owner: job.owner,
+            rank: self.rank,
+            template: template.name.clone(),
+            dir: job.dir.join(format!("vm{}", self.rank)),
+            cores: job.allocation.cores,
+            memory_mib: job.allocation.memory_mib,
+            accel: job.accel,
+            qemu_bin: template.qemu_bin.clone(),
+            machine_type: template.machine_type.clone(),
+            cpu_model: template.cpu_model.clone(),
+            disk: self.image.as_ref().map(|image| Disk {
+                backing: image.path.clone(),
+                backing_format: image.format,
+                virtual_size: image.virtual_size,
+                model: template.disk_model,
+                cache: template.disk_cache,
+            }),
+            nics,
+            seed: Some(Seed {
+                instance_id,
+                hostname: format!("vm{}", self.rank),
+                domain,
+                user_data: self.user_data.clone(),
+                authorized_keys: vec![job.authorized_key.to_owned()],
+                host_key: job.host_keys[self.rank as usize].clone(),
+            }),
+            kernel: template.kernel.as_ref().map(|path| Kernel {
+                path: path.clone(),
+                append: "console=ttyS0 root=/dev/vda1".into(),
+            }),
+            custom_args: template.custom_args.clone(),
+            paused: false,
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! ssh with nothing to set up: a key pair and host keys that live as long as the
+//! cluster, and the client's configuration for them.
+//!
+//! Everything lies in the job's directory (0700), the private key 0600. Host keys
+//! are known before the first connection, so they *are* checked.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use ssh_key::rand_core::OsRng;
+use ssh_key::{Algorithm, LineEnding, PrivateKey};
+
+use crate::error::{Context, Error, Result};
+use crate::host::file::write_atomically;
+use crate::model::job::VmRecord;
+use crate::model::vm::HostKey;
+
+/// Makes a fresh ed25519 key.
+///
+/// # Errors
+/// When the system has no randomness to give.
+pub fn generate(comment: &str) -> Result<HostKey> {
+    let mut key = PrivateKey::random(&mut OsRng, Algorithm::Ed25519)
+        .while_doing(|| "making an ssh key".into())?;
+    key.set_comment(comment);
+    let pair =
+        key.key_data().ed25519().ok_or_else(|| Error::bug("a fresh ed25519 key is not one"))?;
+    let private = key.to_openssh(LineEnding::LF).while_doing(|| "writing an ssh key".into())?;
+    let public =
+        key.public_key().to_openssh().while_doing(|| "writing an ssh public key".into())?;
+    Ok(HostKey {
+        seed: hex(pair.private.as_ref()),
+        public: hex(pair.public.as_ref()),
+        openssh_private: private.to_string(),
+        openssh_public: public,
+    })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Where the ssh files of a job lie.
+#[derive(Clone, Debug)]
+pub struct SshFiles {
+    dir: PathBuf,
+}
+
+impl SshFiles {
+    pub fn of_job(dir: &Path) -> Self {
+        Self { dir: dir.join("ssh") }
+    }
+
+    /// What `ssh -F` and `scp -F` take.
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("config")
+    }
+
+    fn key(&self) -> PathBuf {
+        self.dir.join("id_ed25519")
+    }
+
+    fn known_hosts(&self) -> PathBuf {
+        self.dir.join("known_hosts")
+    }
+
+    /// Writes key, known hosts and configuration. `host_keys` are by rank.
+    pub fn write(&self, key: &HostKey, vms: &[VmRecord], host_keys: &[HostKey]) -> Result<()> {
+        std::fs::create_dir_all(&self.dir)
+            .while_doing(|| format!("creating `{}`", self.dir.display()))?;
+        write_atomically(&self.key(), key.openssh_private.as_bytes(), 0o600)?;
+        let known: String = vms
+            .iter()
+            .zip(host_keys)
+            .map(|(vm, key)| format!("vm{} {}\n", vm.rank, key.openssh_public))
+            .collect();
+        write_atomically(&self.known_hosts(), known.as_bytes(), 0o600)?;
+        write_atomically(&self.config(), self.client_config(vms).as_bytes(), 0o600)
+    }
+
+    /// A `Host` block for each VM whose ssh port is published.
+    pub fn client_config(&self, vms: &[VmRecord]) -> String {
+        let mut text = String::new();
+        for vm in vms {
+            let Some(port) = vm.ports.iter().find(|port| port.vm_port == 22) else { continue };
+            let _ = write!(
+                text,
+                "Host vm{rank}\n\
+                 \x20   HostName {address}\n\
+                 \x20   Port {host_port}\n\
+                 \x20   User {user}\n\
+                 \x20   HostKeyAlias vm{rank}\n\
+                 \x20   IdentityFile \"{key}\"\n\
+                 \x20   IdentitiesOnly yes\n\
+                 \x20   UserKnownHostsFile \"{known}\"\n\
+                 \x20   GlobalKnownHostsFile /dev/null\n\
+                 \x20   StrictHostKeyChecking yes\n\
+                 \x20   PasswordAuthentication no\n\
+                 \x20   LogLevel ERROR\n",
+                rank = vm.rank,
+                address = port.host_address,
+                host_port = port.host_port,
+                user = vm.ssh_user,
+                key = self.key().display(),
+                known = self.known_hosts().display(),
+            );
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_complete_and_new_each_time() {
+        let (a, b) = (generate("pavo").unwrap(), generate("pavo").unwrap());
+        assert_ne!(a.seed, b.seed);
+        assert_eq!((a.seed.len(), a.public.len()), (64, 64));
+        assert!(a.openssh_public.starts_with("ssh-ed25519 AAAA"));
+        let read = PrivateKey::from_openssh(&a.openssh_private).unwrap();
+        assert_eq!(read.public_key().to_openssh().unwrap(), a.openssh_public);
+        assert!(!format!("{a:?}").contains(&a.seed), "a key is never printed");
+    }
+}
