@@ -125,7 +125,7 @@ pub struct NicIpv4 {
     pub address: Ipv4Addr,
     pub subnet: Subnet,
     pub gateway: Ipv4Addr,
-    /// The domain of the cluster's names, such as `pavo.local`.
+    /// The domain of the cluster's names, such as `pavo.internal`.
     pub domain: String,
 }
 
