@@ -117,6 +117,9 @@ pub(super) fn build(root: &Path, kernel: &Kernel) -> Result<Vec<u8>> {
         let path = find(root, BIN, name)?;
         archive.file(&format!("bin/{name}"), 0o755, &read(&path)?);
     }
+    // Where dropbear looks for it: /usr is /.
+    let sftp = find(root, &["usr/lib/openssh"], "sftp-server")?;
+    archive.file("lib/sftp-server", 0o755, &read(&sftp)?);
     let folders = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
     for name in LIBRARIES {
         let path = find(root, &folders, name)?;

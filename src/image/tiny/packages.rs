@@ -17,8 +17,9 @@ const PACKAGES: &[&str] = &[
     // The static build starts four times faster than the dynamic one under emulation.
     "busybox-static",
     "libc6",
-    // The ssh server and its libraries.
+    // The ssh server, what scp asks for on the other side, and their libraries.
     "dropbear-bin",
+    "openssh-sftp-server",
     "libtomcrypt1",
     "libtommath1",
     "libgmp10",
