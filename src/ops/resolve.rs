@@ -57,7 +57,7 @@ pub fn templates(config: &Config, library: &Library) -> Result<BTreeMap<String, 
 pub fn unknown_template(name: &str, templates: &BTreeMap<String, Template>) -> Error {
     let error = Error::not_found(format!("Template not found: {name}"));
     match nearest(name, templates.keys().map(String::as_str)) {
-        Some(word) => error.help(format!("did you mean `{word}`? `pavo template list` shows all")),
+        Some(word) => error.help(format!("did you mean `{word}`?")),
         None if templates.is_empty() => {
             error.help("there is none yet: `pavo image build tiny tiny` makes a first image")
         }

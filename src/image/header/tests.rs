@@ -1,3 +1,5 @@
+//! Foreign headers, hostile ones above all.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Several repositories together.
+
 use std::process::Command;
 
 use super::*;

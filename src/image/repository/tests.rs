@@ -1,3 +1,5 @@
+//! One repository: revisions, locks, crashes.
+
 use super::*;
 
 struct Fixture {
