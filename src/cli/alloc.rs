@@ -159,7 +159,8 @@ impl Alloc {
             return Err(Error::usage(format!("`{name}` cannot be the name of a job"))
                 .help("use letters, digits, `_`, `-` and `.`"));
         }
-        let config = super::config::load(app)?;
+        let sources = super::config::sources(app);
+        let config = super::config::load_from(app, &sources)?;
         if config.batch.manager == BatchManager::Slurm {
             return Err(Error::config(
                 "batch.yaml says `type: slurm`, which this version cannot use",
@@ -167,8 +168,7 @@ impl Alloc {
             .help("write `type: local` to run clusters on this machine"));
         }
         let library = app.library(&config);
-        let vars = super::config::sources(app).vars();
-        let blueprint = resolve(&config, &library, &vars, &self.definition);
+        let blueprint = resolve(&config, &library, &sources.vars(), &self.definition);
         app.warn_of(&library);
         let blueprint = blueprint?;
         let request = Request {

@@ -47,7 +47,12 @@ impl Config {
 /// # Errors
 /// [`Kind::Config`] with every mistake there is.
 pub fn load(app: &App) -> Result<config::Config> {
-    let loaded = config::load(&sources(app));
+    load_from(app, &sources(app))
+}
+
+/// As [`load`], from sources that the verb needs too.
+pub fn load_from(app: &App, sources: &Sources) -> Result<config::Config> {
+    let loaded = config::load(sources);
     for warning in &loaded.warnings {
         app.out.warn(&warning.to_string());
     }

@@ -119,6 +119,9 @@ mod guest {
     // computed from that.
     core::arch::global_asm!(
         ".pushsection .rodata.pavo_kvm_guest, \"a\"",
+        // Global, because optimising across the program moves who reads them.
+        ".globl pavo_kvm_guest, pavo_kvm_guest_end",
+        ".hidden pavo_kvm_guest, pavo_kvm_guest_end",
         ".code32",
         ".balign 256",
         "pavo_kvm_guest:",
