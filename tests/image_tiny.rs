@@ -81,7 +81,7 @@ impl Guest {
             .stdin(Stdio::null())
             .spawn()
             .expect("QEMU is installed");
-        let mut console = Console { stream: consoles.accept().unwrap().0, seen: String::new() };
+        let console = Console { stream: consoles.accept().unwrap().0, seen: String::new() };
         console.stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         let mut guest = Self { qemu, console, qmp: monitors.accept().unwrap().0 };
         guest.qmp.set_read_timeout(Some(PATIENCE)).unwrap();

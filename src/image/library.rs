@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::convert;
 use super::header::{self, Format};
 use super::repository::{Freed, Kind, Repository, Revision};
 use super::uri::{Name, Uri};
-use super::{convert, uri};
 use crate::config::Repo;
 use crate::error::{Context, Error, Result};
 use crate::model::vm::DiskFormat;
@@ -343,11 +343,6 @@ fn resolve_in(repo: &Repository, revision: &Revision) -> Result<Resolved> {
         format: DiskFormat::Qcow2,
         virtual_size: virtual_size.next_multiple_of(512),
     })
-}
-
-/// Whether `name` may name an image in a repository.
-pub fn is_name(name: &str) -> bool {
-    uri::plain(name)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Foreign headers, hostile ones above all.
+//! Hostile headers, built here: each is refused for what is wrong with it.
 
 use proptest::prelude::*;
 

@@ -1,4 +1,4 @@
-//! Several repositories together.
+//! What the configured repositories promise together.
 
 use std::process::Command;
 

@@ -1,4 +1,4 @@
-//! One repository: revisions, locks, crashes.
+//! What one repository promises: layout, atomicity, what deleting frees.
 
 use super::*;
 
