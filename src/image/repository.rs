@@ -319,7 +319,10 @@ impl Repository {
             }
             let foreign = match fs::read_dir(&self.path) {
                 Ok(entries) => entries.flatten().any(|entry| {
-                    ![".tmp", "data", "meta"].iter().any(|ours| entry.file_name() == *ours)
+                    // `.config` too: another one may be making the repository right now.
+                    ![".config", ".tmp", "data", "meta"]
+                        .iter()
+                        .any(|ours| entry.file_name() == *ours)
                 }),
                 Err(_) => false,
             };
@@ -344,7 +347,8 @@ impl Repository {
                     Ok(_) => sync(&self.path),
                 }
             };
-            write().while_doing(step)
+            write().while_doing(step)?;
+            self.is_initialised().map(drop)
         };
         make().while_doing(|| {
             format!("preparing the repository `{}` in `{}`", self.name, self.path.display())

@@ -162,6 +162,24 @@ fn what_is_not_ours_is_refused() {
 }
 
 #[test]
+fn a_repository_can_be_made_by_many_at_once() {
+    for _ in 0..100 {
+        let f = fixture();
+        let barrier = std::sync::Barrier::new(4);
+        let make = || {
+            barrier.wait();
+            f.repo.initialise().unwrap();
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(make);
+            }
+        });
+        assert!(f.repo.is_initialised().unwrap());
+    }
+}
+
+#[test]
 fn metadata_cannot_lead_out_of_the_repository() {
     let f = fixture();
     f.add("a", "x", false).unwrap();
