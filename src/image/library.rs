@@ -1,8 +1,9 @@
 //! The configured repositories together: what a name means, and what may be done.
 
 use std::cell::RefCell;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -155,8 +156,9 @@ impl Library {
     ) -> Result<Resolved> {
         let (path, claimed) = self.source(source, format)?;
         self.create(dest, owner, false, |target, scratch| {
-            let path = steady(&path, scratch)?;
-            convert::to_qcow2(&path, claimed, target).map(drop)
+            header::inspect(&path)?;
+            let (_open, steady) = steady(&path, scratch)?;
+            convert::to_qcow2(&steady, claimed, target).map(drop)
         })
         .while_doing(|| format!("importing `{}`", source.escape_debug()))
     }
@@ -272,17 +274,24 @@ impl Library {
     }
 }
 
-/// A path to a file that only we can change: between our check of the header and the
-/// moment a tool reads it again, nobody must write another one.
-fn steady(path: &Path, scratch: &Path) -> Result<PathBuf> {
-    let data = fs::metadata(path).while_doing(|| format!("opening `{}`", path.display()))?;
-    let ours = data.uid() == nix::unistd::geteuid().as_raw();
-    if !data.is_file() || (ours && data.mode() & 0o022 == 0) {
-        return Ok(path.to_owned());
-    }
-    let copy = scratch.join("source");
-    fs::copy(path, &copy).while_doing(|| format!("copying `{}`", path.display()))?;
-    Ok(copy)
+/// A path that leads to one file, which only we can change: between our check of the
+/// header and the moment a tool reads it again, nobody must put another one there. It
+/// is good as long as the returned file is open.
+fn steady(path: &Path, scratch: &Path) -> Result<(File, PathBuf)> {
+    let open = || -> std::io::Result<(File, PathBuf)> {
+        let mut file = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
+        let data = file.metadata()?;
+        if data.uid() == nix::unistd::geteuid().as_raw() && data.mode() & 0o022 == 0 {
+            // Not by its name, which may be in a folder of somebody else.
+            let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+            return Ok((file, path.into()));
+        }
+        let path = scratch.join("source");
+        let mut copy = File::create_new(&path)?;
+        std::io::copy(&mut file, &mut copy)?;
+        Ok((copy, path))
+    };
+    open().while_doing(|| format!("opening `{}`", path.display()))
 }
 
 fn name_in_repo(text: &str) -> Result<Name> {

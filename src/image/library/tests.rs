@@ -1,5 +1,6 @@
 //! What the configured repositories promise together.
 
+use std::fs;
 use std::process::Command;
 
 use super::*;
@@ -121,15 +122,19 @@ fn a_hostile_image_never_gets_in() {
 }
 
 #[test]
-fn a_file_that_others_can_write_is_copied_before_it_is_checked() {
+fn between_check_and_use_nobody_can_put_another_file_there() {
     use std::os::unix::fs::PermissionsExt;
     let f = fixture();
     let path = PathBuf::from(f.raw("disk"));
-    assert_eq!(steady(&path, f.dir.path()).unwrap(), path);
+    let (_open, ours) = steady(&path, f.dir.path()).unwrap();
+    fs::rename(f.raw("other"), &path).unwrap();
+    fs::write(&path, "another").unwrap();
+    assert_eq!(fs::read(ours).unwrap(), [1; 4096]);
+
     fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
-    let copy = steady(&path, f.dir.path()).unwrap();
-    assert_ne!(copy, path);
-    assert_eq!(fs::read(copy).unwrap(), [1; 4096]);
+    let (_open, copy) = steady(&path, f.dir.path()).unwrap();
+    fs::write(&path, "written by anybody").unwrap();
+    assert_eq!(fs::read(copy).unwrap(), b"another");
 }
 
 #[test]
