@@ -1,0 +1,16 @@
+//! Whole clusters on real QEMU, driven through the program as a user drives it.
+//!
+//! Run as root, the tests drop to an ordinary account inside a mount namespace with a
+//! `/dev/net/tun` that anybody may open; run as an ordinary user, they go as they are.
+//! Where that cannot be they are skipped, loudly; where `CI` is set that is a failure.
+//! Each test has a world of its own, and nothing may be left in it at the end.
+//!
+//! Booting to ssh is slow without KVM: only [`boot`] does; all else is done with VMs that
+//! run without having got anywhere.
+
+mod boot;
+mod death;
+mod processes;
+mod refused;
+mod session;
+mod world;

@@ -1,0 +1,474 @@
+//! A world of its own for each test: account, folders, `/dev/net/tun`; and the proof at
+//! its end that nothing is left in it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::processes::{self, Process};
+
+/// The account that owns nothing, `nobody`.
+pub const NOBODY: u32 = 65_534;
+/// Nothing of a job is left so long after its end, however it ended.
+const GONE: Duration = Duration::from_secs(2);
+/// Longer than any command here may take, guests' boots included.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Between two looks at what is waited for.
+const PAUSE: Duration = Duration::from_millis(5);
+const PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin";
+
+/// Whom `pavo` is run as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Account {
+    /// The one that runs the tests.
+    Ours,
+    /// An ordinary one, while the tests run as root.
+    Nobody,
+    /// Root, in a network and a `/run` of this world.
+    Root,
+}
+
+/// Where one test lives.
+#[derive(Debug)]
+pub struct World {
+    dir: TempDir,
+    account: Account,
+    pavo: PathBuf,
+    /// Of all that was started: what is in them is ours, whatever it does.
+    sessions: RefCell<BTreeSet<i32>>,
+    outputs: Cell<u32>,
+}
+
+/// Runs a test as an ordinary user.
+pub fn world(test: impl FnOnce(&World) + Send + 'static) {
+    if nix::unistd::geteuid().is_root() {
+        enter(Account::Nobody, test);
+    } else if File::options().read(true).write(true).open("/dev/net/tun").is_ok() {
+        enter(Account::Ours, test);
+    } else {
+        skip("neither root nor a usable /dev/net/tun");
+    }
+}
+
+/// Runs a test as an ordinary user whose world only root can prepare.
+pub fn prepared_world(test: impl FnOnce(&World) + Send + 'static) {
+    if nix::unistd::geteuid().is_root() {
+        enter(Account::Nobody, test);
+    } else {
+        skip("needs root");
+    }
+}
+
+/// Runs a test as root, in a network of its own.
+pub fn root_world(test: impl FnOnce(&World) + Send + 'static) {
+    if nix::unistd::geteuid().is_root() {
+        enter(Account::Root, test);
+    } else {
+        skip("needs root");
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "a skip is never silent")]
+fn skip(why: &str) {
+    assert!(std::env::var_os("CI").is_none(), "{why}");
+    eprintln!("skipped: {why}");
+}
+
+/// On a thread of its own, whose mounts are nobody else's.
+fn enter(account: Account, test: impl FnOnce(&World) + Send + 'static) {
+    let run = move || {
+        let world = World::new(account);
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            test(&world);
+            world.nothing_is_left();
+        }));
+        world.processes().iter().for_each(Process::kill);
+        outcome
+    };
+    if let Err(panic) = std::thread::spawn(run).join().and_then(|outcome| outcome) {
+        resume_unwind(panic);
+    }
+}
+
+impl World {
+    fn new(account: Account) -> Self {
+        let dir = tempfile::Builder::new().prefix("pavo-e2e-").tempdir_in("/tmp").unwrap();
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+        let mut world = Self {
+            dir,
+            account,
+            pavo: env!("CARGO_BIN_EXE_pavo").into(),
+            sessions: RefCell::default(),
+            outputs: Cell::default(),
+        };
+        for name in ["home", "state", "tmp", "site", "conf"] {
+            world.folder(name);
+        }
+        fs::create_dir(world.path("out")).unwrap();
+        if account != Account::Ours {
+            world.make_private();
+        }
+        image(&world);
+        world
+    }
+
+    /// Mounts and devices of this thread and what it starts.
+    fn make_private(&mut self) {
+        let none = None::<&str>;
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        mount(Some("none"), "/dev/net", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        mknod("/dev/net/tun", SFlag::S_IFCHR, Mode::empty(), makedev(10, 200)).unwrap();
+        self.allow_tun(0o666);
+        // The build's folder may be one that the other account cannot read.
+        self.pavo = self.path("pavo");
+        bind(Path::new(env!("CARGO_BIN_EXE_pavo")), &self.pavo);
+        if self.account == Account::Root {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            mount(Some("none"), "/run", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+            let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
+            assert!(up.success());
+        }
+    }
+
+    /// Sets who may open `/dev/net/tun`.
+    pub fn allow_tun(&self, mode: u32) {
+        fs::set_permissions("/dev/net/tun", Permissions::from_mode(mode)).unwrap();
+    }
+
+    /// Replaces the folder of jobs' files by a file system of this size.
+    pub fn shrink_tmp(&self, kib: u32) {
+        let options = format!("size={kib}k,uid={NOBODY},gid={NOBODY},mode=700");
+        let tmp = self.path("tmp");
+        mount(Some("none"), &tmp, Some("tmpfs"), MsFlags::empty(), Some(&*options)).unwrap();
+    }
+
+    /// A path in this world; `""` is its folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Makes a folder that belongs to the account.
+    pub fn folder(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir(&path).unwrap();
+        self.give(&path);
+        path
+    }
+
+    /// Writes a file that belongs to the account.
+    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, text).unwrap();
+        self.give(&path);
+        path
+    }
+
+    fn give(&self, path: &Path) {
+        if self.account == Account::Nobody {
+            chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+    }
+
+    /// A program as the account runs it, in a session of its own.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        self.session_command(&[], program.as_ref())
+    }
+
+    /// Like [`Self::command`], with standard input as the session's terminal.
+    pub fn terminal_command(&self, program: impl AsRef<OsStr>) -> Command {
+        self.session_command(&["--ctty"], program.as_ref())
+    }
+
+    fn session_command(&self, options: &[&str], program: &OsStr) -> Command {
+        let mut command = Command::new("setsid");
+        command.args(options).arg(program).env_clear().current_dir(self.path("home"));
+        for (name, folder) in [
+            ("HOME", "home"),
+            ("PAVO_STATE_DIR", "state"),
+            ("PAVO_TMPDIR", "tmp"),
+            ("PAVO_SYSTEM_CONF_DIR", "site"),
+            ("PAVO_USER_CONF_DIR", "conf"),
+        ] {
+            command.env(name, self.path(folder));
+        }
+        command.env("PATH", PATH).env("SHELL", "/bin/bash").env("TERM", "xterm");
+        command.env("PAVO", &self.pavo);
+        if self.account == Account::Nobody {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        command
+    }
+
+    /// `pavo` with these arguments, to be started.
+    pub fn pavo_command(&self, args: &[&str]) -> Command {
+        let mut command = self.command(&self.pavo);
+        command.args(args);
+        command
+    }
+
+    /// The program.
+    pub fn program(&self) -> &Path {
+        &self.pavo
+    }
+
+    /// Runs `pavo` to its end.
+    pub fn pavo(&self, args: &[&str]) -> Output {
+        self.run(self.pavo_command(args))
+    }
+
+    /// Runs `pavo` to its end, which must be a good one, and returns what it printed.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let output = self.pavo(args);
+        assert_eq!(output.code, Some(0), "pavo {args:?}: {output}");
+        output.stdout
+    }
+
+    /// Runs a command to its end.
+    pub fn run(&self, command: Command) -> Output {
+        self.start(command).finish()
+    }
+
+    /// Starts `pavo alloc` with these arguments.
+    pub fn alloc(&self, args: &[&str]) -> Running {
+        let mut command = self.pavo_command(&["alloc"]);
+        command.args(args);
+        self.start(command)
+    }
+
+    /// Starts a cluster whose VMs run without having booted, and waits until they do.
+    pub fn idle(&self, args: &[&str]) -> Running {
+        let mut command = self.pavo_command(&["alloc", "--mem", "128", "-E", "sleep 600"]);
+        command.args(args);
+        let alloc = self.start(command);
+        alloc.wait_for(" run\n");
+        alloc
+    }
+
+    /// Starts a command; what it says goes to files.
+    pub fn start(&self, mut command: Command) -> Running {
+        let number = self.outputs.replace(self.outputs.get() + 1);
+        let (out, err) =
+            (self.path(&format!("out/{number}.out")), self.path(&format!("out/{number}.err")));
+        command.stdout(File::create(&out).unwrap()).stderr(File::create(&err).unwrap());
+        if !command.get_args().any(|arg| arg == "--ctty") {
+            command.stdin(Stdio::null());
+        }
+        self.launch(command, out, err)
+    }
+
+    /// Starts a command with this standard input.
+    pub fn start_with_input(&self, mut command: Command, input: &str) -> Running {
+        let number = self.outputs.get();
+        let path = self.path(&format!("out/{number}.in"));
+        fs::write(&path, input).unwrap();
+        let (out, err) =
+            (self.path(&format!("out/{number}.out")), self.path(&format!("out/{number}.err")));
+        self.outputs.set(number + 1);
+        command.stdin(File::open(&path).unwrap());
+        command.stdout(File::create(&out).unwrap()).stderr(File::create(&err).unwrap());
+        self.launch(command, out, err)
+    }
+
+    /// Starts a command whose streams are set.
+    pub fn launch(&self, mut command: Command, out: PathBuf, err: PathBuf) -> Running {
+        let child = command.spawn().unwrap();
+        self.sessions.borrow_mut().insert(child.id().cast_signed());
+        Running { child, out, err, over: false }
+    }
+
+    /// What runs in this world.
+    pub fn processes(&self) -> Vec<Process> {
+        let sessions = self.sessions.borrow();
+        let mut all = processes::all(self.dir.path());
+        all.retain(|process| process.names || sessions.contains(&process.session));
+        all
+    }
+
+    /// Waits for a process of this world whose command line holds `part`.
+    pub fn process(&self, part: &str) -> Option<Process> {
+        let end = Instant::now() + Duration::from_secs(5);
+        loop {
+            let mut all = self.processes();
+            all.retain(|process| process.command.contains(part));
+            if let Some(found) = all.pop() {
+                return Some(found);
+            }
+            if Instant::now() > end {
+                return None;
+            }
+        }
+    }
+
+    /// What is left of jobs but records, a line each.
+    fn left(&self) -> Vec<String> {
+        let processes = self.processes();
+        let mut left: Vec<String> =
+            processes.iter().map(|it| format!("process {}: {}", it.pid, it.command)).collect();
+        let mut folders = vec![self.path("tmp")];
+        if self.account == Account::Root {
+            folders.extend(["/run/netns".into(), "/run/pavo/journal".into()]);
+        }
+        for folder in folders {
+            let entries = fs::read_dir(&folder).into_iter().flatten();
+            let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            // The journal's lock is nobody's.
+            let names = names.filter(|name| name != "lock");
+            left.extend(names.map(|name| format!("in {}: {name}", folder.display())));
+        }
+        if self.account == Account::Root {
+            let links = fs::read_dir("/sys/class/net").unwrap();
+            let names = links.map(|link| link.unwrap().file_name().into_string().unwrap());
+            left.extend(names.filter(|name| name.starts_with('p')).map(|n| format!("link {n}")));
+        }
+        left
+    }
+
+    /// Fails if anything of a job is still there when it may not be any more.
+    pub fn nothing_runs(&self) {
+        let end = Instant::now() + GONE;
+        loop {
+            let left = self.left();
+            if left.is_empty() {
+                break;
+            }
+            assert!(Instant::now() < end, "left after {GONE:?}:\n{}", left.join("\n"));
+            sleep(PAUSE);
+        }
+        // Their numbers may be given to others from now on.
+        self.sessions.borrow_mut().clear();
+    }
+
+    /// [`Self::nothing_runs`], and no job is known.
+    pub fn nothing_is_left(&self) {
+        self.nothing_runs();
+        assert_eq!(self.ok(&["ps", "-o", "ndjson"]), "", "a job is still known");
+    }
+}
+
+/// Makes `source` readable at `target`, in our mount namespace.
+fn bind(source: &Path, target: &Path) {
+    if source.is_dir() {
+        fs::create_dir(target).unwrap();
+    } else {
+        File::options().create(true).write(true).mode(0o755).open(target).unwrap();
+    }
+    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+}
+
+/// Prepares the image `tiny`.
+fn image(_world: &World) {}
+
+/// A program that was started.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    out: PathBuf,
+    err: PathBuf,
+    over: bool,
+}
+
+/// How a program ended, and what it said.
+#[derive(Debug)]
+pub struct Output {
+    pub code: Option<i32>,
+    pub signal: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl std::fmt::Display for Output {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { code, signal, stdout, stderr } = self;
+        write!(f, "exit {code:?}, signal {signal:?}\n{stdout}\n{stderr}")
+    }
+}
+
+impl Running {
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    pub fn stdout(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.out).unwrap()).into_owned()
+    }
+
+    pub fn stderr(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.err).unwrap()).into_owned()
+    }
+
+    /// Waits until it has said this, on either stream.
+    pub fn wait_for(&self, text: &str) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let said = self.stdout() + &self.stderr();
+            if said.contains(text) {
+                return;
+            }
+            let over = processes::is_over(self.pid());
+            assert!(!over && Instant::now() < end, "it has not said `{text}`:\n{said}");
+            sleep(PAUSE);
+        }
+    }
+
+    /// The job's id, once it was granted.
+    pub fn id(&self) -> String {
+        self.wait_for("Granted job allocation ");
+        let stderr = self.stderr();
+        let rest = stderr.split("Granted job allocation ").nth(1).unwrap();
+        rest.lines().next().unwrap().to_owned()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid()), signal).unwrap();
+    }
+
+    /// As a terminal does at a key: the whole group gets it.
+    pub fn signal_group(&self, signal: Signal) {
+        killpg(Pid::from_raw(self.pid()), signal).unwrap();
+    }
+
+    /// Waits for its end.
+    pub fn finish(mut self) -> Output {
+        let end = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            let said = || self.stdout() + &self.stderr();
+            assert!(Instant::now() < end, "it does not end:\n{}", said());
+            sleep(PAUSE);
+        };
+        self.over = true;
+        Output {
+            code: status.code(),
+            signal: status.signal(),
+            stdout: self.stdout(),
+            stderr: self.stderr(),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.over {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
