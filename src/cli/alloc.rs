@@ -1,7 +1,8 @@
 //! `pavo alloc`
 
+use std::io::IsTerminal;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, ExitStatus};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use clap::Args;
@@ -14,8 +15,10 @@ use crate::batch::{Request, local, parse_memory, parse_time};
 use crate::config::BatchManager;
 use crate::error::{Context, Error, Kind, Result};
 use crate::model::cluster::{ClusterDef, plain_name};
+use crate::model::job::VmState;
 use crate::model::vmset::fold;
 use crate::ops::accel;
+use crate::ops::beside::{Beside, Program};
 use crate::ops::launch::{Cluster, Place, Wanted};
 use crate::ops::resolve::resolve;
 use crate::ops::watch::{Goal, Progress, wait_until};
@@ -23,8 +26,8 @@ use crate::store::embedded;
 
 /// How long guests may take to shut down when the time limit is reached.
 const GRACE: Duration = Duration::from_secs(10);
-/// How long a script may take to end after a signal.
-const SCRIPT_GRACE: Duration = Duration::from_secs(3);
+/// What a Ctrl-C is called: before there is a shell or script, the end; then its business.
+const INTERRUPTED: &str = "interrupted";
 
 /// Start a cluster of VMs, with a shell beside it
 ///
@@ -85,19 +88,9 @@ impl Signals {
 
     async fn next(&mut self) -> &'static str {
         tokio::select! {
-            _ = self.interrupt.recv() => "interrupted",
+            _ = self.interrupt.recv() => INTERRUPTED,
             _ = self.terminate.recv() => "cancelled",
             _ = self.hangup.recv() => "the terminal was closed",
-        }
-    }
-
-    /// Like [`Self::next`], but leaves Ctrl-C to the shell.
-    async fn next_but_interrupt(&mut self) -> &'static str {
-        loop {
-            match self.next().await {
-                "interrupted" => {}
-                other => return other,
-            }
         }
     }
 }
@@ -137,7 +130,7 @@ impl Alloc {
         };
         let mut signals = Signals::new()?;
         let owner = local::next_job(&store, &app.env.user).await?;
-        let mut cluster = Cluster::create(&store, owner, place, wanted).await?;
+        let mut cluster = Cluster::new(&store, owner, place, wanted)?;
         app.out.status(&format!("Granted job allocation {}", owner.job));
         let outcome = self.session(app, &mut cluster, &mut signals).await;
         let grace = match outcome {
@@ -237,62 +230,32 @@ impl Alloc {
         signals: &mut Signals,
         deadline: Option<Instant>,
     ) -> Result<Outcome> {
-        let mut child = self.command(app, cluster)?;
-        let outcome = tokio::select! {
-            status = child.wait() => {
-                return status.map(Outcome::Script).while_doing(|| "waiting for the shell".into());
-            }
-            over = follow(app, cluster) => over.map(|()| Outcome::ShutDown),
-            why = signals.next_but_interrupt() => Err(Error::new(Kind::Interrupted, why)),
-            () = until(deadline) => Ok(Outcome::TimeLimit),
+        let program = match &self.script {
+            Some(script) => Program::Script(script.clone()),
+            None => Program::Shell(app.env.shell.clone()),
+        };
+        let at_terminal = std::io::stdin().is_terminal();
+        let mut beside = Beside::start(&program, &cluster.record, at_terminal)?;
+        let outcome = loop {
+            break tokio::select! {
+                status = beside.wait() => return status.map(Outcome::Script),
+                over = follow(app, cluster) => over.map(|()| Outcome::ShutDown),
+                why = signals.next() => match why {
+                    INTERRUPTED => {
+                        beside.interrupt();
+                        continue;
+                    }
+                    why => Err(Error::new(Kind::Interrupted, why)),
+                },
+                () = until(deadline) => Ok(Outcome::TimeLimit),
+            };
         };
         if matches!(outcome, Ok(Outcome::ShutDown)) {
             app.out.status("The cluster has shut down");
         }
-        hang_up(&mut child, self.script.is_some()).await;
+        beside.end().await;
         outcome
     }
-
-    fn command(&self, app: &App, cluster: &Cluster<'_>) -> Result<tokio::process::Child> {
-        let shell = app.env.shell.clone();
-        let mut command = match &self.script {
-            Some(script) => {
-                let mut command = Command::new("/bin/sh");
-                command.args(["-c", script]);
-                command
-            }
-            None => interactive(&shell, cluster.record.owner.job),
-        };
-        let id = cluster.record.owner.job.to_string();
-        for variable in ["PAVO_JOB_ID", "PCOCC_JOB_ID"] {
-            command.env(variable, &id);
-        }
-        for variable in ["PAVO_JOB_NAME", "PCOCC_JOB_NAME"] {
-            command.env(variable, &cluster.record.name);
-        }
-        command.env("PAVO_ALLOCATION", "1").env("PCOCC_ALLOCATION", "1");
-        let doing = || match &self.script {
-            Some(script) => format!("running `{script}`"),
-            None => format!("starting the shell `{}`", shell.display()),
-        };
-        tokio::process::Command::from(command).kill_on_drop(true).spawn().while_doing(doing)
-    }
-}
-
-/// The user's shell, with a prompt that says where one is.
-fn interactive(shell: &std::path::Path, job: u32) -> Command {
-    let prompt = format!("(pavo/{job}) ");
-    let mut command = Command::new(shell);
-    match shell.file_name().and_then(|name| name.to_str()) {
-        // bash reads its prompt from its start-up file: set it after that was read.
-        Some("bash") => {
-            command.env("PROMPT_COMMAND", format!("PS1='{prompt}'\"$PS1\"; unset PROMPT_COMMAND"));
-        }
-        _ => {
-            command.env("PS1", format!("{prompt}$ "));
-        }
-    }
-    command
 }
 
 async fn until(deadline: Option<Instant>) {
@@ -302,26 +265,22 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
-/// Follows a running cluster until every VM has ended; says when one fails.
+/// Follows a running cluster until every VM has ended. A failed VM is only a warning as
+/// long as there is another.
 async fn follow(app: &App, cluster: &mut Cluster<'_>) -> Result<()> {
     while !cluster.is_over() {
         cluster.next_report().await?;
         while let Some((_, error)) = cluster.take_failure() {
+            if cluster.is_over() {
+                return Err(error);
+            }
             app.out.warn(error.report().trim_start_matches("error: "));
         }
     }
-    Ok(())
-}
-
-/// Tells the shell (hang-up) or script (terminate) to end, and ends it.
-async fn hang_up(child: &mut tokio::process::Child, script: bool) {
-    use nix::sys::signal::{Signal, kill};
-    let signal = if script { Signal::SIGTERM } else { Signal::SIGHUP };
-    if let Some(pid) = child.id() {
-        let _ = kill(nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap_or(i32::MAX)), signal);
-    }
-    if tokio::time::timeout(SCRIPT_GRACE, child.wait()).await.is_err() {
-        let _ = child.kill().await;
+    let failed = cluster.states.iter().filter(|status| status.state == VmState::Failed).count();
+    match failed {
+        0 => Ok(()),
+        _ => Err(Error::new(Kind::Partial, format!("{failed} VMs of the cluster failed"))),
     }
 }
 

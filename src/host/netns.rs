@@ -77,6 +77,20 @@ pub fn delete(path: &Path) -> Result<Outcome> {
     }
 }
 
+/// Takes all mounts at and below the folder of names away, so that it can be removed: for
+/// a folder of our own, in a mount namespace of our own. A folder that is absent has none.
+pub fn forget_all(dir: &Path) -> Result<()> {
+    loop {
+        match umount2(dir, MntFlags::MNT_DETACH) {
+            Ok(()) => {}
+            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
+            Err(error) => {
+                return Err(error).while_doing(|| format!("unmounting `{}`", dir.display()));
+            }
+        }
+    }
+}
+
 /// Whether a namespace is mounted at `path`.
 pub fn is_netns(path: &Path) -> bool {
     statfs(path).is_ok_and(|found| found.filesystem_type() == NSFS_MAGIC)

@@ -6,18 +6,19 @@
 //! too; as root it stays in the host's network, and what it changes there is undone
 //! from the journal.
 //!
-//! Order of operations inside: close every descriptor to children · read the set-up ·
-//! apply the network plan · start the responders · say ready · start VMs on demand ·
-//! at the end stop them, end everything, undo the plan. If the launcher is gone (its
-//! end of the socket closes), all that happens at once, and the job's files and record
-//! are removed from here.
+//! Order of operations inside: close every descriptor to children · read what the job's
+//! files will be, before there is one · read the set-up · apply the network plan · start
+//! the responders · say ready · start VMs on demand · at the end stop them, end
+//! everything, undo the plan. If the launcher is gone (its end of the socket closes), at
+//! whatever point, all that happens at once, and the job's files and record are removed
+//! from here.
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -25,24 +26,26 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::net::UnixStream;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
+use super::children::{
+    START_ANEW, failed, hand_over, start_responder, start_vm, tell_end, waited_for,
+};
 use super::cleanup::{JobFiles, remove};
 use crate::error::{Context, Error, Result, WireError};
 use crate::host::Host;
 use crate::host::journal::{Journal, Plan};
-use crate::host::spawn::{die_with_parent, inherit};
-use crate::model::job::{VmReport, VmState};
+use crate::host::netns;
+use crate::model::job::VmReport;
 use crate::model::vm::VmSpec;
 use crate::network::responder;
 use crate::vm::machine::Stop;
 use crate::vm::process::stop_line;
 
-/// How long a responder may take until it is ready, and pasta until its link is there.
+/// How long pasta may take until its link is there.
 const READY_LIMIT: Duration = Duration::from_secs(10);
 /// How long VM processes may take to end their QEMUs once told to, before all is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
@@ -51,6 +54,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(3);
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
+    /// What to remove should the launcher die. It comes first, before anything of it exists.
+    Guard(JobFiles),
     SetUp(Box<SetUp>),
     /// Start these VMs.
     Start(Vec<VmSpec>),
@@ -70,8 +75,6 @@ pub struct SetUp {
     pub responders: Vec<responder::Spec>,
     /// The link that must appear before there is a way out.
     pub uplink: Option<String>,
-    /// What to remove should the launcher die.
-    pub files: JobFiles,
 }
 
 /// What the cell tells the launcher, one JSON value a line.
@@ -150,23 +153,47 @@ pub async fn init() -> Result<()> {
     let stream = StdUnixStream::from(control);
     let (read, write) = waited_for(stream)?.into_split();
     let mut orders = BufReader::new(read).lines();
-    let Some(Order::SetUp(set_up)) = next_order(&mut orders).await? else { return Ok(()) };
+    let Some(Order::Guard(files)) = next_order(&mut orders).await? else { return Ok(()) };
+    let set_up = match next_order(&mut orders).await? {
+        Some(Order::SetUp(set_up)) => set_up,
+        Some(_) => return Ok(()),
+        None => return remove(&files).await,
+    };
 
     let (reports, inbox) = mpsc::channel(64);
     let (lost, mut losses) = mpsc::channel(1);
     let (vms, responders) = (BTreeMap::new(), Vec::new());
-    let mut cell = Cell { set_up, write, reports, vms, responders, lost };
-    let outcome = match cell.prepare().await {
-        Ok(()) => cell.serve(&mut orders, inbox, &mut losses).await,
-        Err(error) => {
+    let mut cell = Cell { set_up, files, write, reports, vms, responders, lost };
+    let prepared = match cell.build().await {
+        // An order this early can only be to stop; the launcher's end is one, too.
+        Ok(()) => tokio::select! {
+            connected = cell.connect() => Some(connected),
+            order = next_order(&mut orders) => match order {
+                Ok(None) => return cell.end(true).await,
+                _ => None,
+            },
+        },
+        Err(error) => Some(Err(error)),
+    };
+    let outcome = match prepared {
+        Some(Ok(())) => cell.serve(&mut orders, inbox, &mut losses).await,
+        Some(Err(error)) => {
             cell.tell(&News::Failed(error.to_wire())).await;
             cell.end(false).await
         }
+        None => cell.end(false).await,
     };
     if let Err(error) = &outcome {
         tracing::warn!("{error:?}");
     }
     outcome
+}
+
+/// Lets what this process and its children have to say go to a file of the job.
+fn write_to_log(dir: &Path) -> Result<()> {
+    let log = std::fs::File::create(dir.join("cell.log"));
+    let log = log.while_doing(|| "creating the cell's log".into())?;
+    nix::unistd::dup2_stderr(&log).while_doing(|| "writing to the cell's log".into())
 }
 
 /// Every descriptor but the first three is for the responders, which are given
@@ -209,6 +236,7 @@ struct VmProcess {
 
 struct Cell {
     set_up: Box<SetUp>,
+    files: JobFiles,
     write: OwnedWriteHalf,
     reports: mpsc::Sender<VmReport>,
     vms: BTreeMap<u32, VmProcess>,
@@ -223,9 +251,16 @@ impl Cell {
         Host::new(self.set_up.netns_dir.clone())
     }
 
-    async fn prepare(&mut self) -> Result<()> {
+    /// Makes what the kernel is to hold. It takes milliseconds, and is not safe to drop:
+    /// what is half done could not be undone.
+    async fn build(&mut self) -> Result<()> {
+        write_to_log(&self.files.dir)?;
         let journal = Journal::open(&self.set_up.journal_dir)?;
-        journal.apply(&self.set_up.plan, &self.host()).await?;
+        journal.apply(&self.set_up.plan, &self.host()).await
+    }
+
+    /// Starts the responders and waits for the way out. Safe to drop.
+    async fn connect(&mut self) -> Result<()> {
         for mut spec in std::mem::take(&mut self.set_up.responders) {
             let inherited = hand_over(&mut spec)?;
             let (read, write) = start_responder(&spec, inherited).await?.into_split();
@@ -253,14 +288,17 @@ impl Cell {
                         self.stop_vms(&mut inbox, grace_seconds).await;
                         return self.end(false).await;
                     }
-                    Some(Order::SetUp(_)) => return Err(Error::bug("a second set-up")),
+                    Some(Order::Guard(_) | Order::SetUp(_)) => {
+                        return Err(Error::bug("a second set-up"));
+                    }
                     None => return self.end(true).await,
                 },
                 Some(report) = inbox.recv() => self.pass_on(report).await,
                 Some(network) = losses.recv() => {
                     let error = Error::system(format!(
                         "the DHCP and DNS responder of network `{network}` has ended"
-                    ));
+                    ))
+                    .help(START_ANEW);
                     self.tell(&News::Failed(error.to_wire())).await;
                 }
             }
@@ -326,128 +364,15 @@ impl Cell {
         let journal = Journal::open(&self.set_up.journal_dir)?;
         let undone = journal.undo(self.set_up.plan.owner, &self.host()).await;
         if launcher_is_gone {
-            remove(&self.set_up.files).await?;
+            // As root the folder is the host's, and not among the job's files.
+            if self.set_up.netns_dir.starts_with(&self.files.dir) {
+                netns::forget_all(&self.set_up.netns_dir)?;
+            }
+            remove(&self.files).await?;
         } else {
             self.tell(&News::Ended).await;
         }
         undone
-    }
-}
-
-fn failed(rank: u32, error: &Error) -> VmReport {
-    VmReport {
-        rank,
-        state: VmState::Failed,
-        detail: error.to_string(),
-        error: Some(error.to_wire()),
-    }
-}
-
-/// A `pavo internal VERB` with one end of a new socket as its standard input.
-fn child(verb: &str, inherited: Vec<OwnedFd>) -> Result<(Command, StdUnixStream)> {
-    let exe = std::env::current_exe().while_doing(|| "finding this program".into())?;
-    let (ours, theirs) =
-        StdUnixStream::pair().while_doing(|| format!("making a socket for `internal {verb}`"))?;
-    let mut command = Command::new(exe);
-    command.args(["internal", verb]).stdin(Stdio::from(OwnedFd::from(theirs)));
-    die_with_parent(&mut command);
-    inherit(&mut command, inherited);
-    Ok((command, ours))
-}
-
-/// A socket that the runtime waits for.
-fn waited_for(stream: StdUnixStream) -> Result<UnixStream> {
-    let stream = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
-    stream.while_doing(|| "waiting for a socket".into())
-}
-
-/// Sends `network` once a responder's end of its socket has closed.
-async fn tell_end(mut read: OwnedReadHalf, network: String, lost: mpsc::Sender<String>) {
-    let mut ignored = [0; 64];
-    while !matches!(read.read(&mut ignored).await, Ok(0) | Err(_)) {}
-    // At the end of the cell nobody listens any more.
-    let _ = lost.send(network).await;
-}
-
-/// Copies of the descriptors a responder is to inherit; the specification names the
-/// copies from then on. Several responders may share one.
-fn hand_over(spec: &mut responder::Spec) -> Result<Vec<OwnedFd>> {
-    let mut copies = Vec::new();
-    let listeners = spec.publish.iter_mut().map(|port| &mut port.listener);
-    for number in spec.upstream.iter_mut().chain(listeners) {
-        #[expect(unsafe_code)]
-        // SAFETY: the launcher opened it for us, and nothing here closes it; it is borrowed
-        // for one call, which fails if the number is wrong.
-        let fd = unsafe { BorrowedFd::borrow_raw(*number) };
-        let copy =
-            fd.try_clone_to_owned().while_doing(|| "taking the launcher's sockets".into())?;
-        *number = copy.as_raw_fd();
-        copies.push(copy);
-    }
-    Ok(copies)
-}
-
-async fn start_responder(spec: &responder::Spec, inherited: Vec<OwnedFd>) -> Result<UnixStream> {
-    let doing = || format!("starting the DHCP and DNS responder of network `{}`", spec.network);
-    let (mut command, stream) = child("responder", inherited)?;
-    command.spawn().while_doing(doing)?;
-    drop(command);
-    let mut stream = waited_for(stream)?;
-    let ready = async {
-        let line = serde_json::to_string(spec).expect("a specification is valid JSON") + "\n";
-        stream.write_all(line.as_bytes()).await?;
-        let mut answer = String::new();
-        BufReader::new(&mut stream).read_line(&mut answer).await?;
-        Ok::<_, std::io::Error>(answer)
-    };
-    let answer = match timeout(READY_LIMIT, ready).await {
-        Ok(answer) => answer.while_doing(doing)?,
-        Err(_) => return Err(Error::system("it is not ready after 10 s")).while_doing(doing),
-    };
-    match serde_json::from_str::<responder::Answer>(&answer) {
-        Ok(responder::Answer::Ready(_)) => Ok(stream),
-        Ok(responder::Answer::Error(error)) => Err(Error::from(error)).while_doing(doing),
-        Err(_) => Err(Error::system("it ended without a word")).while_doing(doing),
-    }
-}
-
-/// Starts a VM's process; its reports go to `reports`, and if it ends without a last
-/// word, that is reported too.
-fn start_vm(spec: &VmSpec, reports: mpsc::Sender<VmReport>) -> Result<OwnedWriteHalf> {
-    let doing = || format!("starting the process of {}", spec.name());
-    let (mut command, mut stream) = child("run", Vec::new())?;
-    let process = command.spawn().while_doing(doing)?;
-    drop(command);
-    let line = serde_json::to_string(spec).expect("a specification is valid JSON") + "\n";
-    // Blocks at most until the process reads, and only if the user-data is very long.
-    stream
-        .set_write_timeout(Some(READY_LIMIT))
-        .and_then(|()| stream.write_all(line.as_bytes()))
-        .while_doing(doing)?;
-    let (read, write) = waited_for(stream)?.into_split();
-    let (rank, pid) = (spec.rank, process.id());
-    tokio::spawn(async move {
-        let mut lines = BufReader::new(read).lines();
-        while let Ok(Some(line)) = lines.next_line().await {
-            if let Ok(report) = serde_json::from_str::<VmReport>(&line) {
-                if reports.send(VmReport { rank, ..report }).await.is_err() {
-                    return;
-                }
-            }
-        }
-        let status = reap(process);
-        let error = Error::system(format!("its process ({pid}) ended: {status}"))
-            .help(format!("see `pavo console -l vm{rank}` while the cluster lasts"));
-        let _ = reports.send(failed(rank, &error)).await;
-    });
-    Ok(write)
-}
-
-/// Its socket is closed, so it has ended or is about to.
-fn reap(mut process: std::process::Child) -> String {
-    match process.wait() {
-        Ok(status) => status.to_string(),
-        Err(error) => error.to_string(),
     }
 }
 

@@ -3,17 +3,18 @@
 //! [`Cluster`] is made in steps so that whatever interrupts it leaves by one door:
 //!
 //! ```text
-//! Cluster::create ─► start ─► wait_until(running | ssh) ─► until_over ─► end
+//! Cluster::new ─► start ─► wait_until(running | ssh) ─► until_over ─► end
 //!                      └──────────┴── any failure, signal, limit ──────►─┘
 //! ```
 //!
 //! It is the single writer of the job's record and of its VMs' states.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -25,7 +26,7 @@ use tokio::time::{Instant, timeout};
 use super::cell::{News, Order, SetUp};
 use super::cleanup::{self, JobFiles};
 use super::pasta;
-use super::publish::{self, BoundPort};
+use super::publish::{self, Bound};
 use super::resolve::{Blueprint, Job};
 use super::ssh::{self, SshFiles};
 use crate::batch::local::Allocation;
@@ -34,7 +35,7 @@ use crate::host::{Host, journal::Journal, process};
 use crate::model::job::{JobRecord, VmRecord, VmState, VmStatus};
 use crate::model::owner::Owner;
 use crate::model::vm::{Accel, HostKey, VmSpec};
-use crate::network::{self, NetworkPlan, Outside, VmNetworks, responder};
+use crate::network::{self, NetworkPlan, Outside, VmNetworks};
 use crate::store::{Change, Check, Commit, Store, keys};
 
 /// The account that owns nothing.
@@ -98,13 +99,8 @@ pub fn now() -> u64 {
 }
 
 impl<'a> Cluster<'a> {
-    /// Writes the job's record, then makes its directory: what exists is recorded.
-    pub async fn create(
-        store: &'a dyn Store,
-        owner: Owner,
-        place: Place,
-        wanted: Wanted,
-    ) -> Result<Self> {
+    /// A cluster of which nothing exists yet.
+    pub fn new(store: &'a dyn Store, owner: Owner, place: Place, wanted: Wanted) -> Result<Self> {
         let nonce = random()?;
         let dir = place.tmp.join(format!("pavo-{}-{:08x}", owner.job, nonce as u32));
         let vm = |blueprint: &super::resolve::VmBlueprint| VmRecord {
@@ -133,7 +129,7 @@ impl<'a> Cluster<'a> {
         };
         let waiting = VmStatus { state: VmState::Waiting, since: now(), detail: String::new() };
         let states = vec![waiting; record.vms.len()];
-        let cluster = Self {
+        Ok(Self {
             store,
             place,
             wanted,
@@ -142,16 +138,17 @@ impl<'a> Cluster<'a> {
             cell: None,
             pasta: None,
             failures: BTreeMap::new(),
-        };
-        let key = keys::job_record(&cluster.record.user, owner);
-        cluster.write_record(&[Check::Absent(key)]).await?;
-        let made = std::fs::DirBuilder::new().mode(0o700).create(&cluster.record.dir);
-        if let Err(error) = made {
-            let dir = cluster.record.dir.clone();
-            let _ = cleanup::forget(store, &cluster.record.user, owner).await;
-            return Err(error).while_doing(|| format!("creating `{}`", dir.display()));
-        }
-        Ok(cluster)
+        })
+    }
+
+    /// Writes the job's record, then makes its directory: what exists is recorded.
+    async fn make_files(&self) -> Result<()> {
+        let key = keys::job_record(&self.record.user, self.record.owner);
+        self.write_record(&[Check::Absent(key)]).await?;
+        let dir = &self.record.dir;
+        let made = std::fs::DirBuilder::new().mode(0o700).create(dir);
+        made.while_doing(|| format!("creating `{}`", dir.display()))
+            .map_err(|error| error.help("set PAVO_TMPDIR to a folder of yours that has room"))
     }
 
     async fn write_record(&self, checks: &[Check]) -> Result<()> {
@@ -183,24 +180,25 @@ impl<'a> Cluster<'a> {
         let network = self.plan_network()?;
         let bound = self.bind_ports(&network)?;
         let upstream = publish::name_servers();
-        let (key, host_keys) = self.make_keys()?;
-        self.write_record(&[]).await?;
 
         let outside = network.l3.iter().any(|net| net.allow_outbound);
         let uplink = (self.rootless() && outside).then(|| pasta::LINK.to_owned());
         let (netns_dir, journal_dir) = self.host_dirs();
-        let responders = self.wire_responders(&network, &netns_dir, &bound, &upstream);
-        let mut handed: Vec<OwnedFd> = bound.into_iter().map(|(_, _, b)| b.listener).collect();
+        let drop_to = (!self.rootless()).then_some((NOBODY, NOBODY));
+        let responders = publish::responders(&network, &netns_dir, &bound, &upstream, drop_to);
+        let mut handed: Vec<OwnedFd> = bound.into_iter().map(|b| b.bound.listener).collect();
         handed.extend(upstream);
 
+        // Before there is a file there is a process that removes it should we be killed.
         self.start_cell(handed)?;
+        self.make_files().await?;
+        let (key, host_keys) = self.make_keys()?;
         let first = self.first_process().await?;
         if uplink.is_some() {
             self.pasta = Some(pasta::start(first, &self.record.dir)?);
         }
         let NetworkPlan { plan, nics, .. } = network;
-        let files = self.files();
-        let set_up = SetUp { plan, netns_dir, journal_dir, responders, uplink, files };
+        let set_up = SetUp { plan, netns_dir, journal_dir, responders, uplink };
         self.order(&Order::SetUp(Box::new(set_up))).await?;
         self.until_ready().await?;
         let specs = self.specs(&nics, &key, &host_keys)?;
@@ -244,15 +242,15 @@ impl<'a> Cluster<'a> {
         Ok(plan)
     }
 
-    /// Binds a host port for each published port of each guest: `(network, rank, port)`.
-    fn bind_ports(&mut self, network: &NetworkPlan) -> Result<Vec<(String, u32, BoundPort)>> {
+    /// Binds a host port for each published port of each guest.
+    fn bind_ports(&mut self, network: &NetworkPlan) -> Result<Vec<Bound>> {
         let mut all = Vec::new();
         for l3 in &network.l3 {
             for rule in &l3.reverse_nat {
                 let count = u32::try_from(l3.guests.len()).unwrap_or(u32::MAX);
                 for (guest, bound) in l3.guests.iter().zip(publish::bind(rule, count)?) {
                     self.record.vms[guest.rank as usize].ports.push(bound.port);
-                    all.push((l3.network.clone(), guest.rank, bound));
+                    all.push(Bound { network: l3.network.clone(), rank: guest.rank, bound });
                 }
             }
         }
@@ -269,52 +267,6 @@ impl<'a> Cluster<'a> {
             .collect::<Result<_>>()?;
         SshFiles::of_job(&self.record.dir).write(&key, &self.record.vms, &host_keys)?;
         Ok((key, host_keys))
-    }
-
-    /// Joins each L3 network with the sockets that were made for it.
-    fn wire_responders(
-        &self,
-        network: &NetworkPlan,
-        netns_dir: &Path,
-        bound: &[(String, u32, BoundPort)],
-        upstream: &[OwnedFd],
-    ) -> Vec<responder::Spec> {
-        let spec = |l3: &network::L3| {
-            let ports = bound.iter().filter(|(network, ..)| *network == l3.network);
-            let publish = ports.filter_map(|(_, rank, bound)| {
-                let guest = l3.guests.iter().find(|guest| guest.rank == *rank)?;
-                Some(responder::Published {
-                    listener: bound.listener.as_raw_fd(),
-                    address: guest.address,
-                    port: bound.port.vm_port,
-                })
-            });
-            let guests = l3.guests.iter().map(|guest| responder::Guest {
-                rank: guest.rank,
-                name: format!("vm{}", guest.rank),
-                mac: guest.mac,
-                address: guest.address,
-            });
-            // Names of the outside are a way out, too.
-            let asked = if l3.allow_outbound { upstream } else { &[] };
-            responder::Spec {
-                network: l3.network.clone(),
-                namespace: Some(netns_dir.join(&l3.namespace)),
-                interface: l3.interface.clone(),
-                gateway: l3.gateway,
-                subnet: l3.subnet,
-                mtu: l3.mtu,
-                domain: l3.domain.clone(),
-                dns_search: l3.dns_search.clone(),
-                dns_server: l3.dns_server,
-                ntp_server: l3.ntp_server,
-                guests: guests.collect(),
-                upstream: asked.iter().map(AsRawFd::as_raw_fd).collect(),
-                publish: publish.collect(),
-                drop_to: (!self.rootless()).then_some((NOBODY, NOBODY)),
-            }
-        };
-        network.l3.iter().map(spec).collect()
     }
 
     fn specs(
@@ -342,16 +294,21 @@ impl<'a> Cluster<'a> {
     fn start_cell(&mut self, handed: Vec<OwnedFd>) -> Result<()> {
         let doing = || "starting the cell".to_owned();
         let exe = std::env::current_exe().while_doing(|| "finding this program".into())?;
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair().while_doing(doing)?;
+        let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().while_doing(doing)?;
+        // It fits into the socket's buffer, and stays there if we die now.
+        let guard = line(&Order::Guard(self.files()));
+        ours.write_all(guard.as_bytes()).while_doing(doing)?;
         ours.set_nonblocking(true).while_doing(doing)?;
-        let log = std::fs::File::create(self.record.dir.join("cell.log")).while_doing(doing)?;
         let mut command = Command::new(exe);
         command.args(["internal", "cell"]);
         if self.rootless() {
             command.arg("--rootless");
         }
         // A group of its own: Ctrl-C at the terminal is the launcher's to deal with.
-        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).stderr(log);
+        command
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         command.process_group(0);
         crate::host::spawn::inherit(&mut command, handed);
         let process = tokio::process::Command::from(command).spawn().while_doing(doing)?;
@@ -363,8 +320,8 @@ impl<'a> Cluster<'a> {
 
     async fn order(&mut self, order: &Order) -> Result<()> {
         let cell = self.cell.as_mut().ok_or_else(|| Error::bug("there is no cell"))?;
-        let line = serde_json::to_string(order).expect("orders are always valid JSON") + "\n";
-        cell.orders.write_all(line.as_bytes()).await.while_doing(|| "telling the cell".into())
+        let told = cell.orders.write_all(line(order).as_bytes()).await;
+        told.map_err(|error| cell_died().because(error))
     }
 
     /// The next thing the cell has to say, or that it or pasta has died. Safe to drop.
@@ -372,14 +329,17 @@ impl<'a> Cluster<'a> {
         let Some(cell) = self.cell.as_mut() else { return Err(Error::bug("there is no cell")) };
         let pasta = self.pasta.as_mut();
         let line = tokio::select! {
+            // What it said comes before that it is gone.
+            biased;
             line = cell.news.next_line() => line,
             status = pasta::ended(pasta) => return Err(pasta::error(&status, &self.record.dir)),
+            // What is inside lives on; it is told to stop at the end.
+            _ = cell.process.wait() => return Err(cell_died()),
         };
         match line {
             Ok(Some(line)) => serde_json::from_str(&line)
                 .map_err(|error| Error::bug(format!("not news of the cell: {error}"))),
-            Ok(None) | Err(_) => Err(Error::system("the cell of the cluster has died")
-                .help("was one of its processes killed? nothing of the cluster is left")),
+            Ok(None) | Err(_) => Err(cell_died()),
         }
     }
 
@@ -435,7 +395,7 @@ impl<'a> Cluster<'a> {
     /// Takes the error of the first VM that failed, if one did.
     pub fn take_failure(&mut self) -> Option<(u32, Error)> {
         let (rank, error) = self.failures.pop_first()?;
-        Some((rank, Err::<(), _>(error).while_doing(|| format!("starting vm{rank}")).unwrap_err()))
+        Some((rank, Err::<(), _>(error).while_doing(|| format!("running vm{rank}")).unwrap_err()))
     }
 
     /// Whether every VM has ended.
@@ -448,8 +408,7 @@ impl<'a> Cluster<'a> {
     pub async fn end(mut self, grace: Duration) -> Result<()> {
         if let Some(mut cell) = self.cell.take() {
             let stop = Order::Stop { grace_seconds: grace.as_secs() };
-            let line = serde_json::to_string(&stop).expect("orders are always valid JSON") + "\n";
-            let _ = cell.orders.write_all(line.as_bytes()).await;
+            let _ = cell.orders.write_all(line(&stop).as_bytes()).await;
             let deadline = Instant::now() + grace + END_LIMIT;
             let ended = async {
                 while let Ok(Some(line)) = cell.news.next_line().await {
@@ -480,11 +439,20 @@ impl<'a> Cluster<'a> {
     }
 }
 
+fn line(order: &Order) -> String {
+    serde_json::to_string(order).expect("orders are always valid JSON") + "\n"
+}
+
 fn unexpected(news: News) -> Error {
     match news {
         News::Failed(error) => error.into(),
         other => Error::bug(format!("unexpected news of the cell: {other:?}")),
     }
+}
+
+fn cell_died() -> Error {
+    Error::system("the cell of the cluster has died")
+        .help("was one of its processes killed? nothing of the cluster is left")
 }
 
 /// 64 random bits.

@@ -16,7 +16,9 @@
 //! ends all processes of the cell with its first one.
 
 pub mod accel;
+pub mod beside;
 pub mod cell;
+pub mod children;
 pub mod cleanup;
 pub mod jobs;
 pub mod launch;

@@ -8,11 +8,13 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 
 use crate::config::ReverseNat;
 use crate::error::{Context, Error, Result};
 use crate::model::job::PublishedPort;
+use crate::network::{L3, NetworkPlan, responder};
 
 /// More name servers than this are not asked (as the C library's resolver).
 const MAX_NAME_SERVERS: usize = 3;
@@ -92,6 +94,61 @@ fn parse_resolv_conf(text: &str) -> Vec<IpAddr> {
         .filter_map(|rest| rest.trim().parse().ok())
         .take(MAX_NAME_SERVERS)
         .collect()
+}
+
+/// A guest's published port, bound on the host.
+#[derive(Debug)]
+pub struct Bound {
+    pub network: String,
+    pub rank: u32,
+    pub bound: BoundPort,
+}
+
+/// What the responder of each L3 network has to know: the network joined with the sockets
+/// that were made for it.
+pub fn responders(
+    plan: &NetworkPlan,
+    netns_dir: &Path,
+    bound: &[Bound],
+    upstream: &[OwnedFd],
+    drop_to: Option<(u32, u32)>,
+) -> Vec<responder::Spec> {
+    let spec = |l3: &L3| {
+        let published = bound.iter().filter(|port| port.network == l3.network);
+        let publish = published.filter_map(|port| {
+            let guest = l3.guests.iter().find(|guest| guest.rank == port.rank)?;
+            Some(responder::Published {
+                listener: port.bound.listener.as_raw_fd(),
+                address: guest.address,
+                port: port.bound.port.vm_port,
+            })
+        });
+        let guests = l3.guests.iter().map(|guest| responder::Guest {
+            rank: guest.rank,
+            name: format!("vm{}", guest.rank),
+            mac: guest.mac,
+            address: guest.address,
+        });
+        // Names of the outside are a way out, too.
+        let asked = if l3.allow_outbound { upstream } else { &[] };
+        responder::Spec {
+            network: l3.network.clone(),
+            namespace: Some(netns_dir.join(&l3.namespace)),
+            interface: l3.interface.clone(),
+            gateway: l3.gateway,
+            subnet: l3.subnet,
+            mtu: l3.mtu,
+            domain: l3.domain.clone(),
+            dns_search: l3.dns_search.clone(),
+            dns_server: l3.dns_server,
+            ntp_server: l3.ntp_server,
+            guests: guests.collect(),
+            upstream: asked.iter().map(AsRawFd::as_raw_fd).collect(),
+            publish: publish.collect(),
+            drop_to,
+        }
+    };
+    plan.l3.iter().map(spec).collect()
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ const MOMENTS: [u64; 5] = [0, 20, 60, 150, 400];
 /// Starts a cluster, kills its process with `part` in its arguments so long after it was
 /// seen, and returns what the launcher made of it.
 fn killed(world: &World, part: &str, after: Duration) -> super::world::Output {
-    let alloc = world.alloc(&["tiny:1", "--mem", "128", "-E", "sleep 600"]);
+    let alloc = world.alloc(&["tiny:1", "--mem", "128", "-E", "exec sleep 600"]);
     let victim = world.process(part).unwrap_or_else(|| panic!("no {part}: {}", alloc.stderr()));
     sleep(after);
     victim.kill();
@@ -39,7 +39,7 @@ fn launcher_reports(part: &'static str) {
 fn a_killed_launcher_leaves_nothing() {
     world(|world| {
         for moment in MOMENTS {
-            let alloc = world.alloc(&["tiny:1", "--mem", "128", "-E", "sleep 600"]);
+            let alloc = world.alloc(&["tiny:1", "--mem", "128", "-E", "exec sleep 600"]);
             sleep(Duration::from_millis(moment));
             alloc.signal(Signal::SIGKILL);
             assert_eq!(alloc.finish().signal, Some(9));

@@ -27,7 +27,7 @@ pub const NOBODY: u32 = 65_534;
 /// Nothing of a job is left so long after its end, however it ended.
 const GONE: Duration = Duration::from_secs(2);
 /// Longer than any command here may take, guests' boots included.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks at what is waited for.
 const PAUSE: Duration = Duration::from_millis(5);
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin";
@@ -346,6 +346,17 @@ impl World {
             let left = self.left();
             if left.is_empty() {
                 break;
+            }
+            if Instant::now() >= end {
+                let o = Command::new("sh")
+                    .arg("-c")
+                    .arg(format!(
+                        "find {0}/tmp -ls; cat {0}/tmp/*/*.log {0}/tmp/*/journal/*; cat {0}/out/*",
+                        self.path("").display()
+                    ))
+                    .output()
+                    .unwrap();
+                eprintln!("{}", String::from_utf8_lossy(&o.stdout));
             }
             assert!(Instant::now() < end, "left after {GONE:?}:\n{}", left.join("\n"));
             sleep(PAUSE);
