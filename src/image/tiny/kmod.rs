@@ -46,8 +46,7 @@ impl Selection {
         let path = self.files.get(name);
         let path =
             path.ok_or_else(|| Error::system(format!("the kernel has no module `{name}`")))?;
-        let mut content = read(path)?;
-        lighten(&mut content);
+        let content = read(path)?;
         for needed in depends(&content) {
             self.add(&needed)?;
         }
@@ -85,41 +84,6 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     tool::run(Command::new(unpacker).arg("-dc").arg(path))
 }
 
-/// Takes away what makes loading slow under emulation, 70 ms each: the signature (a
-/// kernel that was not told to insist does not) and the type information for BPF,
-/// whose section becomes empty. What is not such a file is left as it is.
-fn lighten(module: &mut Vec<u8>) {
-    // At the end: PKCS#7 message, 8 bytes and its length, this mark.
-    const MARK: &[u8] = b"~Module signature appended~\n";
-    if let Some(rest) = module.strip_suffix(MARK).and_then(|rest| rest.split_last_chunk::<4>()) {
-        let length = u32::from_be_bytes(*rest.1) as usize + 12;
-        let end = module.len() - MARK.len();
-        module.truncate(end.saturating_sub(length));
-    }
-    if let Some(size) = size_field_of_section(module, b".BTF\0") {
-        module[size..size + 8].fill(0);
-    }
-}
-
-/// Where the header of an ELF64 section holds the section's size.
-fn size_field_of_section(elf: &[u8], name: &[u8]) -> Option<usize> {
-    let number = |at: usize, bytes: usize| -> Option<usize> {
-        let mut word = [0; 8];
-        word[..bytes].copy_from_slice(elf.get(at..at.checked_add(bytes)?)?);
-        usize::try_from(u64::from_le_bytes(word)).ok()
-    };
-    let (headers, size) = (number(0x28, 8)?, number(0x3a, 2)?);
-    let (count, names) = (number(0x3c, 2)?, number(0x3e, 2)?);
-    let header = |index: usize| headers.checked_add(index.checked_mul(size)?);
-    let names = number(header(names)?.checked_add(0x18)?, 8)?;
-    (0..count).find_map(|index| {
-        let at = header(index)?;
-        let text = elf.get(names.checked_add(number(at, 4)?)?..)?;
-        let field = at.checked_add(0x20)?;
-        (text.starts_with(name) && field.checked_add(8)? <= elf.len()).then_some(field)
-    })
-}
-
 /// What the module's own `depends=` says.
 fn depends(module: &[u8]) -> Vec<String> {
     const KEY: &[u8] = b"\0depends=";
@@ -134,17 +98,6 @@ fn depends(module: &[u8]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_signature_is_cut_off_and_nothing_else() {
-        let mut module = b"\x7fELF code".to_vec();
-        let plain = module.clone();
-        lighten(&mut module);
-        assert_eq!(module, plain);
-        module.extend_from_slice(b"PKCS7\0\0\0\0\0\0\0\0\0\0\0\x05~Module signature appended~\n");
-        lighten(&mut module);
-        assert_eq!(module, plain);
-    }
 
     #[test]
     fn a_module_follows_what_it_depends_on_and_comes_once() {

@@ -24,8 +24,8 @@
 //! # Changing it
 //!
 //! The guest's behaviour is `guest/init`, a shell script. What costs boot time
-//! without KVM: bytes read by the BIOS, bytes decompressed, programs started (about
-//! 10 ms each). Boot it before and after: `cargo test --test image_tiny`.
+//! without KVM: bytes read by the BIOS, bytes decompressed, programs started (tens
+//! of ms each). Boot it before and after: `cargo test --test image_tiny`.
 
 mod cpio;
 mod disk;
