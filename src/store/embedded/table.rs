@@ -87,11 +87,14 @@ pub struct News {
     pub expiry: Option<Duration>,
 }
 
+/// Writes the file itself, which is an error where there is no room. WAL comes last: what
+/// lay in the log would be copied to the file at closing, where SQLite tells of no failure.
 pub fn create(connection: &Connection) -> Result<()> {
-    connection.pragma_update(None, "journal_mode", "WAL")?;
-    connection.pragma_update(None, "application_id", APPLICATION)?;
-    connection.pragma_update(None, "user_version", LAYOUT)?;
-    connection.execute_batch(&format!("BEGIN; {TABLES} COMMIT;"))
+    connection.pragma_update(None, "journal_mode", "MEMORY")?;
+    connection.execute_batch(&format!(
+        "BEGIN; {TABLES} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {LAYOUT}; COMMIT;"
+    ))?;
+    connection.pragma_update(None, "journal_mode", "WAL")
 }
 
 /// Sets what SQLite does not keep in the file; returns what its header says.

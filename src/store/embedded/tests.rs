@@ -206,3 +206,77 @@ fn history_and_file_stay_small() {
         assert!(size < 12 << 20, "{size} bytes after 20 MB of changes to one key");
     });
 }
+
+/// Runs where `dir` is a disk of 1 MiB that nobody else sees. Mounting it needs root.
+fn on_small_disk(dir: &Path, test: impl FnOnce() + Send) {
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+    if !nix::unistd::geteuid().is_root() {
+        assert!(std::env::var_os("CI").is_none(), "needs root");
+        eprintln!("skipped: mounting a small disk needs root");
+        return;
+    }
+    fs::create_dir_all(dir).unwrap();
+    let (none, tmpfs) = (None::<&str>, Some("tmpfs"));
+    // The mounts of a thread are its own, once it has asked for that.
+    let mounted = || {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        mount(tmpfs, dir, tmpfs, MsFlags::empty(), Some("size=1m,mode=700")).unwrap();
+        test();
+    };
+    std::thread::scope(|scope| scope.spawn(mounted).join().unwrap());
+}
+
+#[test]
+fn what_a_full_disk_refused_is_not_half_there() {
+    let (_temp, dir) = temp();
+    on_small_disk(&dir, || {
+        run(async {
+            let store = open(&dir).await.unwrap();
+            let mut written = 0;
+            let error = loop {
+                let pair = ["a", "b"].map(|side| {
+                    Change::put_json(format!("/t/{side}/{written}"), &"x".repeat(20_000)).unwrap()
+                });
+                match store.commit(&[], &pair).await {
+                    Ok(commit) => assert!(matches!(commit, Commit::Done(_))),
+                    Err(error) => break error,
+                }
+                written += 1;
+                assert!(written < 100, "the disk does not get full");
+            };
+            holds(&error.report(), &["no space is left for `", "help: free some"]);
+            let again = open_existing(&dir).await.unwrap().unwrap();
+            for store in [&store, &again] {
+                for prefix in ["/t/a/", "/t/b/"] {
+                    assert_eq!(list_all(store, prefix).await.unwrap().0.len(), written);
+                }
+            }
+        });
+    });
+}
+
+#[test]
+fn a_store_that_finds_no_room_is_made_whole_or_not_at_all() {
+    let (_temp, dir) = temp();
+    on_small_disk(&dir, || {
+        let (filler, state) = (dir.join("filler"), dir.join("state"));
+        fs::create_dir(&state).unwrap();
+        fs::set_permissions(&state, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        // One page more is free each time, so that it fails at one place after another.
+        let mut made = 0;
+        for pages in 0..48 {
+            fs::write(&filler, vec![0; (1 << 20) - pages * 4096]).ok();
+            match run(open(&state)) {
+                Ok(_) => made += 1,
+                Err(error) => holds(&error.report(), &["space"]),
+            }
+            fs::remove_file(&filler).unwrap();
+            run(open(&state)).map(drop).unwrap_or_else(|e| panic!("{pages} pages: {e:?}"));
+            assert_eq!(files(&state), [FILE]);
+            fs::remove_file(state.join(FILE)).unwrap();
+        }
+        assert!((1..48).contains(&made), "{made}");
+    });
+}
