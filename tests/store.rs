@@ -286,6 +286,71 @@ async fn pages_cover_a_prefix_without_gap_or_overlap<P: Place>(place: P) {
     assert_eq!(names(store, "/t/l/").await.len(), 4);
 }
 
+async fn pages_hold_what_stays_while_others_write<P: Place>(place: P) {
+    let keys: Vec<String> = (0..60).map(|n| format!("/t/p/{n:02}")).collect();
+    let store = &*P::open(&place.address()).await;
+    done(store, &[], &keys.iter().map(|key| put(key, "x")).collect::<Vec<_>>()).await;
+    let read_all = std::sync::atomic::AtomicBool::new(false);
+    on_threads(&place, 2, async |thread, store| {
+        if thread == 0 {
+            // Puts and deletes a neighbour of each key, and changes the key.
+            for key in keys.iter().cycle().take(100_000) {
+                if read_all.load(std::sync::atomic::Ordering::Relaxed) {
+                    return;
+                }
+                let neighbour = format!("{key}-");
+                done(store, &[], &[put(&neighbour, ""), put(key, "y")]).await;
+                done(store, &[], &[Change::delete(neighbour)]).await;
+            }
+        }
+        for limit in [1, 3, 7, 20].repeat(2) {
+            let mut found: Vec<String> = Vec::new();
+            loop {
+                let after = found.last().cloned();
+                let page = store.list("/t/p/", after.as_deref(), limit).await.unwrap();
+                found.extend(page.entries.into_iter().map(|entry| entry.key));
+                if !page.more {
+                    break;
+                }
+            }
+            assert!(found.is_sorted_by(|a, b| a < b), "{found:?}");
+            found.retain(|key| !key.ends_with('-'));
+            assert_eq!(found, keys, "{limit}");
+        }
+        read_all.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
+async fn a_watch_gives_a_commit_whole_however_large<P: Place>(place: P) {
+    let store = &*P::open(&place.address()).await;
+    let keys: Vec<String> = (0..2500).map(|n| format!("/t/w/{n:04}")).collect();
+    for some in keys.chunks(128) {
+        done(store, &[], &some.iter().map(|key| put(key, "x")).collect::<Vec<_>>()).await;
+    }
+    let before = done(store, &[], &[put("/t/other", "")]).await;
+    let mut watch = store.watch("/t/w/", before).await.unwrap();
+    let after = done(store, &[], &[clear("/t/w/")]).await;
+    let expected = keys.iter().map(|key| format!("-{key}")).collect();
+    assert_eq!(changes(&mut watch).await, (after, expected));
+}
+
+async fn a_watch_that_is_interrupted_again_and_again_misses_nothing<P: Place>(place: P) {
+    let (store, other) = (&*P::open(&place.address()).await, &*P::open(&place.address()).await);
+    let mut watch = other.watch("/t/l/", 0).await.unwrap();
+    leased(store, "/t/l/a", Duration::from_secs(1)).await;
+    assert_eq!(changes(&mut watch).await.1, ["/t/l/a=held"]);
+    // A caller that also does something else drops the wait each time.
+    for _ in 0..1500 {
+        let wait = tokio::time::timeout(Duration::from_millis(20), watch.next()).await;
+        if let Ok(seen) = wait {
+            let Some(Ok(Seen::Changes { events, .. })) = seen else { panic!("{seen:?}") };
+            assert!(matches!(&events[..], [Event::Delete { key, .. }] if key == "/t/l/a"));
+            return;
+        }
+    }
+    panic!("the end of the lease is not told");
+}
+
 async fn a_watch_sees_each_change_once_and_in_order<P: Place>(place: P) {
     let (store, other) = (&*P::open(&place.address()).await, &*P::open(&place.address()).await);
     done(other, &[], &[put("/t/w/old", "0")]).await;
@@ -659,6 +724,9 @@ contract!(embedded_store, super::EmbeddedPlace,
     no_increment_is_lost_between_processes
     a_prefix_ends_at_its_slash
     pages_cover_a_prefix_without_gap_or_overlap
+    pages_hold_what_stays_while_others_write
+    a_watch_gives_a_commit_whole_however_large
+    a_watch_that_is_interrupted_again_and_again_misses_nothing
     a_watch_sees_each_change_once_and_in_order
     a_watch_resumes_from_any_revision
     a_watch_sees_all_that_processes_and_threads_write

@@ -1,5 +1,6 @@
 //! What only this store promises; the rest is in `tests/store.rs`.
 
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
@@ -213,7 +214,7 @@ fn on_small_disk(dir: &Path, test: impl FnOnce() + Send) {
     use nix::sched::{CloneFlags, unshare};
     if !nix::unistd::geteuid().is_root() {
         assert!(std::env::var_os("CI").is_none(), "needs root");
-        eprintln!("skipped: mounting a small disk needs root");
+        let _ = writeln!(std::io::stderr(), "skipped: mounting a small disk needs root");
         return;
     }
     fs::create_dir_all(dir).unwrap();
@@ -263,7 +264,7 @@ fn a_store_that_finds_no_room_is_made_whole_or_not_at_all() {
     on_small_disk(&dir, || {
         let (filler, state) = (dir.join("filler"), dir.join("state"));
         fs::create_dir(&state).unwrap();
-        fs::set_permissions(&state, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        fs::set_permissions(&state, PermissionsExt::from_mode(0o700)).unwrap();
         // One page more is free each time, so that it fails at one place after another.
         let mut made = 0;
         for pages in 0..48 {
