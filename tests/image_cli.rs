@@ -76,7 +76,6 @@ fn what_cannot_be_an_image_is_refused() {
 
 /// The repository is on a file system of 768 KiB, in a mount namespace of the child.
 #[test]
-#[expect(clippy::print_stderr, reason = "a skipped test says so")]
 fn a_full_disk_leaves_the_repository_as_it_was() {
     let home = tempfile::tempdir().unwrap();
     let images = home.path().join(".local/share/pavo/images");
