@@ -185,6 +185,7 @@ fn usable(path: &Path) -> bool {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let out = Out::new();
+    log_to_stderr(cli.verbose);
     let outcome = environment()
         .map(|env| App { out: Out::new(), env, verbose: cli.verbose })
         .and_then(|app| cli.command.run(&app));
@@ -195,6 +196,22 @@ pub fn main() -> ExitCode {
             error.kind().exit_code().into()
         }
     }
+}
+
+/// Shows what the library logs: what went wrong where nobody could be told, and with `-v`
+/// what is done.
+fn log_to_stderr(verbose: u8) {
+    let level = match verbose {
+        0 => tracing::Level::WARN,
+        1 => tracing::Level::INFO,
+        _ => tracing::Level::TRACE,
+    };
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(level)
+        .with_target(false)
+        .without_time()
+        .init();
 }
 
 fn environment() -> Result<Environment> {
