@@ -2,10 +2,12 @@
 
 use std::io::IsTerminal;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use clap::Args;
+use nix::errno::Errno;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
@@ -133,6 +135,7 @@ impl Alloc {
         let mut cluster = Cluster::new(&store, owner, place, wanted)?;
         app.out.status(&format!("Granted job allocation {}", owner.job));
         let outcome = self.session(app, &mut cluster, &mut signals).await;
+        let outcome = outcome.map_err(|error| with_advice_on_room(error, &app.env.tmp));
         let grace = match outcome {
             Ok(Outcome::TimeLimit) => GRACE,
             _ => Duration::ZERO,
@@ -256,6 +259,15 @@ impl Alloc {
         beside.end().await;
         outcome
     }
+}
+
+/// A full disk shows in many places, in several processes; the way out is the same.
+fn with_advice_on_room(error: Error, tmp: &Path) -> Error {
+    if !error.report().contains(Errno::ENOSPC.desc()) {
+        return error;
+    }
+    let tmp = tmp.display();
+    error.help(format!("`{tmp}` is full: make room, or set PAVO_TMPDIR to another folder"))
 }
 
 async fn until(deadline: Option<Instant>) {

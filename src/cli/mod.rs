@@ -3,6 +3,7 @@
 //! Each file holds a clap struct whose doc comment is the help, and one `run`.
 //! [`App`] is what a verb may reach; it is made once, in [`main`].
 
+use std::error::Error as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -183,8 +184,11 @@ fn usable(path: &Path) -> bool {
 
 /// Parses the arguments, runs the command and reports its outcome.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
     let out = Out::new();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&out, &error),
+    };
     log_to_stderr(cli.verbose);
     let outcome = environment()
         .map(|env| App { out: Out::new(), env, verbose: cli.verbose })
@@ -212,6 +216,18 @@ fn log_to_stderr(verbose: u8) {
         .with_target(false)
         .without_time()
         .init();
+}
+
+/// Arguments that cannot be meant. clap would show only the first line of an error of
+/// ours, and control characters of the argument as they are.
+fn refuse(out: &Out, error: &clap::Error) -> ExitCode {
+    match error.source().and_then(|source| source.downcast_ref::<Error>()) {
+        Some(ours) => {
+            out.error(&ours.report());
+            ours.kind().exit_code().into()
+        }
+        None => error.exit(),
+    }
 }
 
 fn environment() -> Result<Environment> {

@@ -45,7 +45,9 @@ impl Loaded {
             1 => "the configuration has an error".into(),
             count => format!("the configuration has {count} errors"),
         };
-        Err(Error::config(what).because(Error::config(lines.join("\n"))))
+        Err(Error::config(what)
+            .because(Error::config(lines.join("\n")))
+            .help("correct it, and look again with `pavo config check`"))
     }
 
     /// Looks at the files that templates name, such as `user-data`: one problem for

@@ -148,7 +148,7 @@ impl<'a> Cluster<'a> {
         let dir = &self.record.dir;
         let made = std::fs::DirBuilder::new().mode(0o700).create(dir);
         made.while_doing(|| format!("creating `{}`", dir.display()))
-            .map_err(|error| error.help("set PAVO_TMPDIR to a folder of yours that has room"))
+            .map_err(|error| error.help("set PAVO_TMPDIR to a folder that you can write to"))
     }
 
     async fn write_record(&self, checks: &[Check]) -> Result<()> {

@@ -181,7 +181,9 @@ fn user_data(
         Some(UserData::File(path)) => {
             let path = PathBuf::from(expand(&path.to_string_lossy(), vars));
             if !read.contains_key(&path) {
-                read.insert(path.clone(), read_bounded(&path)?);
+                let text = read_bounded(&path)
+                    .map_err(|error| error.help("name a file that you can read in `user-data:`"))?;
+                read.insert(path.clone(), text);
             }
             Ok(read.get(&path).cloned())
         }

@@ -116,7 +116,7 @@ impl World {
             sessions: RefCell::default(),
             outputs: Cell::default(),
         };
-        for name in ["home", "state", "tmp", "site", "conf"] {
+        for name in ["home", "tmp", "site", "conf"] {
             world.folder(name);
         }
         fs::create_dir(world.path("out")).unwrap();
@@ -200,7 +200,7 @@ impl World {
         command.args(options).arg(program).env_clear().current_dir(self.path("home"));
         for (name, folder) in [
             ("HOME", "home"),
-            ("PAVO_STATE_DIR", "state"),
+            ("PAVO_STATE_DIR", "home/state"),
             ("PAVO_TMPDIR", "tmp"),
             ("PAVO_SYSTEM_CONF_DIR", "site"),
             ("PAVO_USER_CONF_DIR", "conf"),
@@ -260,36 +260,58 @@ impl World {
         alloc
     }
 
-    /// Starts a command; what it says goes to files.
+    /// Starts a command without input; what it says goes to files.
     pub fn start(&self, mut command: Command) -> Running {
-        let number = self.outputs.replace(self.outputs.get() + 1);
-        let (out, err) =
-            (self.path(&format!("out/{number}.out")), self.path(&format!("out/{number}.err")));
-        command.stdout(File::create(&out).unwrap()).stderr(File::create(&err).unwrap());
-        if !command.get_args().any(|arg| arg == "--ctty") {
-            command.stdin(Stdio::null());
-        }
-        self.launch(command, out, err)
+        command.stdin(Stdio::null());
+        self.start_with_input(command)
     }
 
-    /// Starts a command with this standard input.
-    pub fn start_with_input(&self, mut command: Command, input: &str) -> Running {
-        let number = self.outputs.get();
-        let path = self.path(&format!("out/{number}.in"));
-        fs::write(&path, input).unwrap();
-        let (out, err) =
-            (self.path(&format!("out/{number}.out")), self.path(&format!("out/{number}.err")));
-        self.outputs.set(number + 1);
-        command.stdin(File::open(&path).unwrap());
-        command.stdout(File::create(&out).unwrap()).stderr(File::create(&err).unwrap());
-        self.launch(command, out, err)
+    /// Starts a command whose input is set; what it says goes to files.
+    pub fn start_with_input(&self, mut command: Command) -> Running {
+        let [out, err] = self.outputs();
+        command.stdout(File::create(out).unwrap()).stderr(File::create(err).unwrap());
+        self.spawn(command)
     }
 
     /// Starts a command whose streams are set.
-    pub fn launch(&self, mut command: Command, out: PathBuf, err: PathBuf) -> Running {
+    pub fn launch(&self, command: Command) -> Running {
+        for file in self.outputs() {
+            File::create(file).unwrap();
+        }
+        self.spawn(command)
+    }
+
+    /// Where the next command's outputs go.
+    fn outputs(&self) -> [PathBuf; 2] {
+        let number = self.outputs.get();
+        ["out", "err"].map(|stream| self.path(&format!("out/{number}.{stream}")))
+    }
+
+    fn spawn(&self, mut command: Command) -> Running {
+        let [out, err] = self.outputs();
+        self.outputs.set(self.outputs.get() + 1);
         let child = command.spawn().unwrap();
         self.sessions.borrow_mut().insert(child.id().cast_signed());
         Running { child, out, err, over: false }
+    }
+
+    /// The folder of the only job.
+    pub fn job_dir(&self) -> PathBuf {
+        fs::read_dir(self.path("tmp")).unwrap().next().unwrap().unwrap().path()
+    }
+
+    /// Tries until it is so.
+    pub fn until(&self, what: &str, is_so: impl Fn() -> bool) {
+        let end = Instant::now() + PATIENCE;
+        while !is_so() {
+            assert!(Instant::now() < end, "not so: {what}");
+            sleep(PAUSE);
+        }
+    }
+
+    /// Adds a template `NAME` of the image `tiny` with these settings.
+    pub fn template(&self, name: &str, settings: &str) {
+        self.write("conf/templates.yaml", &format!("{name}:\n  image: tiny\n  {settings}\n"));
     }
 
     /// What runs in this world.
@@ -346,17 +368,6 @@ impl World {
             let left = self.left();
             if left.is_empty() {
                 break;
-            }
-            if Instant::now() >= end {
-                let o = Command::new("sh")
-                    .arg("-c")
-                    .arg(format!(
-                        "find {0}/tmp -ls; cat {0}/tmp/*/*.log {0}/tmp/*/journal/*; cat {0}/out/*",
-                        self.path("").display()
-                    ))
-                    .output()
-                    .unwrap();
-                eprintln!("{}", String::from_utf8_lossy(&o.stdout));
             }
             assert!(Instant::now() < end, "left after {GONE:?}:\n{}", left.join("\n"));
             sleep(PAUSE);
@@ -451,7 +462,11 @@ impl Running {
 
     /// As a terminal does at a key: the whole group gets it.
     pub fn signal_group(&self, signal: Signal) {
-        killpg(Pid::from_raw(self.pid()), signal).unwrap();
+        let end = Instant::now() + PATIENCE;
+        // Its session may be about to be made.
+        while killpg(Pid::from_raw(self.pid()), signal).is_err() {
+            assert!(Instant::now() < end, "there is no such group");
+        }
     }
 
     /// Waits for its end.
