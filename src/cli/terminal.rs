@@ -10,6 +10,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 
 use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::unix::AsyncFd;
 
 use crate::error::{Context, Result};
@@ -44,10 +45,21 @@ impl Input {
             Self::AlwaysReady(file) => file.read(buffer),
             Self::Waits(file) => loop {
                 let mut ready = file.readable_mut().await?;
-                if let Ok(count) = ready.try_io(|file| file.get_mut().read(buffer)) {
+                // A terminal of another user cannot be opened anew, and then blocks.
+                let read = |file: &mut AsyncFd<File>| match is_ready(file.get_ref())? {
+                    true => file.get_mut().read(buffer),
+                    false => Err(io::ErrorKind::WouldBlock.into()),
+                };
+                if let Ok(count) = ready.try_io(read) {
                     return count;
                 }
             },
         }
     }
+}
+
+/// Whether reading would not block now.
+fn is_ready(file: &File) -> io::Result<bool> {
+    let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLIN)];
+    Ok(poll(&mut fds, PollTimeout::ZERO)? > 0)
 }

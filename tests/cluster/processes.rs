@@ -28,7 +28,7 @@ impl Process {
 pub fn all(dir: &Path) -> Vec<Process> {
     let entries = fs::read_dir("/proc").unwrap();
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let own = std::process::id().cast_signed();
+    let own = std::process::id() as i32;
     pids.filter(|pid| *pid != own).filter_map(|pid| read(pid, dir)).collect()
 }
 

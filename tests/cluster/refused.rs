@@ -34,7 +34,7 @@ fn error(world: &World, output: &Output) -> String {
 fn what_cannot_be_meant_is_refused_before_there_is_a_job() {
     world(|world| {
         let secret = world.write("secret", "#cloud-config\n");
-        fs::set_permissions(&secret, PermissionsExt::from_mode(0)).unwrap();
+        fs::set_permissions(&secret, PermissionsExt::from_mode(0o000)).unwrap();
         let templates = "no-image: {image: absent}\nno-access: {image: tiny, user-data: SECRET}\n";
         let templates = templates.replace("SECRET", secret.to_str().unwrap());
         world.write("conf/templates.yaml", &templates);

@@ -13,6 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill, killpg};
@@ -291,7 +292,7 @@ impl World {
         let [out, err] = self.outputs();
         self.outputs.set(self.outputs.get() + 1);
         let child = command.spawn().unwrap();
-        self.sessions.borrow_mut().insert(child.id().cast_signed());
+        self.sessions.borrow_mut().insert(child.id() as i32);
         Running { child, out, err, over: false }
     }
 
@@ -328,7 +329,8 @@ impl World {
         loop {
             let mut all = self.processes();
             all.retain(|process| process.command.contains(part));
-            if let Some(found) = all.pop() {
+            // The first is the one that was started: pasta makes others for moments.
+            if let Some(found) = all.into_iter().next() {
                 return Some(found);
             }
             if Instant::now() > end {
@@ -393,8 +395,48 @@ fn bind(source: &Path, target: &Path) {
     mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
 }
 
-/// Prepares the image `tiny`.
-fn image(_world: &World) {}
+/// Leads this world to the image `tiny`.
+fn image(world: &World) {
+    let shared = shared_images();
+    let images = match world.account {
+        Account::Ours => shared,
+        _ => {
+            let images = world.path("images");
+            bind(&shared, &images);
+            images
+        }
+    };
+    world.write("conf/repos.yaml", &repository(&images));
+}
+
+fn repository(path: &Path) -> String {
+    format!("repos:\n  - name: user\n    path: {}\n", path.display())
+}
+
+/// A repository with the image `tiny`, built once for all tests by this very program.
+fn shared_images() -> PathBuf {
+    let shared = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    // The image's own test builds, too, and uses the same packages.
+    let lock = File::create(shared.join("tiny.lock")).unwrap();
+    let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno).unwrap();
+    let (home, done) = (shared.join("cluster"), shared.join("cluster/done"));
+    let images = home.join("images");
+    let modified = |path: &Path| path.metadata().and_then(|data| data.modified());
+    let pavo = Path::new(env!("CARGO_BIN_EXE_pavo"));
+    if modified(&done).is_ok_and(|done| done > modified(pavo).unwrap()) {
+        return images;
+    }
+    let _ = fs::remove_dir_all(&home);
+    fs::create_dir(&home).unwrap();
+    fs::write(home.join("repos.yaml"), repository(&images)).unwrap();
+    let mut build = Command::new(pavo);
+    build.args(["image", "build", "tiny", "tiny", "--cache"]).arg(shared.join("packages"));
+    build.env("HOME", &home).env("PAVO_USER_CONF_DIR", &home).env("PAVO_SYSTEM_CONF_DIR", &home);
+    let built = build.output().unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    File::create(done).unwrap();
+    images
+}
 
 /// A program that was started.
 #[derive(Debug)]
@@ -423,7 +465,7 @@ impl std::fmt::Display for Output {
 
 impl Running {
     pub fn pid(&self) -> i32 {
-        self.child.id().cast_signed()
+        self.child.id() as i32
     }
 
     pub fn stdout(&self) -> String {
