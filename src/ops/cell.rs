@@ -10,8 +10,9 @@
 //! files will be, before there is one · read the set-up · apply the network plan · start
 //! the responders · say ready · start VMs on demand · at the end stop them, end
 //! everything, undo the plan. If the launcher is gone (its end of the socket closes), at
-//! whatever point, all that happens at once, and the job's files and record are removed
-//! from here.
+//! whatever point, all that happens at once. In any case the last thing is to wait until
+//! the launcher hangs up, which it does when it has removed the job's files and record, and
+//! to remove what is left of them: it may be killed while it ends the job, too.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -154,39 +155,50 @@ pub async fn init() -> Result<()> {
     let (read, write) = waited_for(stream)?.into_split();
     let mut orders = BufReader::new(read).lines();
     let Some(Order::Guard(files)) = next_order(&mut orders).await? else { return Ok(()) };
-    let set_up = match next_order(&mut orders).await? {
-        Some(Order::SetUp(set_up)) => set_up,
-        Some(_) => return Ok(()),
-        None => return remove(&files).await,
-    };
-
-    let (reports, inbox) = mpsc::channel(64);
-    let (lost, mut losses) = mpsc::channel(1);
-    let (vms, responders) = (BTreeMap::new(), Vec::new());
-    let mut cell = Cell { set_up, files, write, reports, vms, responders, lost };
-    let prepared = match cell.build().await {
-        // An order this early can only be to stop; the launcher's end is one, too.
-        Ok(()) => tokio::select! {
-            connected = cell.connect() => Some(connected),
-            order = next_order(&mut orders) => match order {
-                Ok(None) => return cell.end(true).await,
-                _ => None,
-            },
-        },
-        Err(error) => Some(Err(error)),
-    };
-    let outcome = match prepared {
-        Some(Ok(())) => cell.serve(&mut orders, inbox, &mut losses).await,
-        Some(Err(error)) => {
-            cell.tell(&News::Failed(error.to_wire())).await;
-            cell.end(false).await
+    let outcome = match next_order(&mut orders).await {
+        Ok(Some(Order::SetUp(set_up))) => work(set_up, &files.dir, write, &mut orders).await,
+        early => {
+            // An order this early can only be to stop; the launcher's end is one, too.
+            drop(write);
+            early.map(drop)
         }
-        None => cell.end(false).await,
     };
     if let Err(error) = &outcome {
         tracing::warn!("{error:?}");
     }
-    outcome
+    while let Ok(Some(_)) = orders.next_line().await {}
+    remove(&files).await.and(outcome)
+}
+
+/// From the first change to the kernel's state to the last process's end. `dir` is the
+/// job's.
+async fn work(
+    set_up: Box<SetUp>,
+    dir: &Path,
+    write: OwnedWriteHalf,
+    orders: &mut Lines<BufReader<OwnedReadHalf>>,
+) -> Result<()> {
+    let (reports, inbox) = mpsc::channel(64);
+    let (lost, mut losses) = mpsc::channel(1);
+    let (vms, responders) = (BTreeMap::new(), Vec::new());
+    let mut cell = Cell { set_up, write, reports, vms, responders, lost };
+    let prepared = match cell.build(dir).await {
+        Ok(()) => tokio::select! {
+            connected = cell.connect() => Some(connected),
+            // Again, to stop.
+            _ = next_order(orders) => None,
+        },
+        Err(error) => Some(Err(error)),
+    };
+    let outcome = match prepared {
+        Some(Ok(())) => cell.serve(orders, inbox, &mut losses).await,
+        Some(Err(error)) => {
+            cell.tell(&News::Failed(error.to_wire())).await;
+            Ok(())
+        }
+        None => Ok(()),
+    };
+    cell.end(dir).await.and(outcome)
 }
 
 /// Lets what this process and its children have to say go to a file of the job.
@@ -236,7 +248,6 @@ struct VmProcess {
 
 struct Cell {
     set_up: Box<SetUp>,
-    files: JobFiles,
     write: OwnedWriteHalf,
     reports: mpsc::Sender<VmReport>,
     vms: BTreeMap<u32, VmProcess>,
@@ -253,8 +264,8 @@ impl Cell {
 
     /// Makes what the kernel is to hold. It takes milliseconds, and is not safe to drop:
     /// what is half done could not be undone.
-    async fn build(&mut self) -> Result<()> {
-        write_to_log(&self.files.dir)?;
+    async fn build(&mut self, dir: &Path) -> Result<()> {
+        write_to_log(dir)?;
         let journal = Journal::open(&self.set_up.journal_dir)?;
         journal.apply(&self.set_up.plan, &self.host()).await
     }
@@ -285,13 +296,16 @@ impl Cell {
                 order = next_order(orders) => match order? {
                     Some(Order::Start(specs)) => self.start(specs),
                     Some(Order::Stop { grace_seconds }) => {
-                        self.stop_vms(&mut inbox, grace_seconds).await;
-                        return self.end(false).await;
+                        return tokio::select! {
+                            () = self.stop_vms(&mut inbox, grace_seconds) => Ok(()),
+                            // The launcher is gone: nobody waits for them any more.
+                            _ = next_order(orders) => Ok(()),
+                        };
                     }
                     Some(Order::Guard(_) | Order::SetUp(_)) => {
                         return Err(Error::bug("a second set-up"));
                     }
-                    None => return self.end(true).await,
+                    None => return Ok(()),
                 },
                 Some(report) = inbox.recv() => self.pass_on(report).await,
                 Some(network) = losses.recv() => {
@@ -355,23 +369,18 @@ impl Cell {
         }
     }
 
-    /// Ends every process of the cell and undoes the network; if the launcher is gone,
-    /// removes what it would have removed.
-    async fn end(&mut self, launcher_is_gone: bool) -> Result<()> {
+    /// Ends every process of the cell and undoes the network.
+    async fn end(&mut self, dir: &Path) -> Result<()> {
         self.responders.clear();
         // From pid 1, this is every process of the PID namespace but itself.
         let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
         let journal = Journal::open(&self.set_up.journal_dir)?;
         let undone = journal.undo(self.set_up.plan.owner, &self.host()).await;
-        if launcher_is_gone {
-            // As root the folder is the host's, and not among the job's files.
-            if self.set_up.netns_dir.starts_with(&self.files.dir) {
-                netns::forget_all(&self.set_up.netns_dir)?;
-            }
-            remove(&self.files).await?;
-        } else {
-            self.tell(&News::Ended).await;
+        // As root the folder is the host's, and not among the job's files.
+        if self.set_up.netns_dir.starts_with(dir) {
+            netns::forget_all(&self.set_up.netns_dir)?;
         }
+        self.tell(&News::Ended).await;
         undone
     }
 }

@@ -18,6 +18,8 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -32,7 +34,7 @@ use super::ssh::{self, SshFiles};
 use crate::batch::local::Allocation;
 use crate::error::{Context, Error, Result};
 use crate::host::{Host, journal::Journal, process};
-use crate::model::job::{JobRecord, VmRecord, VmState, VmStatus};
+use crate::model::job::{JobRecord, ProcessId, VmRecord, VmState, VmStatus};
 use crate::model::owner::Owner;
 use crate::model::vm::{Accel, HostKey, VmSpec};
 use crate::network::{self, NetworkPlan, Outside, VmNetworks};
@@ -70,6 +72,8 @@ pub struct Wanted {
 /// The cell, from outside.
 struct Cell {
     process: tokio::process::Child,
+    /// The first process inside, once it is known.
+    first: Option<ProcessId>,
     news: Lines<BufReader<OwnedReadHalf>>,
     orders: OwnedWriteHalf,
 }
@@ -194,6 +198,9 @@ impl<'a> Cluster<'a> {
         self.make_files().await?;
         let (key, host_keys) = self.make_keys()?;
         let first = self.first_process().await?;
+        if let Some(cell) = &mut self.cell {
+            cell.first = process::identify(first);
+        }
         if uplink.is_some() {
             self.pasta = Some(pasta::start(first, &self.record.dir)?);
         }
@@ -314,7 +321,7 @@ impl<'a> Cluster<'a> {
         let process = tokio::process::Command::from(command).spawn().while_doing(doing)?;
         let stream = UnixStream::from_std(ours).while_doing(doing)?;
         let (read, orders) = stream.into_split();
-        self.cell = Some(Cell { process, news: BufReader::new(read).lines(), orders });
+        self.cell = Some(Cell { process, first: None, news: BufReader::new(read).lines(), orders });
         Ok(())
     }
 
@@ -417,12 +424,10 @@ impl<'a> Cluster<'a> {
                     }
                 }
             };
-            let _ = tokio::time::timeout_at(deadline, ended).await;
-            // Its end of the socket closes: should it have hung, it ends now by itself.
-            drop((cell.news, cell.orders));
-            if timeout(Duration::from_secs(2), cell.process.wait()).await.is_err() {
-                let _ = cell.process.start_kill();
+            if tokio::time::timeout_at(deadline, ended).await.is_err() {
+                cell.kill();
             }
+            self.cell = Some(cell);
         }
         if let Some(mut pasta) = self.pasta.take() {
             let _ = pasta.start_kill();
@@ -435,7 +440,26 @@ impl<'a> Cluster<'a> {
             journal.undo(self.record.owner, &Host::new(cleanup::NETNS_DIR.into())).await
         };
         cleanup::remove(&self.files()).await?;
+        // The cell would remove what we had not, were we killed before this.
+        if let Some(mut cell) = self.cell.take() {
+            drop(cell.orders);
+            if timeout(Duration::from_secs(2), cell.process.wait()).await.is_err() {
+                let _ = cell.process.start_kill();
+            }
+        }
         undone
+    }
+}
+
+impl Cell {
+    /// Ends a cell that hangs: with its first process the kernel ends all others.
+    fn kill(&mut self) {
+        if let Some(first) = self.first.filter(process::alive) {
+            let pid = Pid::from_raw(i32::try_from(first.pid).unwrap_or(i32::MAX));
+            // It has ended in this very moment: as good.
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+        let _ = self.process.start_kill();
     }
 }
 
