@@ -11,7 +11,8 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -177,9 +178,10 @@ impl Journal {
 
     async fn lock(&self) -> Result<Flock<File>> {
         let path = self.dir.join("lock");
+        // 0600: who may read a file may lock it, and so keep every set-up away.
         let open =
-            |path: &Path| OpenOptions::new().create(true).truncate(false).write(true).open(path);
-        let mut file = open(&path).while_doing(|| format!("opening `{}`", path.display()))?;
+            OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let mut file = open.while_doing(|| format!("opening `{}`", path.display()))?;
         let deadline = tokio::time::Instant::now() + LOCK_LIMIT;
         loop {
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -199,5 +201,20 @@ impl Journal {
             }
             tokio::time::sleep(LOCK_PAUSE).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    #[tokio::test]
+    async fn others_can_neither_read_the_lock_nor_hold_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path()).unwrap();
+        let _lock = journal.lock().await.unwrap();
+        let lock = fs::metadata(dir.path().join("lock")).unwrap();
+        assert_eq!(lock.mode() & 0o777, 0o600);
     }
 }
