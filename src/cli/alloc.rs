@@ -191,7 +191,8 @@ impl Alloc {
         cluster: &mut Cluster<'_>,
         signals: &mut Signals,
     ) -> Result<Outcome> {
-        let deadline = self.time.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+        let deadline =
+            self.time.and_then(|time| Instant::now().checked_add(Duration::from_secs(time)));
         let up = async {
             app.out.progress("Configuring hosts...");
             cluster.start().await?;

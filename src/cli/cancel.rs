@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::time::{Instant, sleep};
@@ -39,7 +40,11 @@ impl Cancel {
             let (store, job) = selector.find(app).await?;
             let id = job.owner.job;
             let pid = Pid::from_raw(i32::try_from(job.launcher.pid).unwrap_or(i32::MAX));
-            kill(pid, Signal::SIGTERM).while_doing(|| format!("ending job {id}"))?;
+            match kill(pid, Signal::SIGTERM) {
+                // It has ended meanwhile: as good.
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(error) => return Err(error).while_doing(|| format!("ending job {id}")),
+            }
             drop(store);
             let deadline = Instant::now() + LIMIT;
             app.out.progress(&format!("Waiting for job {id} to end…"));

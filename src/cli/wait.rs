@@ -60,7 +60,8 @@ impl Wait {
     async fn wait(self, app: &App) -> Result<u8> {
         let goal = Goal::from(self.goal);
         let start = Instant::now();
-        let deadline = self.timeout.map(|seconds| start + Duration::from_secs(seconds));
+        let deadline =
+            self.timeout.and_then(|seconds| start.checked_add(Duration::from_secs(seconds)));
         let (store, job) = self.job.find(app).await?;
         let mut shown = String::new();
         let mut probes = Probes::new(&job);

@@ -119,7 +119,8 @@ pub async fn wait_until(
     if goal == Goal::Ssh {
         require_ssh(&cluster.record)?;
     }
-    let deadline = limit.map(|limit| Instant::now() + limit);
+    // Later than the clock can tell is never.
+    let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
     let start = Instant::now();
     let mut probes = Probes::new(&cluster.record);
     let mut ticks = interval(Duration::from_secs(1));
