@@ -192,10 +192,14 @@ fn user_data(
 
 fn read_bounded(path: &Path) -> Result<String> {
     let doing = || format!("reading the user-data `{}`", path.display());
-    let size = std::fs::metadata(path).while_doing(doing)?.len();
-    if size > MAX_USER_DATA {
-        return Err(Error::config(format!("it has {size} bytes; 1 MiB is the most")))
-            .while_doing(doing);
+    let data = std::fs::metadata(path).while_doing(doing)?;
+    // A device or pipe may have no end, and says nothing of its size.
+    if !data.is_file() {
+        return Err(Error::config("it is not a file")).while_doing(doing);
+    }
+    if data.len() > MAX_USER_DATA {
+        let error = format!("it has {} bytes; 1 MiB is the most", data.len());
+        return Err(Error::config(error)).while_doing(doing);
     }
     std::fs::read_to_string(path).while_doing(doing)
 }
@@ -258,5 +262,18 @@ impl VmBlueprint {
             custom_args: template.custom_args.clone(),
             paused: false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    #[test]
+    fn user_data_without_an_end_is_not_read() {
+        let error = read_bounded(Path::new("/dev/zero")).unwrap_err();
+        assert_eq!(error.kind(), Kind::Config);
+        assert!(error.report().contains("because: it is not a file"), "{}", error.report());
     }
 }
