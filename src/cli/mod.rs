@@ -245,7 +245,12 @@ fn environment() -> Result<Environment> {
         shell: path("SHELL").unwrap_or_else(|| "/bin/sh".into()),
         system_conf: path("PAVO_SYSTEM_CONF_DIR"),
         user_conf: path("PAVO_USER_CONF_DIR"),
-        tmp: path("PAVO_TMPDIR").or_else(|| path("TMPDIR")).unwrap_or_else(|| "/tmp".into()),
+        tmp: {
+            // It is recorded, and found again by commands that run elsewhere.
+            let tmp = path("PAVO_TMPDIR").or_else(|| path("TMPDIR"));
+            std::path::absolute(tmp.unwrap_or_else(|| "/tmp".into()))
+                .while_doing(|| "finding the folder for temporary files".into())?
+        },
         state: path("PAVO_STATE_DIR"),
         state_home: path("XDG_STATE_HOME"),
         job_id: variable("PAVO_JOB_ID").and_then(|id| id.into_string().ok()),

@@ -43,6 +43,11 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
+/// A path as ssh_config(5) takes it between quotes: `%` begins a token there.
+fn literal(path: &Path) -> String {
+    path.display().to_string().replace('%', "%%")
+}
+
 /// Where the ssh files of a job lie.
 #[derive(Clone, Debug)]
 pub struct SshFiles {
@@ -104,8 +109,8 @@ impl SshFiles {
                 address = port.host_address,
                 host_port = port.host_port,
                 user = vm.ssh_user,
-                key = self.key().display(),
-                known = self.known_hosts().display(),
+                key = literal(&self.key()),
+                known = literal(&self.known_hosts()),
             );
         }
         text
@@ -125,5 +130,39 @@ mod tests {
         let read = PrivateKey::from_openssh(&a.openssh_private).unwrap();
         assert_eq!(read.public_key().to_openssh().unwrap(), a.openssh_public);
         assert!(!format!("{a:?}").contains(&a.seed), "a key is never printed");
+    }
+
+    #[test]
+    fn ssh_reads_the_paths_that_are_meant() {
+        let port = crate::model::job::PublishedPort {
+            vm_port: 22,
+            host_address: std::net::Ipv4Addr::LOCALHOST,
+            host_port: 60_222,
+        };
+        let vm = VmRecord {
+            rank: 0,
+            template: "tiny".into(),
+            image: None,
+            cores: 1,
+            memory_mib: 512,
+            host: "here".into(),
+            addresses: Vec::new(),
+            ports: vec![port],
+            ssh_user: "root".into(),
+        };
+        let dir = tempfile::tempdir_in("/tmp").unwrap();
+        let odd = dir.path().join("100%h a");
+        std::fs::create_dir(&odd).unwrap();
+        let files = SshFiles::of_job(&odd);
+        let key = generate("pavo").unwrap();
+        files.write(&key, &[vm], std::slice::from_ref(&key)).unwrap();
+        let mut ssh = std::process::Command::new("ssh");
+        let output = ssh.arg("-G").arg("-F").arg(files.config()).arg("vm0").output().unwrap();
+        let read = String::from_utf8(output.stdout).unwrap();
+        for line in ["hostname 127.0.0.1", "port 60222", "stricthostkeychecking true"] {
+            assert!(read.lines().any(|said| said == line), "{line}: {read}");
+        }
+        let known = odd.join("ssh/known_hosts").display().to_string().replace('%', "%%");
+        assert!(read.contains(&known), "{read}");
     }
 }
