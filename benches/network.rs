@@ -126,6 +126,12 @@ fn write_batches(plan: &Plan, dir: &Path) {
                 let batch = if namespace.is_some() { &mut inside } else { &mut ip };
                 batch.push(format!("addr add {address}/{bits} dev {link}"));
             }
+            Step::Neighbours { link, known, .. } => {
+                let line = |(address, mac): &(_, _)| {
+                    format!("neigh add {address} lladdr {mac} dev {link} nud permanent")
+                };
+                inside.extend(known.iter().map(line));
+            }
             Step::Route { gateway, .. } => inside.push(format!("route add default via {gateway}")),
             Step::LinkUp { link, .. } => inside.push(format!("link set {link} up")),
             Step::Sysctl { .. } => {}

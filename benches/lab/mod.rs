@@ -39,7 +39,7 @@ impl Lab {
         // Where an account that owns nothing can reach it, wherever this clone lies.
         let dir = tempfile::Builder::new().prefix("pavo-bench.").tempdir_in("/var/tmp").unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        for folder in ["conf", "repo", "tmp"] {
+        for folder in ["conf", "none", "repo", "tmp"] {
             fs::create_dir(dir.path().join(folder)).unwrap();
         }
         let repo = dir.path().join("repo");
@@ -84,9 +84,8 @@ impl Lab {
         command.env_clear().env("PATH", path).current_dir(self.path()).stdin(Stdio::null());
         command.env("HOME", self.path()).env("PAVO_STATE_DIR", self.path().join("state"));
         command.env("PAVO_TMPDIR", self.path().join("tmp"));
-        for variable in ["PAVO_SYSTEM_CONF_DIR", "PAVO_USER_CONF_DIR"] {
-            command.env(variable, self.path().join("conf"));
-        }
+        command.env("PAVO_SYSTEM_CONF_DIR", self.path().join("none"));
+        command.env("PAVO_USER_CONF_DIR", self.path().join("conf"));
         if is_root() {
             command.uid(NOBODY).gid(NOBODY);
         }

@@ -1,4 +1,4 @@
-//! Links, addresses and routes, by rtnetlink.
+//! Links, addresses, routes and neighbours, by rtnetlink.
 //!
 //! Requests of a batch are sent before the first answer is read. Single links are
 //! asked for by name, never all of them: what others made need not be understood.
@@ -9,13 +9,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 use nix::libc;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{
     BridgeStpState, InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask,
     LinkFlags, LinkMessage,
 };
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 use rtnetlink::{
     AddressMessageBuilder, LinkDelRequest, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
 };
@@ -32,6 +33,9 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// Requests under way at once. Their answers must fit the socket's buffer, for the
 /// kernel drops those that do not.
 const BATCH: usize = 64;
+
+/// The kernel's words for: no such link, route, address, neighbour.
+const ABSENT: [i32; 4] = [libc::ENODEV, libc::ESRCH, libc::EADDRNOTAVAIL, libc::ENOENT];
 
 /// A netlink socket of one network namespace.
 #[derive(Debug)]
@@ -272,6 +276,56 @@ impl Netlink {
         let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build();
         gone(in_time(self.handle.route().del(route).execute()).await)
     }
+
+    /// Makes it known for good who has these addresses on a link.
+    pub async fn add_neighbours(
+        &self,
+        link: &str,
+        neighbours: &[(Ipv4Addr, Mac)],
+    ) -> Result<Outcome> {
+        let index = self.require_link(link).await?.index;
+        let mut outcome = Outcome::AlreadySo;
+        for batch in neighbours.chunks(BATCH) {
+            let add = |(address, mac): &(Ipv4Addr, Mac)| {
+                let request = self.handle.neighbours().add(index, (*address).into());
+                in_time(request.link_layer_address(&mac.0).execute())
+            };
+            for answer in join_all(batch.iter().map(add)).await {
+                if made(answer)? == Outcome::Changed {
+                    outcome = Outcome::Changed;
+                }
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Forgets them.
+    pub async fn delete_neighbours(
+        &self,
+        link: &str,
+        neighbours: &[(Ipv4Addr, Mac)],
+    ) -> Result<Outcome> {
+        let Some(LinkState { index, .. }) = self.link(link).await? else {
+            return Ok(Outcome::AlreadySo);
+        };
+        let mut outcome = Outcome::AlreadySo;
+        for batch in neighbours.chunks(BATCH) {
+            let delete = |(address, _): &(Ipv4Addr, Mac)| {
+                let mut message = NeighbourMessage::default();
+                message.header.family = AddressFamily::Inet;
+                message.header.ifindex = index;
+                let address = NeighbourAttribute::Destination(NeighbourAddress::Inet(*address));
+                message.attributes.push(address);
+                in_time(self.handle.neighbours().del(message).execute())
+            };
+            for answer in join_all(batch.iter().map(delete)).await {
+                if gone(answer)? == Outcome::Changed {
+                    outcome = Outcome::Changed;
+                }
+            }
+        }
+        Ok(outcome)
+    }
 }
 
 fn new_link(settings: &LinkSettings<'_>, kind: InfoKind, data: InfoData) -> LinkMessage {
@@ -295,10 +349,7 @@ fn made(answer: io::Result<()>) -> Result<Outcome> {
 fn gone(answer: io::Result<()>) -> Result<Outcome> {
     match answer {
         Ok(()) => Ok(Outcome::Changed),
-        // Respectively: no such link, route, address.
-        Err(error) if is(&error, &[libc::ENODEV, libc::ESRCH, libc::EADDRNOTAVAIL]) => {
-            Ok(Outcome::AlreadySo)
-        }
+        Err(error) if is(&error, &ABSENT) => Ok(Outcome::AlreadySo),
         Err(error) => Err(refused(&error)),
     }
 }

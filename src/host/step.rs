@@ -64,6 +64,9 @@ pub enum Step {
     },
     /// An IPv4 address of a link, with the route to its network.
     Address { namespace: Option<String>, link: String, address: Ipv4Addr, bits: u8 },
+    /// Who has which address on a link, known from the start: nobody has to be asked by
+    /// ARP, and nobody can answer for another.
+    Neighbours { namespace: Option<String>, link: String, known: Vec<(Ipv4Addr, Mac)> },
     /// The default route.
     Route { namespace: Option<String>, gateway: Ipv4Addr },
     /// A link that exists anyway (`lo`) is switched on.
@@ -115,6 +118,9 @@ impl Step {
             Self::Address { link, address, bits, .. } => {
                 Netlink::open(place)?.add_address(link, *address, *bits).await
             }
+            Self::Neighbours { link, known, .. } => {
+                Netlink::open(place)?.add_neighbours(link, known).await
+            }
             Self::Route { gateway, .. } => Netlink::open(place)?.add_default_route(*gateway).await,
             Self::LinkUp { link, .. } => Netlink::open(place)?.set_up(link, true).await,
             Self::Taps { bridge, mtu, group, alias, owner, names } => {
@@ -143,6 +149,9 @@ impl Step {
             Self::Address { link, address, bits, .. } => {
                 Netlink::open(place)?.delete_address(link, *address, *bits).await
             }
+            Self::Neighbours { link, known, .. } => {
+                Netlink::open(place)?.delete_neighbours(link, known).await
+            }
             Self::Route { gateway, .. } => {
                 Netlink::open(place)?.delete_default_route(*gateway).await
             }
@@ -163,6 +172,7 @@ impl Step {
             Self::Sysctl { namespace, .. }
             | Self::NftTables { namespace, .. }
             | Self::Address { namespace, .. }
+            | Self::Neighbours { namespace, .. }
             | Self::Route { namespace, .. }
             | Self::LinkUp { namespace, .. } => namespace.as_deref(),
             Self::Namespace { .. }
@@ -231,6 +241,9 @@ impl fmt::Display for Step {
             Self::Veth { name, peer, .. } => write!(f, "veth pair `{name}`, `{peer}`"),
             Self::Address { link, address, bits, .. } => {
                 write!(f, "address {address}/{bits} on `{link}`")
+            }
+            Self::Neighbours { link, known, .. } => {
+                write!(f, "{} neighbours on `{link}`", known.len())
             }
             Self::Route { gateway, .. } => write!(f, "default route by {gateway}"),
             Self::LinkUp { link, .. } => write!(f, "the up state of `{link}`"),

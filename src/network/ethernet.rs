@@ -291,6 +291,7 @@ fn gateway_steps(request: &Request, segment: &Segment<'_>, uplink: &Uplink) -> V
     let bridge = Some(segment.bridge.clone());
     let table = router::inner_table(request.owner, subnet, uplink, config.allow_outbound);
     let gateway_link = request.owner.indexed('g', segment.index);
+    let known = segment.ports.iter().filter_map(|port| Some((port.address?, port.mac)));
     vec![
         Step::Namespace { name: name.clone() },
         Step::NftTables { namespace: namespace(), tables: vec![table] },
@@ -302,6 +303,8 @@ fn gateway_steps(request: &Request, segment: &Segment<'_>, uplink: &Uplink) -> V
         Step::LinkUp { namespace: namespace(), link: "lo".into() },
         veth(gateway_link, bridge, GUESTS, Some(config.mac_prefix.gateway())),
         address(namespace(), GUESTS, subnet.gateway(), subnet.bits()),
+        // A guest that boots is asked for by ARP once a second: seconds of waiting saved.
+        Step::Neighbours { namespace: namespace(), link: GUESTS.into(), known: known.collect() },
         veth(uplink.link.clone(), None, UPLINK, None),
         address(None, &uplink.link, uplink.outer, 31),
         address(namespace(), UPLINK, uplink.inner, 31),

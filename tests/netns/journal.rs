@@ -97,7 +97,9 @@ fn broken(step: &Step) -> Step {
         Step::Sysctl { key, .. } => *key = "net/ipv4/no_such_setting".into(),
         Step::NftTables { tables, .. } => tables[0].objects.push(serde_json::json!({ "rule": {} })),
         Step::Bridge { name, .. } | Step::Veth { name, .. } => *name = too_long(),
-        Step::Address { link, .. } | Step::LinkUp { link, .. } => *link = "absent".into(),
+        Step::Address { link, .. } | Step::LinkUp { link, .. } | Step::Neighbours { link, .. } => {
+            *link = "absent".into()
+        }
         Step::Route { gateway, .. } => *gateway = [203, 0, 113, 1].into(),
         Step::Taps { names, .. } => names.push(too_long()),
     }
