@@ -24,6 +24,8 @@ pub const PER_PORT: usize = 64;
 pub const IN_TOTAL: usize = 1024;
 /// How long a guest may take to accept.
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long it has for a client that says nothing, and has already ended its side.
+const CONNECT_IN_VAIN: Duration = Duration::from_secs(1);
 /// How long to rest when the system has no descriptor or memory for a connection.
 const EXHAUSTED: Duration = Duration::from_millis(100);
 /// Bytes under way in each direction.
@@ -85,11 +87,25 @@ fn is_of_one_connection(error: &std::io::Error) -> bool {
 
 /// Carries one connection until both sides are done, or one fails.
 async fn carry(mut client: TcpStream, guest: SocketAddrV4, _permits: impl Sized) {
+    let connected = tokio::select! {
+        connected = timeout(CONNECT, TcpStream::connect(guest)) => connected,
+        // Whoever asks a booting guest again and again must not wait for its own past.
+        () = left(&client) => return,
+    };
     // Refused, unreachable or silent: the guest is not there yet. The client sees the end.
-    let Ok(Ok(mut server)) = timeout(CONNECT, TcpStream::connect(guest)).await else { return };
+    let Ok(Ok(mut server)) = connected else { return };
     // Keystrokes must not wait for one another; where it fails they do.
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let _ = copy_bidirectional_with_sizes(&mut client, &mut server, BUFFER, BUFFER).await;
+}
+
+/// Done once the client is gone. One that only sends nothing looks the same: it gets the
+/// time in which a guest that is there answers.
+async fn left(client: &TcpStream) {
+    match client.peek(&mut [0]).await {
+        Ok(0) | Err(_) => sleep(CONNECT_IN_VAIN).await,
+        Ok(_) => std::future::pending().await,
+    }
 }
 
 async fn permit(semaphore: &Arc<Semaphore>) -> OwnedSemaphorePermit {
