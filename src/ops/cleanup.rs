@@ -63,13 +63,14 @@ fn remove_dir(dir: &Path) -> Result<()> {
 /// Removes every job of `user` whose launcher is gone, and returns the others.
 pub async fn sweep(store: &dyn Store, user: &str) -> Result<Vec<JobRecord>> {
     let mut alive = Vec::new();
-    for record in super::jobs::records(store, user).await? {
-        if process::alive(&record.launcher) {
-            alive.push(record);
+    for job in super::jobs::stored(store, user).await? {
+        let remains = &job.remains;
+        if process::alive(&remains.launcher) {
+            alive.push(job.record()?);
         } else {
-            tracing::info!("removing what job {} left", record.owner.job);
-            remove_dir(&record.dir)?;
-            forget(store, user, record.owner).await?;
+            tracing::info!("removing what job {} left", remains.owner.job);
+            remove_dir(&remains.dir)?;
+            forget(store, user, remains.owner).await?;
         }
     }
     Ok(alive)
@@ -79,4 +80,27 @@ pub async fn sweep(store: &dyn Store, user: &str) -> Result<Vec<JobRecord>> {
 pub async fn sweep_host() -> Result<()> {
     let journal = Journal::open(JOURNAL_DIR)?;
     journal.sweep(&Host::new(NETNS_DIR.into())).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_job_of_another_version_left_is_removed() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = embedded::open(&temp.path().join("state")).await.unwrap();
+        let dir = temp.path().join("job");
+        std::fs::create_dir(&dir).unwrap();
+        let (owner, dead) = (Owner::local(3), serde_json::json!({ "pid": 1, "start_time": 1 }));
+        let record =
+            serde_json::json!({ "version": 9, "owner": owner, "launcher": dead, "dir": dir });
+        let key = keys::job_record("alice", owner);
+        let put = Change::put_json(key, &record).unwrap();
+        let done = store.commit(&[], &[put]).await.unwrap();
+        assert!(matches!(done, crate::store::Commit::Done(_)));
+        assert!(sweep(&store, "alice").await.unwrap().is_empty());
+        assert!(!dir.exists());
+        assert!(super::super::jobs::stored(&store, "alice").await.unwrap().is_empty());
+    }
 }

@@ -1,7 +1,11 @@
 //! Finding running clusters: all of a user's, or the one that is meant.
 
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
 use crate::error::{Context, Error, Result};
-use crate::model::job::{JobRecord, VmStatus};
+use crate::model::job::{JobRecord, ProcessId, VmStatus};
 use crate::model::owner::Owner;
 use crate::store::keys::{self, JobKey};
 use crate::store::{Entry, Store, list_all};
@@ -15,27 +19,50 @@ pub struct Selector {
     pub here: Option<String>,
 }
 
+/// A stored job, with what it takes to remove it: that is the same in every version.
+#[derive(Debug)]
+pub struct Stored {
+    pub remains: Remains,
+    entry: Entry,
+}
+
+/// What there is to remove of a job whose launcher is gone.
+#[derive(Debug, Deserialize)]
+pub struct Remains {
+    pub owner: Owner,
+    pub launcher: ProcessId,
+    pub dir: PathBuf,
+}
+
 /// Every stored job of a user, whether it lives or not, by id.
-pub async fn records(store: &dyn Store, user: &str) -> Result<Vec<JobRecord>> {
+pub async fn stored(store: &dyn Store, user: &str) -> Result<Vec<Stored>> {
     let (entries, _) = list_all(store, &keys::jobs(user)).await?;
     let is_record =
-        |entry: &&Entry| matches!(keys::parse_job_key(&entry.key), Some((_, JobKey::Record)));
-    let mut found: Vec<JobRecord> =
-        entries.iter().filter(is_record).map(decode).collect::<Result<_>>()?;
-    found.sort_by_key(|record| record.owner);
+        |entry: &Entry| matches!(keys::parse_job_key(&entry.key), Some((_, JobKey::Record)));
+    let read = |entry: Entry| Ok(Stored { remains: entry.json()?, entry });
+    let mut found: Vec<Stored> =
+        entries.into_iter().filter(is_record).map(read).collect::<Result<_>>()?;
+    found.sort_by_key(|job| job.remains.owner);
     Ok(found)
 }
 
-fn decode(entry: &Entry) -> Result<JobRecord> {
-    let record: serde_json::Value = entry.json()?;
-    let version = record.get("version").and_then(serde_json::Value::as_u64);
-    let doing = || format!("reading the stored `{}`", entry.key);
-    if version != Some(JobRecord::VERSION.into()) {
-        return Err(Error::system("it was written by another version of pavo")
-            .help("use the version that started the job, or end the job"))
-        .while_doing(doing);
+impl Stored {
+    /// The whole record.
+    ///
+    /// # Errors
+    /// When another version of pavo wrote it.
+    pub fn record(&self) -> Result<JobRecord> {
+        let entry = &self.entry;
+        let record: serde_json::Value = entry.json()?;
+        let version = record.get("version").and_then(serde_json::Value::as_u64);
+        let doing = || format!("reading the stored `{}`", entry.key);
+        if version != Some(JobRecord::VERSION.into()) {
+            return Err(Error::system("it was written by another version of pavo")
+                .help("use the version that started the job, or end the job"))
+            .while_doing(doing);
+        }
+        serde_json::from_value(record).while_doing(doing)
     }
-    serde_json::from_value(record).while_doing(doing)
 }
 
 /// The one job that is meant: by id, by name, by the shell we are in, or because there
@@ -113,7 +140,6 @@ pub fn parse_id(text: &str) -> Result<Owner> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::job::ProcessId;
 
     fn job(id: u32, name: &str) -> JobRecord {
         JobRecord {
