@@ -242,8 +242,8 @@ impl Alloc {
         let mut beside = Beside::start(&program, &cluster.record, at_terminal)?;
         let outcome = loop {
             break tokio::select! {
-                status = beside.wait() => return status.map(Outcome::Script),
-                over = follow(app, cluster) => over.map(|()| Outcome::ShutDown),
+                // A terminal that closes ends the shell, too: the signal is the reason.
+                biased;
                 why = signals.next() => match why {
                     INTERRUPTED => {
                         beside.interrupt();
@@ -251,6 +251,8 @@ impl Alloc {
                     }
                     why => Err(Error::new(Kind::Interrupted, why)),
                 },
+                status = beside.wait() => return status.map(Outcome::Script),
+                over = follow(app, cluster) => over.map(|()| Outcome::ShutDown),
                 () = until(deadline) => Ok(Outcome::TimeLimit),
             };
         };

@@ -82,7 +82,7 @@ fn a_killed_qemu_is_reported_and_leaves_nothing() {
 fn what_a_killed_launcher_and_its_cell_left_is_removed_by_the_next_command() {
     world(|world| {
         let alloc = world.alloc(&["tiny:1", "--mem", "128", "-E", "exec sleep 600"]);
-        alloc.wait_for("vm0 run\n");
+        alloc.wait_for("vm0 runs\n");
         let cell = world.process("internal cell-init").unwrap();
         alloc.signal(Signal::SIGSTOP);
         cell.kill();

@@ -98,8 +98,10 @@ fn a_shell_says_in_its_prompt_which_cluster_it_is_in() {
         terminal.wait_for("\"state\":\"running\"");
         terminal.wait_for("Failure in job allocation: already in a job");
         // Ctrl-C is the shell's business.
-        terminal.type_in("sleep 600\n");
+        terminal.type_in("echo it sle''eps; sleep 600\n");
+        terminal.wait_for("it sleeps");
         terminal.type_in("\x03");
+        terminal.wait_for("^C");
         terminal.wait_for("(pavo/1) ");
         terminal.type_in("exit 3\n");
         terminal.wait_for("Terminating the cluster...");
@@ -114,7 +116,9 @@ fn a_terminal_that_closes_ends_the_cluster() {
         let mut terminal = Terminal::new(world, &["alloc", "tiny:1", "--mem", "128"]);
         terminal.wait_for("(pavo/1) ");
         let output = terminal.close().finish();
-        assert_eq!(output.code, Some(130), "{output}");
+        // Whichever the kernel tells first: the launcher of the hang-up, or the shell of
+        // the end of its input.
+        assert!(matches!(output.code, Some(130 | 0)), "{output}");
     });
 }
 
@@ -166,7 +170,7 @@ fn four_at_once_get_ids_and_ports_of_their_own() {
         let allocs: Vec<Running> =
             (0..4).map(|_| world.alloc(&["tiny:1", "--mem", "128", "-E", "sleep 600"])).collect();
         let ids: Vec<String> = allocs.iter().map(Running::id).collect();
-        allocs.iter().for_each(|alloc| alloc.wait_for("vm0 run\n"));
+        allocs.iter().for_each(|alloc| alloc.wait_for("vm0 runs\n"));
         let ports = ids.iter().map(|id| world.ok(&["status", "-j", id, "-o", "json"]));
         let port = |status: String| {
             let status: serde_json::Value = serde_json::from_str(&status).unwrap();

@@ -14,7 +14,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
@@ -257,7 +257,7 @@ impl World {
         let mut command = self.pavo_command(&["alloc", "--mem", "128", "-E", "sleep 600"]);
         command.args(args);
         let alloc = self.start(command);
-        alloc.wait_for(" run\n");
+        alloc.wait_for(if args[0] == "tiny:2" { "vm[0-1] run\n" } else { "vm0 runs\n" });
         alloc
     }
 
@@ -385,7 +385,7 @@ impl World {
     }
 }
 
-/// Makes `source` readable at `target`, in our mount namespace.
+/// Makes `source` readable, and no more, at `target` in our mount namespace.
 fn bind(source: &Path, target: &Path) {
     if source.is_dir() {
         fs::create_dir(target).unwrap();
@@ -393,6 +393,17 @@ fn bind(source: &Path, target: &Path) {
         File::options().create(true).write(true).mode(0o755).open(target).unwrap();
     }
     mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+    let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    mount(None::<&str>, target, None::<&str>, read_only, None::<&str>).unwrap();
+}
+
+impl Drop for World {
+    /// What is mounted is not the folder's, and must not be removed with it.
+    fn drop(&mut self) {
+        for name in ["pavo", "images", "tmp"] {
+            while umount2(&self.path(name), MntFlags::MNT_DETACH).is_ok() {}
+        }
+    }
 }
 
 /// Leads this world to the image `tiny`.
@@ -427,11 +438,12 @@ fn shared_images() -> PathBuf {
         return images;
     }
     let _ = fs::remove_dir_all(&home);
-    fs::create_dir(&home).unwrap();
+    let site = home.join("site");
+    fs::create_dir_all(&site).unwrap();
     fs::write(home.join("repos.yaml"), repository(&images)).unwrap();
     let mut build = Command::new(pavo);
     build.args(["image", "build", "tiny", "tiny", "--cache"]).arg(shared.join("packages"));
-    build.env("HOME", &home).env("PAVO_USER_CONF_DIR", &home).env("PAVO_SYSTEM_CONF_DIR", &home);
+    build.env("HOME", &home).env("PAVO_USER_CONF_DIR", &home).env("PAVO_SYSTEM_CONF_DIR", &site);
     let built = build.output().unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     File::create(done).unwrap();
