@@ -144,6 +144,9 @@ impl Alloc {
             app.out.status("Terminating the cluster...");
         }
         let ended = cluster.end(grace).await.while_doing(|| "ending the cluster".into());
+        if let (Err(_), Err(leftover)) = (&outcome, &ended) {
+            app.out.warn(leftover.report().trim_start_matches("error: "));
+        }
         let code = report(app, outcome)?;
         ended.map(|()| code)
     }

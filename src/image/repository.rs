@@ -17,8 +17,9 @@ use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -28,6 +29,11 @@ use super::uri;
 use crate::error::{Context, Error, Result};
 
 const VERSION: &str = "2";
+
+/// How long to wait for another program that writes to the repository, and how often to
+/// look. An import holds the lock while it makes one revision appear, not while it copies.
+const LOCK_LIMIT: Duration = Duration::from_secs(60);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// What a revision is made of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -356,12 +362,28 @@ impl Repository {
     }
 
     /// Keeps other writers away as long as the value lives.
+    ///
+    /// # Errors
+    /// When somebody else has kept us away for [`LOCK_LIMIT`]: whoever may read the
+    /// repository can hold its lock.
     fn lock(&self) -> Result<Flock<File>> {
         let path = self.path.join(".config");
-        let file = File::open(&path).while_doing(|| format!("opening `{}`", path.display()))?;
-        Flock::lock(file, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| errno)
-            .while_doing(|| format!("locking the repository `{}`", self.name))
+        let doing = || format!("locking the repository `{}`", self.name);
+        let mut file = File::open(&path).while_doing(doing)?;
+        let deadline = Instant::now() + LOCK_LIMIT;
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(lock),
+                Err((back, Errno::EWOULDBLOCK)) if Instant::now() < deadline => file = back,
+                Err((_, Errno::EWOULDBLOCK)) => {
+                    return Err(Error::system("another program has held it for a minute")
+                        .help(format!("`fuser -v {}` says which", path.display())))
+                    .while_doing(doing);
+                }
+                Err((_, errno)) => return Err(errno).while_doing(doing),
+            }
+            std::thread::sleep(LOCK_PAUSE);
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
@@ -87,6 +88,7 @@ pub struct Cluster<'a> {
     pub states: Vec<VmStatus>,
     cell: Option<Cell>,
     pasta: Option<tokio::process::Child>,
+    dir_lock: Option<Flock<std::fs::File>>,
     /// The error a VM's process reported, by rank.
     failures: BTreeMap<u32, Error>,
 }
@@ -141,18 +143,24 @@ impl<'a> Cluster<'a> {
             states,
             cell: None,
             pasta: None,
+            dir_lock: None,
             failures: BTreeMap::new(),
         })
     }
 
     /// Writes the job's record, then makes its directory: what exists is recorded.
-    async fn make_files(&self) -> Result<()> {
+    async fn make_files(&mut self) -> Result<()> {
         let key = keys::job_record(&self.record.user, self.record.owner);
         self.write_record(&[Check::Absent(key)]).await?;
         let dir = &self.record.dir;
         let made = std::fs::DirBuilder::new().mode(0o700).create(dir);
         made.while_doing(|| format!("creating `{}`", dir.display()))
-            .map_err(|error| error.help("set PAVO_TMPDIR to a folder that you can write to"))
+            .map_err(|error| error.help("set PAVO_TMPDIR to a folder that you can write to"))?;
+        // Cleaners of temporary folders (systemd-tmpfiles) leave alone what is locked.
+        let lock = std::fs::File::open(dir)
+            .and_then(|dir| Ok(Flock::lock(dir, FlockArg::LockShared).map_err(|(_, e)| e)?));
+        self.dir_lock = Some(lock.while_doing(|| format!("locking `{}`", dir.display()))?);
+        Ok(())
     }
 
     async fn write_record(&self, checks: &[Check]) -> Result<()> {

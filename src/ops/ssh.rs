@@ -48,6 +48,11 @@ fn literal(path: &Path) -> String {
     path.display().to_string().replace('%', "%%")
 }
 
+/// The end of the configuration that `pavo ssh` uses: a name that is no VM's must not be
+/// looked for on the site's network.
+const NO_OTHER_HOST: &str = "Host *\n    ProxyCommand sh -c 'echo \"error: the cluster has no VM of \
+    this name\" >&2; echo \"  help: see its VMs: pavo status\" >&2; exit 4'\n";
+
 /// Where the ssh files of a job lie.
 #[derive(Clone, Debug)]
 pub struct SshFiles {
@@ -83,7 +88,8 @@ impl SshFiles {
             .map(|(vm, key)| format!("vm{} {}\n", vm.rank, key.openssh_public))
             .collect();
         write_atomically(&self.known_hosts(), known.as_bytes(), 0o600)?;
-        write_atomically(&self.config(), self.client_config(vms).as_bytes(), 0o600)
+        let config = self.client_config(vms) + NO_OTHER_HOST;
+        write_atomically(&self.config(), config.as_bytes(), 0o600)
     }
 
     /// A `Host` block for each VM whose ssh port is published.
@@ -103,7 +109,8 @@ impl SshFiles {
                  \x20   UserKnownHostsFile \"{known}\"\n\
                  \x20   GlobalKnownHostsFile /dev/null\n\
                  \x20   StrictHostKeyChecking yes\n\
-                 \x20   PasswordAuthentication no\n\
+                 \x20   PreferredAuthentications publickey\n\
+                 \x20   ProxyCommand none\n\
                  \x20   LogLevel ERROR\n",
                 rank = vm.rank,
                 address = port.host_address,

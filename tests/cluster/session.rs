@@ -65,7 +65,7 @@ impl Terminal {
     }
 
     /// Waits for the program's end; whether the terminal shows what is typed again.
-    pub fn is_cooked_after_the_end(self) -> bool {
+    pub fn cooked_after_the_end(self) -> bool {
         self.program.finish();
         let modes = tcgetattr(self.master.as_fd()).unwrap().local_flags;
         modes.contains(LocalFlags::ECHO | LocalFlags::ICANON)

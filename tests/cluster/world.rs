@@ -390,7 +390,7 @@ fn bind(source: &Path, target: &Path) {
     if source.is_dir() {
         fs::create_dir(target).unwrap();
     } else {
-        File::options().create(true).write(true).mode(0o755).open(target).unwrap();
+        File::options().create(true).truncate(false).write(true).mode(0o755).open(target).unwrap();
     }
     mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
     let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
