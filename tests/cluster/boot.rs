@@ -154,7 +154,7 @@ fn the_console_says_all_and_takes_input(world: &World) {
     console.type_in("echo the sum is $((20+22))\n");
     console.wait_for("the sum is 42");
     console.type_in("\x03\x03\x03");
-    assert!(console.cooked_after_the_end(), "the terminal is as it was");
+    assert!(console.ends_cooked(), "the terminal is as it was");
 }
 
 fn a_reset_guest_comes_back(world: &World) {

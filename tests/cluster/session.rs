@@ -65,7 +65,7 @@ impl Terminal {
     }
 
     /// Waits for the program's end; whether the terminal shows what is typed again.
-    pub fn cooked_after_the_end(self) -> bool {
+    pub fn ends_cooked(self) -> bool {
         self.program.finish();
         let modes = tcgetattr(self.master.as_fd()).unwrap().local_flags;
         modes.contains(LocalFlags::ECHO | LocalFlags::ICANON)
@@ -98,8 +98,9 @@ fn a_shell_says_in_its_prompt_which_cluster_it_is_in() {
         terminal.wait_for("\"state\":\"running\"");
         terminal.wait_for("Failure in job allocation: already in a job");
         // Ctrl-C is the shell's business.
-        terminal.type_in("echo it sle''eps; sleep 600\n");
-        terminal.wait_for("it sleeps");
+        // Said by the program that the terminal's keys go to by then.
+        terminal.type_in("sh -c 'echo it $((1+1)) sleeps; exec sleep 600'\n");
+        terminal.wait_for("it 2 sleeps");
         terminal.type_in("\x03");
         terminal.wait_for("^C");
         terminal.wait_for("(pavo/1) ");

@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
@@ -390,7 +390,7 @@ fn bind(source: &Path, target: &Path) {
     if source.is_dir() {
         fs::create_dir(target).unwrap();
     } else {
-        File::options().create(true).truncate(false).write(true).mode(0o755).open(target).unwrap();
+        File::create_new(target).unwrap();
     }
     mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
     let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
