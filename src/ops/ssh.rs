@@ -169,7 +169,12 @@ mod tests {
         for line in ["hostname 127.0.0.1", "port 60222", "stricthostkeychecking true"] {
             assert!(read.lines().any(|said| said == line), "{line}: {read}");
         }
-        let known = odd.join("ssh/known_hosts").display().to_string().replace('%', "%%");
-        assert!(read.contains(&known), "{read}");
+        // ssh shows some paths before it reads `%%` as `%`, and some after.
+        let known = odd.join("ssh/known_hosts").display().to_string();
+        assert!(read.replace("%%", "%").contains(&known), "{read}");
+        let mut ssh = std::process::Command::new("ssh");
+        let output = ssh.arg("-F").arg(files.config()).arg("vm7.invalid").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("error: the cluster has no VM of this name\n"), "{said}");
     }
 }
