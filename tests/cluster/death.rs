@@ -49,6 +49,22 @@ fn a_killed_launcher_leaves_nothing() {
 }
 
 #[test]
+fn a_launcher_killed_while_it_ends_the_cluster_leaves_nothing() {
+    world(|world| {
+        for moment in [0, 10, 30, 60] {
+            let alloc = world.alloc(&["tiny:2", "--mem", "128", "-E", "true"]);
+            alloc.wait_for("Terminating the cluster...");
+            sleep(Duration::from_millis(moment));
+            alloc.signal(Signal::SIGKILL);
+            // It may have come to its end before that.
+            let output = alloc.finish();
+            assert!(output.signal == Some(9) || output.code == Some(0), "{moment} ms: {output}");
+            world.nothing_is_left();
+        }
+    });
+}
+
+#[test]
 fn a_killed_outer_cell_is_reported_and_leaves_nothing() {
     launcher_reports("internal cell --rootless");
 }
