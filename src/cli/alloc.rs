@@ -22,6 +22,7 @@ use crate::model::vmset::fold;
 use crate::ops::accel;
 use crate::ops::beside::{Beside, Program};
 use crate::ops::launch::{Cluster, Place, Wanted};
+use crate::ops::pasta;
 use crate::ops::resolve::resolve;
 use crate::ops::watch::{Goal, Progress, wait_until};
 use crate::store::embedded;
@@ -129,7 +130,11 @@ impl Alloc {
             store: app.env.state_dir(),
             host: app.env.hostname(),
             accel: accel::choose(&app.env.state_dir(), &|text| app.out.status(text)).await,
+            way_out: pasta::has_way_out(),
         };
+        if !place.way_out {
+            app.out.status("This machine has no default route: the cluster has no way out");
+        }
         let mut signals = Signals::new()?;
         let owner = local::next_job(&store, &app.env.user).await?;
         let mut cluster = Cluster::new(&store, owner, place, wanted)?;

@@ -35,7 +35,7 @@ use super::ssh::{self, SshFiles};
 use crate::batch::local::Allocation;
 use crate::error::{Context, Error, Result};
 use crate::host::{Host, journal::Journal, process};
-use crate::model::job::{JobRecord, ProcessId, VmRecord, VmState, VmStatus};
+use crate::model::job::{JobRecord, ProcessId, VmState, VmStatus};
 use crate::model::owner::Owner;
 use crate::model::vm::{Accel, HostKey, VmSpec};
 use crate::network::{self, NetworkPlan, Outside, VmNetworks};
@@ -59,6 +59,8 @@ pub struct Place {
     pub store: PathBuf,
     pub host: String,
     pub accel: Accel,
+    /// Whether this machine can reach others at all.
+    pub way_out: bool,
 }
 
 /// What is asked for, checked.
@@ -109,17 +111,6 @@ impl<'a> Cluster<'a> {
     pub fn new(store: &'a dyn Store, owner: Owner, place: Place, wanted: Wanted) -> Result<Self> {
         let nonce = random()?;
         let dir = place.tmp.join(format!("pavo-{}-{:08x}", owner.job, nonce as u32));
-        let vm = |blueprint: &super::resolve::VmBlueprint| VmRecord {
-            rank: blueprint.rank,
-            template: blueprint.template.name.clone(),
-            image: blueprint.image.as_ref().map(|image| image.uri.clone()),
-            cores: wanted.allocation.cores,
-            memory_mib: wanted.allocation.memory_mib,
-            host: place.host.clone(),
-            addresses: Vec::new(),
-            ports: Vec::new(),
-            ssh_user: "root".into(),
-        };
         let record = JobRecord {
             version: JobRecord::VERSION,
             owner,
@@ -131,7 +122,12 @@ impl<'a> Cluster<'a> {
             launcher: process::current(),
             dir,
             host: place.host.clone(),
-            vms: wanted.blueprint.vms.iter().map(vm).collect(),
+            vms: wanted
+                .blueprint
+                .vms
+                .iter()
+                .map(|vm| vm.record(&wanted.allocation, &place.host))
+                .collect(),
         };
         let waiting = VmStatus { state: VmState::Waiting, since: now(), detail: String::new() };
         let states = vec![waiting; record.vms.len()];
@@ -193,8 +189,9 @@ impl<'a> Cluster<'a> {
         let bound = self.bind_ports(&network)?;
         let upstream = publish::name_servers();
 
-        let outside = network.l3.iter().any(|net| net.allow_outbound);
-        let uplink = (self.rootless() && outside).then(|| pasta::LINK.to_owned());
+        let asked = network.l3.iter().any(|net| net.allow_outbound);
+        let uplink =
+            (self.rootless() && asked && self.place.way_out).then(|| pasta::LINK.to_owned());
         let (netns_dir, journal_dir) = self.host_dirs();
         let drop_to = (!self.rootless()).then_some((NOBODY, NOBODY));
         let responders = publish::responders(&network, &netns_dir, &bound, &upstream, drop_to);

@@ -22,6 +22,24 @@ const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 2);
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 1);
 
 const LOG: &str = "pasta.log";
+/// A route that is in use (`linux/route.h`).
+const RTF_UP: u16 = 1;
+
+/// Whether this machine has a default route, without which pasta has nothing to do and
+/// does not start. Columns of `/proc/net/route`: interface, destination, gateway, flags.
+pub fn has_way_out() -> bool {
+    let routes = std::fs::read_to_string("/proc/self/net/route").unwrap_or_default();
+    is_routed(&routes)
+}
+
+fn is_routed(routes: &str) -> bool {
+    routes.lines().skip(1).any(|line| {
+        let mut columns = line.split_whitespace().skip(1);
+        let (destination, flags) = (columns.next(), columns.nth(1));
+        let up = flags.and_then(|flags| u16::from_str_radix(flags, 16).ok());
+        destination == Some("00000000") && up.is_some_and(|flags| flags & RTF_UP != 0)
+    })
+}
 
 /// Starts pasta for the namespaces of process `pid`. It dies with this process.
 ///
@@ -70,4 +88,19 @@ pub fn error(status: &str, dir: &Path) -> Error {
     Error::system("pasta, the cluster's way out, has ended")
         .because(Error::system(cause))
         .help("try `pasta --config-net true` by hand; it needs /dev/net/tun and a default route")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_default_route_is_a_way_out_and_a_route_to_a_network_is_none() {
+        let head = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\n";
+        let default = "eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\n";
+        let near = "eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\n";
+        assert!(is_routed(&format!("{head}{near}{default}")));
+        assert!(!is_routed(&format!("{head}{near}")));
+        assert!(!is_routed(head) && !is_routed(""));
+    }
 }

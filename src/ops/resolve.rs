@@ -11,6 +11,7 @@ use crate::error::{Context, Error, Result};
 use crate::image::library::{Library, Resolved};
 use crate::image::repository::Kind;
 use crate::model::cluster::ClusterDef;
+use crate::model::job::VmRecord;
 use crate::model::owner::Owner;
 use crate::model::vm::{Accel, Disk, HostKey, Kernel, Nic, Seed, VmSpec};
 
@@ -220,6 +221,21 @@ pub struct Job<'a> {
 }
 
 impl VmBlueprint {
+    /// What will be known of it, but for addresses and ports.
+    pub fn record(&self, allocation: &Allocation, host: &str) -> VmRecord {
+        VmRecord {
+            rank: self.rank,
+            template: self.template.name.clone(),
+            image: self.image.as_ref().map(|image| image.uri.clone()),
+            cores: allocation.cores,
+            memory_mib: allocation.memory_mib,
+            host: host.to_owned(),
+            addresses: Vec::new(),
+            ports: Vec::new(),
+            ssh_user: "root".into(),
+        }
+    }
+
     /// The complete specification of this VM.
     pub fn spec(&self, job: &Job<'_>, nics: Vec<Nic>) -> VmSpec {
         let template = &self.template;

@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::termios::{LocalFlags, tcgetattr};
 
-use super::world::{Running, World, world};
+use super::world::{Running, World, prepared_world, world};
 
 /// A terminal with a program on it.
 pub struct Terminal {
@@ -237,5 +237,17 @@ fn waiting_has_an_end_and_says_who_was_waited_for() {
         world.ok(&["reset", "vm0"]);
         assert_eq!(waiting.finish().code, Some(0));
         assert_eq!(alloc.finish().code, Some(0));
+    });
+}
+
+#[test]
+fn a_machine_without_a_network_has_clusters_without_a_way_out() {
+    prepared_world(|world| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+        assert!(up.unwrap().success());
+        let output = world.alloc(&["tiny:1", "--mem", "128", "-E", "exit 7"]).finish();
+        assert_eq!(output.code, Some(7), "{output}");
+        assert!(output.stderr.contains("the cluster has no way out"), "{output}");
     });
 }
