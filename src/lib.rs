@@ -18,7 +18,7 @@
 //! # Where do I add …
 //!
 //! - a subcommand: `src/cli/<verb>.rs` and one line in `cli::Command`;
-//! - a kernel object: a `host::step::Step` variant, tested in `tests/netns.rs`;
+//! - a kernel object: a `host::step::Step` variant, tested in `tests/netns/`;
 //! - a network type: `src/network/<type>.rs` and its configuration;
 //! - a stored key: a function in `store::keys`;
 //! - a configuration option: a documented field in `config`, and the example in `etc/`.

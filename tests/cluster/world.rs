@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::{SigHandler, Signal, kill, killpg};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -90,8 +90,20 @@ fn skip(why: &str) {
     eprintln!("skipped: {why}");
 }
 
+/// Lets signals mean what they mean at a terminal, for us and all that we start. A shell
+/// starts what is to run beside it with SIGINT ignored, `nohup` with SIGHUP, and a signal
+/// that is sent before the launcher listens would be lost.
+fn heed_signals() {
+    for signal in [Signal::SIGINT, Signal::SIGHUP] {
+        #[expect(unsafe_code)]
+        // SAFETY: the default action runs no code of ours.
+        unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }.unwrap();
+    }
+}
+
 /// On a thread of its own, whose mounts are nobody else's.
 fn enter(account: Account, test: impl FnOnce(&World) + Send + 'static) {
+    heed_signals();
     let run = move || {
         let world = World::new(account);
         let outcome = catch_unwind(AssertUnwindSafe(|| {
