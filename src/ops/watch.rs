@@ -49,6 +49,9 @@ impl Goal {
 /// one packet to a guest that is still booting.
 const SSH_RETRY: Duration = Duration::from_millis(50);
 const SSH_PATIENCE: Duration = Duration::from_millis(1500);
+/// Tries under way at once. OpenSSH turns away everybody, the user too, from ten
+/// connections that have not logged in (`MaxStartups`).
+const SSH_TRIES: usize = 4;
 
 /// Asks the VMs of a cluster for their ssh banners, until each has answered.
 #[derive(Debug)]
@@ -238,7 +241,9 @@ fn ssh_port(vm: &VmRecord) -> Option<SocketAddr> {
 async fn ssh_banner(rank: u32, address: SocketAddr) -> u32 {
     let mut tries = FuturesUnordered::new();
     loop {
-        tries.push(timeout(SSH_PATIENCE, one_banner(address)));
+        if tries.len() < SSH_TRIES {
+            tries.push(timeout(SSH_PATIENCE, one_banner(address)));
+        }
         let pause = sleep(SSH_RETRY);
         tokio::pin!(pause);
         loop {
