@@ -24,6 +24,9 @@ pub enum Internal {
     Responder,
     /// Whether KVM runs guest code
     KvmProbe,
+    /// Root's part of a cluster on this host
+    #[command(subcommand)]
+    Setup(super::setup::Setup),
 }
 
 impl Internal {
@@ -36,6 +39,7 @@ impl Internal {
                 let stream = tokio::net::UnixStream::from_std(stdin()?);
                 responder::main(stream.while_doing(|| "opening the life line".into())?).await
             })?,
+            Self::Setup(verb) => return verb.run(app),
             Self::KvmProbe => {
                 if let Err(why) = vm::kvm::probe_in_this_process() {
                     // Whoever started the probe reads it there.
@@ -49,7 +53,7 @@ impl Internal {
 }
 
 /// Standard input, which is a socket to whoever started this process.
-fn stdin() -> Result<std::os::unix::net::UnixStream> {
+pub fn stdin() -> Result<std::os::unix::net::UnixStream> {
     use std::os::fd::AsFd;
     let doing = || "opening the socket on standard input".to_owned();
     let owned = std::io::stdin().as_fd().try_clone_to_owned().while_doing(doing)?;

@@ -20,6 +20,7 @@ mod job;
 pub mod out;
 mod ps;
 mod reset;
+mod setup;
 mod ssh;
 mod status;
 mod template;

@@ -1,6 +1,8 @@
 //! Processes, told apart for good by id and start time.
 
 use std::fs;
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
 
 pub use crate::model::job::ProcessId;
 
@@ -23,6 +25,41 @@ pub fn identify(pid: u32) -> Option<ProcessId> {
 /// more but its exit status.
 pub fn alive(process: &ProcessId) -> bool {
     identify(process.pid).as_ref() == Some(process)
+}
+
+/// Waits for the end of this very process, without polling.
+///
+/// # Errors
+/// When the kernel cannot tell of it (it is older than 5.3).
+pub async fn ended(process: &ProcessId) -> io::Result<()> {
+    let descriptor = match descriptor(process) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => return Ok(()),
+        descriptor => descriptor?,
+    };
+    #[expect(unsafe_code)]
+    // SAFETY: an `OwnedFd` always gives the same descriptor, and keeps it open.
+    let descriptor = unsafe { tokio::io::unix::AsyncFd::register(descriptor) };
+    drop(descriptor?.readable().await?);
+    Ok(())
+}
+
+/// A descriptor that is readable once this very process has ended (pidfd_open(2)).
+///
+/// # Errors
+/// When it has ended already, or the kernel is older than 5.3.
+fn descriptor(process: &ProcessId) -> io::Result<OwnedFd> {
+    let pid = nix::libc::pid_t::try_from(process.pid).map_err(io::Error::other)?;
+    #[expect(unsafe_code)]
+    // SAFETY: the call takes two integers and touches no memory of ours; what it returns,
+    // unless negative, is a descriptor that nobody else knows.
+    let owned = unsafe {
+        let fd = nix::libc::syscall(nix::libc::SYS_pidfd_open, pid, 0);
+        let fd = nix::errno::Errno::result(fd)?;
+        OwnedFd::from_raw_fd(i32::try_from(fd).map_err(io::Error::other)?)
+    };
+    // The id may have passed to another process just before.
+    if alive(process) { Ok(owned) } else { Err(io::ErrorKind::NotFound.into()) }
 }
 
 /// The start time (field 22 of proc(5)'s `stat`) of a process that is not over.
@@ -60,7 +97,14 @@ mod tests {
         let later = ProcessId { start_time: process.start_time + 1, ..process };
         assert!(!alive(&later), "another process may get the id");
 
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let early = std::time::Duration::from_millis(50);
+        let waits = async { tokio::time::timeout(early, ended(&process)).await.is_err() };
+        assert!(runtime.block_on(waits), "it lives");
+
         child.kill().unwrap();
+        runtime.block_on(ended(&process)).unwrap();
         // Waits for the end, but leaves the zombie.
         let id = nix::sys::wait::Id::Pid(nix::unistd::Pid::from_raw(child.id() as i32));
         let flags = nix::sys::wait::WaitPidFlag::WEXITED | nix::sys::wait::WaitPidFlag::WNOWAIT;

@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
@@ -256,15 +257,9 @@ impl<'a> Cluster<'a> {
 
     /// Binds a host port for each published port of each guest.
     fn bind_ports(&mut self, network: &NetworkPlan) -> Result<Vec<Bound>> {
-        let mut all = Vec::new();
-        for l3 in &network.l3 {
-            for rule in &l3.reverse_nat {
-                let count = u32::try_from(l3.guests.len()).unwrap_or(u32::MAX);
-                for (guest, bound) in l3.guests.iter().zip(publish::bind(rule, count)?) {
-                    self.record.vms[guest.rank as usize].ports.push(bound.port);
-                    all.push(Bound { network: l3.network.clone(), rank: guest.rank, bound });
-                }
-            }
+        let all = publish::bind_all(network, Ipv4Addr::LOCALHOST)?;
+        for bound in &all {
+            self.record.vms[bound.rank as usize].ports.push(bound.bound.port);
         }
         Ok(all)
     }

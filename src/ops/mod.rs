@@ -25,5 +25,6 @@ pub mod launch;
 pub mod pasta;
 pub mod publish;
 pub mod resolve;
+pub mod setup;
 pub mod ssh;
 pub mod watch;

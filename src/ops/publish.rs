@@ -26,24 +26,25 @@ pub struct BoundPort {
     pub listener: OwnedFd,
 }
 
-/// Binds one free port of the range for each of `count` VMs, in their order.
+/// Binds one free port of the range, at this address of the host, for each of `count` VMs,
+/// in their order.
 ///
 /// # Errors
 /// When the range has too few free ports: nothing stays bound.
-pub fn bind(rule: &ReverseNat, count: u32) -> Result<Vec<BoundPort>> {
+pub fn bind(rule: &ReverseNat, address: Ipv4Addr, count: u32) -> Result<Vec<BoundPort>> {
     let mut bound = Vec::new();
     for host_port in rule.min_host_port..=rule.max_host_port {
         if bound.len() == count as usize {
             break;
         }
-        match TcpListener::bind((Ipv4Addr::LOCALHOST, host_port)) {
+        match TcpListener::bind((address, host_port)) {
             Ok(listener) => {
                 listener
                     .set_nonblocking(true)
                     .while_doing(|| format!("listening on port {host_port}"))?;
                 let port = PublishedPort {
                     vm_port: rule.vm_port,
-                    host_address: Ipv4Addr::LOCALHOST,
+                    host_address: address,
                     host_port,
                 };
                 bound.push(BoundPort { port, listener: listener.into() });
@@ -94,6 +95,20 @@ fn parse_resolv_conf(text: &str) -> Vec<IpAddr> {
         .filter_map(|rest| rest.trim().parse().ok())
         .take(MAX_NAME_SERVERS)
         .collect()
+}
+
+/// Binds, at this address of the host, every port that the networks of a plan publish.
+pub fn bind_all(plan: &NetworkPlan, address: Ipv4Addr) -> Result<Vec<Bound>> {
+    let mut all = Vec::new();
+    for l3 in &plan.l3 {
+        for rule in &l3.reverse_nat {
+            let count = u32::try_from(l3.guests.len()).unwrap_or(u32::MAX);
+            for (guest, bound) in l3.guests.iter().zip(bind(rule, address, count)?) {
+                all.push(Bound { network: l3.network.clone(), rank: guest.rank, bound });
+            }
+        }
+    }
+    Ok(all)
 }
 
 /// A guest's published port, bound on the host.
@@ -155,6 +170,8 @@ pub fn responders(
 mod tests {
     use super::*;
 
+    const LO: Ipv4Addr = Ipv4Addr::LOCALHOST;
+
     #[test]
     fn two_clusters_at_once_get_different_ports_and_a_full_range_says_so() {
         // A range of its own, found free: the kernel's choice and what follows it.
@@ -162,11 +179,11 @@ mod tests {
         let first = probe.local_addr().unwrap().port().min(65_000);
         drop(probe);
         let rule = ReverseNat { vm_port: 22, min_host_port: first, max_host_port: first + 40 };
-        let (a, b) = (bind(&rule, 2).unwrap(), bind(&rule, 2).unwrap());
+        let (a, b) = (bind(&rule, LO, 2).unwrap(), bind(&rule, LO, 2).unwrap());
         let ports =
             |bound: &[BoundPort]| bound.iter().map(|b| b.port.host_port).collect::<Vec<_>>();
         assert!(ports(&a).iter().all(|port| !ports(&b).contains(port)));
-        let error = bind(&rule, 50).unwrap_err();
+        let error = bind(&rule, LO, 50).unwrap_err();
         assert_eq!(error.to_string(), "Unable to find a free host port for reverse NAT");
     }
 
