@@ -11,10 +11,12 @@
 //! ```
 
 pub mod args;
+pub mod channel;
 pub mod console;
 pub mod control;
 pub mod driver;
 pub mod kvm;
+pub mod link;
 pub mod machine;
 pub mod overlay;
 pub mod process;

@@ -34,20 +34,36 @@ const SPEC_TIME: Duration = Duration::from_secs(60);
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// A wish of the launcher's, as it is on the wire.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "stop", rename_all = "lowercase")]
-enum Wish {
+pub enum Wish {
     Graceful { seconds: Option<u64> },
     Now,
 }
 
+impl From<Stop> for Wish {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Graceful { deadline } => Self::Graceful { seconds: Some(deadline.as_secs()) },
+            Stop::Now => Self::Now,
+        }
+    }
+}
+
+impl From<Wish> for Stop {
+    fn from(wish: Wish) -> Self {
+        match wish {
+            Wish::Graceful { seconds } => {
+                Self::Graceful { deadline: seconds.map_or(GRACE, Duration::from_secs) }
+            }
+            Wish::Now => Self::Now,
+        }
+    }
+}
+
 /// The line by which a launcher asks a VM's process to stop.
 pub fn stop_line(stop: Stop) -> String {
-    let wish = match stop {
-        Stop::Graceful { deadline } => Wish::Graceful { seconds: Some(deadline.as_secs()) },
-        Stop::Now => Wish::Now,
-    };
-    serde_json::to_string(&wish).expect("a wish is always valid JSON") + "\n"
+    serde_json::to_string(&Wish::from(stop)).expect("a wish is always valid JSON") + "\n"
 }
 
 /// Runs the VM whose spec comes first on `stream`, until it has ended. SIGTERM
