@@ -130,6 +130,7 @@ fn records(dir: &Path) -> usize {
         addresses: vec![[10, 200, 0, rank as u8 + 1].into()],
         ports: Vec::new(),
         ssh_user: "root".into(),
+        control: None,
     };
     let change = |job| {
         let record = JobRecord {

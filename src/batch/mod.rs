@@ -4,6 +4,7 @@
 //! of Slurm that make sense there, read in Slurm's formats.
 
 pub mod local;
+pub mod slurm;
 
 use crate::error::{Error, Result};
 

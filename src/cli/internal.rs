@@ -3,9 +3,10 @@
 use clap::Subcommand;
 
 use super::App;
+use crate::batch::slurm::Environment;
 use crate::error::{Context, Result};
 use crate::network::responder;
-use crate::ops::cell;
+use crate::ops::{cell, task};
 use crate::vm;
 
 /// What pavo starts of itself
@@ -20,6 +21,10 @@ pub enum Internal {
     CellInit,
     /// One VM
     Run,
+    /// One VM, as a task of a Slurm step
+    Task,
+    /// Inside a Slurm job, start its cluster
+    Launcher(super::launcher::Launcher),
     /// DHCP, DNS and published ports of one network
     Responder,
     /// Whether KVM runs guest code
@@ -35,6 +40,14 @@ impl Internal {
             Self::Cell { rootless } => cell::outer(rootless)?,
             Self::CellInit => app.block_on(cell::init())?,
             Self::Run => app.block_on(async { vm::process::main(stdin()?).await })?,
+            Self::Task => app.block_on(async {
+                use std::os::fd::AsFd;
+                let input = std::io::stdin().as_fd().try_clone_to_owned();
+                let input = input.while_doing(|| "opening standard input".into())?;
+                let environment = Environment::new(app.env.slurm.iter().cloned());
+                task::main(input, &environment).await
+            })?,
+            Self::Launcher(verb) => return verb.run(app),
             Self::Responder => app.block_on(async {
                 let stream = tokio::net::UnixStream::from_std(stdin()?);
                 responder::main(stream.while_doing(|| "opening the life line".into())?).await

@@ -17,10 +17,13 @@ mod console;
 mod image;
 mod internal;
 mod job;
+mod launcher;
 pub mod out;
 mod ps;
 mod reset;
+mod session;
 mod setup;
+mod site;
 mod ssh;
 mod status;
 mod template;
@@ -150,6 +153,8 @@ pub struct Environment {
     pub state_home: Option<PathBuf>,
     /// The job whose shell this is: `$PAVO_JOB_ID`.
     pub job_id: Option<String>,
+    /// What Slurm says of the job and the task we are in: `$SLURM…`.
+    pub slurm: Vec<(String, String)>,
 }
 
 impl Environment {
@@ -255,5 +260,9 @@ fn environment() -> Result<Environment> {
         state: path("PAVO_STATE_DIR"),
         state_home: path("XDG_STATE_HOME"),
         job_id: variable("PAVO_JOB_ID").and_then(|id| id.into_string().ok()),
+        slurm: std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .filter(|(name, _)| name.starts_with("SLURM"))
+            .collect(),
     })
 }

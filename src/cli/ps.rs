@@ -8,7 +8,7 @@ use super::out::{Column, OutputArgs};
 use super::{App, duration};
 use crate::error::Result;
 use crate::model::job::JobRecord;
-use crate::ops::launch::now;
+use crate::ops::book::now;
 use crate::store::embedded;
 
 /// List your running clusters

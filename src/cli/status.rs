@@ -8,8 +8,8 @@ use super::out::{Column, OutputArgs};
 use super::{App, duration};
 use crate::error::Result;
 use crate::model::job::{JobRecord, VmRecord, VmState, VmStatus};
+use crate::ops::book::now;
 use crate::ops::jobs;
-use crate::ops::launch::now;
 
 /// Show the VMs of a cluster, and how far each is
 ///

@@ -3,7 +3,7 @@
 //! A set-up is a [`Plan`](journal::Plan): a list of [`Step`](step::Step)s, plain
 //! data. The [`Journal`](journal::Journal) writes it down, applies it and undoes it.
 //! Below them is one file per protocol or kernel facility: [`netlink`] (links,
-//! addresses, routes), [`tap`] (ioctl), [`nft`], [`netns`], [`process`], [`cmd`]
+//! addresses, routes), [`tap`] (ioctl), [`cgroup`], [`nft`], [`netns`], [`process`], [`cmd`]
 //! (other programs) and [`file`](mod@file).
 //!
 //! "The host's namespace" is always the network namespace of the calling thread: a
@@ -11,6 +11,7 @@
 
 use std::path::{Path, PathBuf};
 
+pub mod cgroup;
 pub mod cmd;
 pub mod file;
 pub mod journal;

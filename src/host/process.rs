@@ -97,8 +97,7 @@ mod tests {
         let later = ProcessId { start_time: process.start_time + 1, ..process };
         assert!(!alive(&later), "another process may get the id");
 
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let early = std::time::Duration::from_millis(50);
         let waits = async { tokio::time::timeout(early, ended(&process)).await.is_err() };
         assert!(runtime.block_on(waits), "it lives");

@@ -1,6 +1,6 @@
 //! What is known of a running cluster: the record in the store, and VM states.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -57,6 +57,9 @@ pub struct VmRecord {
     /// Ports of this VM that are reachable from the host.
     pub ports: Vec<PublishedPort>,
     pub ssh_user: String,
+    /// Where commands reach its process from other hosts; absent on one machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control: Option<SocketAddr>,
 }
 
 /// A port of a VM, reachable at `host_address:host_port`.

@@ -44,7 +44,8 @@ pub async fn forget(store: &dyn Store, user: &str, owner: Owner) -> Result<()> {
     store.commit(&[], &[Change::DeletePrefix { prefix }]).await.map(drop)
 }
 
-fn remove_dir(dir: &Path) -> Result<()> {
+/// Removes a job's directory, whoever else does.
+pub fn remove_dir(dir: &Path) -> Result<()> {
     // Two that clean at once trip over each other's deletions: try again.
     for _ in 0..20 {
         match std::fs::remove_dir_all(dir) {

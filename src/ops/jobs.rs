@@ -8,7 +8,7 @@ use crate::error::{Context, Error, Result};
 use crate::model::job::{JobRecord, ProcessId, VmStatus};
 use crate::model::owner::Owner;
 use crate::store::keys::{self, JobKey};
-use crate::store::{Entry, Store, list_all};
+use crate::store::{Entry, Store, get_json, list_all};
 
 /// How a command names a job.
 #[derive(Clone, Debug, Default)]
@@ -120,6 +120,12 @@ fn listed(jobs: &[JobRecord]) -> String {
 /// The states of a job's VMs, by rank; `None` where nothing was reported yet.
 pub async fn states(store: &dyn Store, job: &JobRecord) -> Result<Vec<Option<VmStatus>>> {
     let mut states = vec![None; job.vms.len()];
+    if let Some((all, _)) =
+        get_json::<Vec<VmStatus>>(store, &keys::vm_states(&job.user, job.owner)).await?
+    {
+        states.iter_mut().zip(all).for_each(|(state, status)| *state = Some(status));
+        return Ok(states);
+    }
     let (entries, _) = list_all(store, &keys::vm_statuses(&job.user, job.owner)).await?;
     for entry in entries {
         if let Some((_, JobKey::VmStatus { rank })) = keys::parse_job_key(&entry.key) {

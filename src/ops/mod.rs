@@ -17,9 +17,11 @@
 
 pub mod accel;
 pub mod beside;
+pub mod book;
 pub mod cell;
 pub mod children;
 pub mod cleanup;
+pub mod here;
 pub mod jobs;
 pub mod launch;
 pub mod pasta;
@@ -27,4 +29,6 @@ pub mod publish;
 pub mod resolve;
 pub mod setup;
 pub mod ssh;
+pub mod step;
+pub mod task;
 pub mod watch;

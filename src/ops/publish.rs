@@ -42,11 +42,8 @@ pub fn bind(rule: &ReverseNat, address: Ipv4Addr, count: u32) -> Result<Vec<Boun
                 listener
                     .set_nonblocking(true)
                     .while_doing(|| format!("listening on port {host_port}"))?;
-                let port = PublishedPort {
-                    vm_port: rule.vm_port,
-                    host_address: address,
-                    host_port,
-                };
+                let port =
+                    PublishedPort { vm_port: rule.vm_port, host_address: address, host_port };
                 bound.push(BoundPort { port, listener: listener.into() });
             }
             Err(error) if taken(error.kind()) => {}

@@ -233,6 +233,7 @@ impl VmBlueprint {
             addresses: Vec::new(),
             ports: Vec::new(),
             ssh_user: "root".into(),
+            control: None,
         }
     }
 

@@ -36,6 +36,13 @@ pub fn generate(comment: &str) -> Result<HostKey> {
     })
 }
 
+/// The key that may log in to a job's VMs, and the VMs' host keys by rank.
+pub fn keys(job: u32, vms: &[VmRecord]) -> Result<(HostKey, Vec<HostKey>)> {
+    let key = generate(&format!("pavo job {job}"))?;
+    let host_keys = vms.iter().map(|vm| generate(&format!("vm{}", vm.rank)));
+    Ok((key, host_keys.collect::<Result<_>>()?))
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
@@ -156,6 +163,7 @@ mod tests {
             addresses: Vec::new(),
             ports: vec![port],
             ssh_user: "root".into(),
+            control: None,
         };
         let dir = tempfile::tempdir_in("/tmp").unwrap();
         let odd = dir.path().join("100%h a");

@@ -10,7 +10,8 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
-use super::launch::{Cluster, now};
+use super::book::now;
+use super::launch::Cluster;
 use crate::error::{Error, Kind, Result};
 use crate::model::job::{JobRecord, VmRecord, VmState, VmStatus};
 use crate::model::vmset::fold;
@@ -114,30 +115,30 @@ impl std::fmt::Debug for Progress<'_> {
 /// # Errors
 /// A VM that failed or ended instead; the deadline, naming who had not got there.
 pub async fn wait_until(
-    cluster: &mut Cluster<'_>,
+    cluster: &mut Cluster,
     goal: Goal,
     limit: Option<Duration>,
     progress: Progress<'_>,
 ) -> Result<()> {
     if goal == Goal::Ssh {
-        require_ssh(&cluster.record)?;
+        require_ssh(&cluster.book.record)?;
     }
     // Later than the clock can tell is never.
     let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
     let start = Instant::now();
-    let mut probes = Probes::new(&cluster.record);
+    let mut probes = Probes::new(&cluster.book.record);
     let mut ticks = interval(Duration::from_secs(1));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut shown = String::new();
     loop {
         fail_if_any_failed(cluster, goal)?;
-        let missing = missing(&cluster.states, goal);
+        let missing = missing(&cluster.book.states, goal);
         if missing.is_empty() {
             return Ok(());
         }
-        show(&mut shown, &cluster.states, &missing, goal, start, progress);
+        show(&mut shown, &cluster.book.states, &missing, goal, start, progress);
         if goal == Goal::Ssh {
-            let runs = |rank: &&u32| cluster.states[**rank as usize].state == VmState::Running;
+            let runs = |rank: &&u32| cluster.book.states[**rank as usize].state == VmState::Running;
             missing.iter().filter(runs).for_each(|rank| probes.ask(*rank));
         }
         tokio::select! {
@@ -173,14 +174,14 @@ pub fn missing(states: &[VmStatus], goal: Goal) -> Vec<u32> {
     (0..).zip(states).filter(|(_, vm)| !goal.reached(vm.state)).map(|(rank, _)| rank).collect()
 }
 
-fn fail_if_any_failed(cluster: &mut Cluster<'_>, goal: Goal) -> Result<()> {
+fn fail_if_any_failed(cluster: &mut Cluster, goal: Goal) -> Result<()> {
     if goal == Goal::Stopped {
         return Ok(());
     }
     if let Some((_, error)) = cluster.take_failure() {
         return Err(error);
     }
-    match (0_u32..).zip(&cluster.states).find(|(_, status)| status.state.is_over()) {
+    match (0_u32..).zip(&cluster.book.states).find(|(_, status)| status.state.is_over()) {
         Some((rank, status)) => Err(Error::system(format!(
             "vm{rank} ended before it reached `{}`: {}",
             goal.as_str(),

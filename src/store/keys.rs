@@ -77,11 +77,18 @@ pub fn vm_status(user: &str, job: Owner, rank: u32) -> String {
     format!("{}{rank:05}", vm_statuses(user, job))
 }
 
+/// At a site, the states of all VMs of a job, a list by rank. Written by the job's
+/// launcher now and then; deleted with the job.
+pub fn vm_states(user: &str, job: Owner) -> String {
+    format!("{}states", self::job(user, job))
+}
+
 /// What a key below [`jobs`] holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobKey {
     Record,
     VmStatus { rank: u32 },
+    VmStates,
 }
 
 /// The job that a key below [`jobs`] belongs to, and what it holds; `None` for what a
@@ -91,6 +98,7 @@ pub fn parse_job_key(key: &str) -> Option<(Owner, JobKey)> {
     let (job, rest) = rest.split_once('/')?;
     let what = match rest.split_once('/') {
         None if rest == "record" => JobKey::Record,
+        None if rest == "states" => JobKey::VmStates,
         Some(("vm", rank)) => JobKey::VmStatus { rank: rank.parse().ok()? },
         _ => return None,
     };

@@ -526,8 +526,7 @@ mod tests {
             slow.push(stranger);
         }
         let begin = Instant::now();
-        let (_member, connected) =
-            tokio::join!(listener.accept(), join(address, &identity));
+        let (_member, connected) = tokio::join!(listener.accept(), join(address, &identity));
         connected.unwrap();
         assert!(begin.elapsed() < Duration::from_millis(1400), "{:?}", begin.elapsed());
         assert!(listener.dropped() <= 1, "noise only");

@@ -399,16 +399,11 @@ mod tests {
             assert_eq!(receiver.receive::<ToLauncher>().await.unwrap(), None);
         };
         let task = async {
-            let (given, mut sender, mut receiver) =
-                join(&bootstrap, hello(), LIMIT).await.unwrap();
+            let (given, mut sender, mut receiver) = join(&bootstrap, hello(), LIMIT).await.unwrap();
             assert_eq!(given, spec);
             assert_eq!(receiver.receive().await.unwrap(), Some(ToTask::Stop(Wish::Now)));
-            let report = VmReport {
-                rank: 3,
-                state: VmState::Running,
-                detail: String::new(),
-                error: None,
-            };
+            let report =
+                VmReport { rank: 3, state: VmState::Running, detail: String::new(), error: None };
             sender.send(&ToLauncher::Report(report)).await.unwrap();
         };
         tokio::join!(launcher, task);

@@ -31,7 +31,7 @@ const MAX_LINE: u64 = 16 << 20;
 /// How long the launcher may take to hand over the spec.
 const SPEC_TIME: Duration = Duration::from_secs(60);
 /// How long reports are written for after the VM's end.
-const FAREWELL: Duration = Duration::from_secs(2);
+pub const FAREWELL: Duration = Duration::from_secs(2);
 
 /// A wish of the launcher's, as it is on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,7 +126,7 @@ async fn wishes(mut reader: BufReader<OwnedReadHalf>, stop: mpsc::Sender<Stop>) 
 }
 
 /// Catches signals from now on; the future passes them on.
-fn signals(stop: mpsc::Sender<Stop>) -> Result<impl Future<Output = ()>> {
+pub fn signals(stop: mpsc::Sender<Stop>) -> Result<impl Future<Output = ()>> {
     let catch = |kind| signal(kind).while_doing(|| "catching signals".into());
     let mut terminate = catch(SignalKind::terminate())?;
     let ignored = [catch(SignalKind::interrupt())?, catch(SignalKind::hangup())?];

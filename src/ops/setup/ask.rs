@@ -205,7 +205,10 @@ mod tests {
     fn an_ask_says_which_vms_run_here_and_of_what_they_consist() {
         let ask = Ask::parse(GOOD).unwrap();
         assert_eq!(ask.ranks, [2, 3]);
-        assert_eq!((ask.set_of(2), ask.set_of(3), ask.set_of(4)), (Some("eth"), Some("other"), None));
+        assert_eq!(
+            (ask.set_of(2), ask.set_of(3), ask.set_of(4)),
+            (Some("eth"), Some("other"), None)
+        );
         assert_eq!(ask.owner().to_string(), "42");
     }
 

@@ -48,7 +48,9 @@ pub struct Holding {
 
 /// Keeps other set-ups from choosing the same slot; ends with its holder.
 #[derive(Debug)]
-pub struct Claim(Flock<File>);
+pub struct Claim {
+    _lock: Flock<File>,
+}
 
 impl Claim {
     /// Waits for the lock; it is held for milliseconds.
@@ -60,7 +62,7 @@ impl Claim {
         let open = open.create(true).truncate(false).write(true).mode(0o600);
         let file = open.open(path).while_doing(doing)?;
         let lock = Flock::lock(file, FlockArg::LockExclusive);
-        lock.map(Self).map_err(|(_, error)| error).while_doing(doing)
+        lock.map(|lock| Self { _lock: lock }).map_err(|(_, error)| error).while_doing(doing)
     }
 }
 
@@ -69,8 +71,7 @@ impl Holding {
     ///
     /// # Errors
     /// When the job has a cluster already, or all slots are taken.
-    pub fn begin(claim: &Claim, ask: &Ask, user: &str, slots: u32) -> Result<Self> {
-        let Claim(_) = claim;
+    pub fn begin(_claim: &Claim, ask: &Ask, user: &str, slots: u32) -> Result<Self> {
         let keeper = process::identify(ask.keeper)
             .ok_or_else(|| Error::system(format!("the process of {ask} has ended")))?;
         let others = Self::all()?;

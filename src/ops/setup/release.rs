@@ -9,9 +9,9 @@ use tokio::time::timeout;
 use super::ask::Ask;
 use super::holding::{Holding, remove_tree};
 use crate::error::Result;
+use crate::host::Host;
 use crate::host::journal::Journal;
 use crate::host::process::{self, ProcessId};
-use crate::host::Host;
 use crate::model::owner::Owner;
 use crate::ops::cleanup::{JOURNAL_DIR, NETNS_DIR};
 

@@ -1,0 +1,72 @@
+//! `pavo internal launcher`: inside a Slurm job, starts its cluster and stays with it.
+
+use clap::Args;
+
+use super::App;
+use super::alloc::look_up;
+use super::session::{Session, SessionArgs, Signals};
+use crate::batch::slurm;
+use crate::error::{Context, Error, Result};
+use crate::model::cluster::ClusterDef;
+use crate::model::owner::{Manager, Owner};
+use crate::ops::book::{Book, Place};
+use crate::ops::launch::Cluster;
+use crate::ops::step::Wanted;
+
+/// Inside a Slurm job, start its cluster
+#[derive(Debug, Args)]
+pub struct Launcher {
+    #[command(flatten)]
+    session: SessionArgs,
+
+    /// There is no terminal and nobody waits: without a script, stay until the VMs end
+    #[arg(long)]
+    batch: bool,
+
+    #[arg(value_name = "CLUSTER")]
+    definition: ClusterDef,
+}
+
+/// The command line of the launcher, for salloc or a batch script.
+pub fn command(session: &SessionArgs, definition: &ClusterDef) -> Result<Vec<String>> {
+    let exe = std::env::current_exe().while_doing(|| "finding this program".into())?;
+    let mut words = vec![exe.display().to_string(), "internal".into(), "launcher".into()];
+    words.extend(session.arguments());
+    words.push(definition.to_string());
+    Ok(words)
+}
+
+impl Launcher {
+    pub fn run(mut self, app: &App) -> Result<u8> {
+        use super::wait::For;
+        if self.batch && self.session.script.is_none() {
+            self.session.wait = For::Stopped;
+        }
+        app.block_on(self.launch(app))
+    }
+
+    async fn launch(self, app: &App) -> Result<u8> {
+        let environment = slurm::Environment::new(app.env.slurm.iter().cloned());
+        let job = environment.job().ok_or_else(|| {
+            Error::usage("this is no job of Slurm").help("start one: `pavo alloc TEMPLATE`")
+        })?;
+        let (config, blueprint) = look_up(app, &self.definition)?;
+        let place = Place {
+            user: app.env.user.clone(),
+            tmp: app.env.tmp.clone(),
+            host: app.env.hostname(),
+        };
+        let owner = Owner { manager: Manager::Slurm, job };
+        let name = environment.job_name().unwrap_or("pavo");
+        let definition = blueprint.definition.to_string();
+        let book = Book::new(None, owner, &place, name, definition, None)?;
+        let exe = std::env::current_exe().while_doing(|| "finding this program".into())?;
+        let sets = slurm::runs(blueprint.vms.iter().map(|vm| vm.template.resource_set.as_str()));
+        let srun = slurm::srun_arguments(&sets, environment.cores(), &exe);
+        let site = super::site::Person::new(app, &config)?;
+        let wanted = Wanted { blueprint, srun, sealed: site.sealed()?, log_in: site.log_in() };
+        let mut signals = Signals::new()?;
+        let session = Session { app, args: &self.session, time: None, tmp: &place.tmp };
+        session.run(Cluster::step(book, wanted), &mut signals).await
+    }
+}

@@ -1,0 +1,259 @@
+//! What happens beside a running cluster: waiting, a shell or script, the end.
+//!
+//! The same on one machine and in a job of Slurm.
+
+use std::io::IsTerminal;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use clap::Args;
+use nix::errno::Errno;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
+
+use super::App;
+use super::wait::For;
+use crate::error::{Context, Error, Kind, Result};
+use crate::model::job::VmState;
+use crate::model::vmset::fold;
+use crate::ops::beside::{Beside, Program};
+use crate::ops::launch::Cluster;
+use crate::ops::watch::{Goal, Progress, wait_until};
+
+/// How long guests may take to shut down when the time limit is reached.
+const GRACE: Duration = Duration::from_secs(10);
+/// What a Ctrl-C is called: before there is a shell or script, the end; then its business.
+const INTERRUPTED: &str = "interrupted";
+
+/// What is wanted of the cluster once it is there.
+#[derive(Clone, Debug, Args)]
+pub struct SessionArgs {
+    /// Run this command instead of a shell; its exit code is ours
+    #[arg(short = 'E', long = "alloc-script", value_name = "COMMAND")]
+    pub script: Option<String>,
+
+    /// What every VM must have shown before the shell or script starts
+    #[arg(long, value_enum, default_value_t = For::Running)]
+    pub wait: For,
+
+    /// Give up when that takes more seconds than this
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub timeout: u64,
+}
+
+impl SessionArgs {
+    /// # Errors
+    /// When the wishes contradict each other.
+    pub fn check(&self) -> Result<()> {
+        if self.wait == For::Stopped && self.script.is_some() {
+            return Err(Error::usage("`--wait stopped` leaves nothing for a script to run with"));
+        }
+        Ok(())
+    }
+
+    /// As arguments again, for the process that carries them out.
+    pub fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec![
+            format!("--wait={}", Goal::from(self.wait).as_str()),
+            format!("--timeout={}", self.timeout),
+        ];
+        arguments.extend(self.script.iter().map(|script| format!("--alloc-script={script}")));
+        arguments
+    }
+}
+
+/// The signals that end a cluster.
+pub struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    pub fn new() -> Result<Self> {
+        let listen = |kind| signal(kind).while_doing(|| "listening for signals".into());
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => INTERRUPTED,
+            _ = self.terminate.recv() => "cancelled",
+            _ = self.hangup.recv() => "the terminal was closed",
+        }
+    }
+}
+
+/// Why a cluster that was up has come to its end.
+enum Outcome {
+    /// The shell or script ended.
+    Script(ExitStatus),
+    /// Every VM has ended.
+    ShutDown,
+    TimeLimit,
+}
+
+/// A cluster's life from its first process to its last, and the reason for its end.
+pub struct Session<'a> {
+    pub app: &'a App,
+    pub args: &'a SessionArgs,
+    /// Seconds, where nobody else ends the job in time.
+    pub time: Option<u64>,
+    pub tmp: &'a Path,
+}
+
+impl Session<'_> {
+    /// Starts the cluster, does what is wanted, ends it; returns the exit code.
+    pub async fn run(&self, mut cluster: Cluster, signals: &mut Signals) -> Result<u8> {
+        let app = self.app;
+        let outcome = self.live(&mut cluster, signals).await;
+        let outcome = outcome.map_err(|error| with_advice_on_room(error, self.tmp));
+        let grace = match outcome {
+            Ok(Outcome::TimeLimit) => GRACE,
+            _ => Duration::ZERO,
+        };
+        if !matches!(outcome, Ok(Outcome::ShutDown)) {
+            app.out.status("Terminating the cluster...");
+        }
+        let ended = cluster.end(grace).await.while_doing(|| "ending the cluster".into());
+        if let (Err(_), Err(leftover)) = (&outcome, &ended) {
+            app.out.warn(leftover.report().trim_start_matches("error: "));
+        }
+        let code = report(app, outcome)?;
+        ended.map(|()| code)
+    }
+
+    /// From the first process to the reason for the end.
+    async fn live(&self, cluster: &mut Cluster, signals: &mut Signals) -> Result<Outcome> {
+        let app = self.app;
+        let deadline =
+            self.time.and_then(|time| Instant::now().checked_add(Duration::from_secs(time)));
+        let up = async {
+            app.out.progress("Configuring hosts...");
+            cluster.start().await?;
+            app.out.status("Configuring hosts... (done)");
+            let limit = Some(Duration::from_secs(self.args.timeout));
+            let goal =
+                if self.args.wait == For::Stopped { Goal::Running } else { self.args.wait.into() };
+            let every = if app.out.stderr_is_terminal() { 1 } else { 10 };
+            let progress = Progress { say: &|line| app.out.progress(line), every };
+            wait_until(cluster, goal, limit, progress).await
+        };
+        tokio::select! {
+            result = up => result?,
+            why = signals.next() => return Err(Error::new(Kind::Interrupted, why)),
+            () = until(deadline) => return Ok(Outcome::TimeLimit),
+        }
+        let all: Vec<u32> = cluster.book.record.vms.iter().map(|vm| vm.rank).collect();
+        let state = match (self.args.wait, all.len()) {
+            (For::Ssh, 1) => "answers ssh",
+            (For::Ssh, _) => "answer ssh",
+            (_, 1) => "runs",
+            (_, _) => "run",
+        };
+        app.out.status(&format!("{} {state}", fold(&all)));
+        if self.args.wait == For::Stopped {
+            return tokio::select! {
+                over = follow(app, cluster) => over.map(|()| Outcome::ShutDown),
+                why = signals.next() => Err(Error::new(Kind::Interrupted, why)),
+                () = until(deadline) => Ok(Outcome::TimeLimit),
+            };
+        }
+        self.beside(cluster, signals, deadline).await
+    }
+
+    /// Runs the shell or script beside the cluster.
+    async fn beside(
+        &self,
+        cluster: &mut Cluster,
+        signals: &mut Signals,
+        deadline: Option<Instant>,
+    ) -> Result<Outcome> {
+        let app = self.app;
+        let program = match &self.args.script {
+            Some(script) => Program::Script(script.clone()),
+            None => Program::Shell(app.env.shell.clone()),
+        };
+        let at_terminal = std::io::stdin().is_terminal();
+        let mut beside = Beside::start(&program, &cluster.book.record, at_terminal)?;
+        let outcome = loop {
+            break tokio::select! {
+                // A terminal that closes ends the shell, too: the signal is the reason.
+                biased;
+                why = signals.next() => match why {
+                    INTERRUPTED => {
+                        beside.interrupt();
+                        continue;
+                    }
+                    why => Err(Error::new(Kind::Interrupted, why)),
+                },
+                status = beside.wait() => return status.map(Outcome::Script),
+                over = follow(app, cluster) => over.map(|()| Outcome::ShutDown),
+                () = until(deadline) => Ok(Outcome::TimeLimit),
+            };
+        };
+        if matches!(outcome, Ok(Outcome::ShutDown)) {
+            app.out.status("The cluster has shut down");
+        }
+        beside.end().await;
+        outcome
+    }
+}
+
+/// A full disk shows in many places, in several processes; the way out is the same.
+fn with_advice_on_room(error: Error, tmp: &Path) -> Error {
+    if !error.report().contains(Errno::ENOSPC.desc()) {
+        return error;
+    }
+    let tmp = tmp.display();
+    error.help(format!("`{tmp}` is full: make room, or set PAVO_TMPDIR to another folder"))
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Follows a running cluster until every VM has ended. A failed VM is only a warning as
+/// long as there is another.
+async fn follow(app: &App, cluster: &mut Cluster) -> Result<()> {
+    while !cluster.is_over() {
+        cluster.next_report().await?;
+        while let Some((_, error)) = cluster.take_failure() {
+            if cluster.is_over() {
+                return Err(error);
+            }
+            app.out.warn(error.report().trim_start_matches("error: "));
+        }
+    }
+    let failed =
+        cluster.book.states.iter().filter(|status| status.state == VmState::Failed).count();
+    match failed {
+        0 => Ok(()),
+        _ => Err(Error::new(Kind::Partial, format!("{failed} VMs of the cluster failed"))),
+    }
+}
+
+/// The exit code of a session, or its error.
+fn report(app: &App, outcome: Result<Outcome>) -> Result<u8> {
+    match outcome? {
+        Outcome::ShutDown => Ok(0),
+        Outcome::TimeLimit => Err(Error::new(Kind::Interrupted, "the time limit was reached")
+            .help("ask for more with `-t`")),
+        Outcome::Script(status) => {
+            if let Some(signal) = status.signal() {
+                app.out.status(&format!("The script was ended by signal {signal}"));
+            }
+            let code = status.code().or_else(|| Some(128 + status.signal()?)).unwrap_or(1);
+            Ok(u8::try_from(code).unwrap_or(1))
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! The launcher's book: the job's record and the states of its VMs.
+//!
+//! The launcher is their single writer. On one machine the store is there before
+//! anything else; at a site it is there once the person is known to it. What is written
+//! meanwhile is kept, and stored then.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::error::{Context, Error, Result};
+use crate::host::process;
+use crate::model::job::{JobRecord, VmRecord, VmReport, VmState, VmStatus};
+use crate::model::owner::Owner;
+use crate::store::{Change, Check, Commit, Store, keys};
+
+/// Who starts the job, and where.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub user: String,
+    /// Where jobs' directories are made.
+    pub tmp: PathBuf,
+    pub host: String,
+}
+
+/// See the module.
+pub struct Book {
+    store: Option<Arc<dyn Store>>,
+    pub record: JobRecord,
+    pub states: Vec<VmStatus>,
+    /// The error a VM's process reported, by rank.
+    failures: BTreeMap<u32, Error>,
+    begun: bool,
+    /// At a site, what changes is stored as a whole, now and then: a thousand VMs are not a
+    /// thousand commits.
+    site: bool,
+    dirty: bool,
+}
+
+impl std::fmt::Debug for Book {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "book of job {}", self.record.owner)
+    }
+}
+
+/// Seconds since the epoch.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+impl Book {
+    /// A book of a job of which nothing exists yet. Without a store it is a site's, whose
+    /// store may be [attached](Self::attach).
+    pub fn new(
+        store: Option<Arc<dyn Store>>,
+        owner: Owner,
+        place: &Place,
+        name: &str,
+        definition: String,
+        time_limit: Option<u64>,
+    ) -> Result<Self> {
+        let dir = format!("pavo-{}-{:08x}", owner.job, random()? as u32);
+        let record = JobRecord {
+            version: JobRecord::VERSION,
+            owner,
+            name: name.into(),
+            user: place.user.clone(),
+            definition,
+            started: now(),
+            time_limit,
+            launcher: process::current(),
+            dir: place.tmp.join(dir),
+            host: place.host.clone(),
+            vms: Vec::new(),
+        };
+        let (states, failures) = (Vec::new(), BTreeMap::new());
+        let site = store.is_none();
+        Ok(Self { store, record, states, failures, begun: false, site, dirty: false })
+    }
+
+    /// Says which VMs there are. Each waits.
+    pub fn describe(&mut self, vms: Vec<VmRecord>) {
+        let waiting = VmStatus { state: VmState::Waiting, since: now(), detail: String::new() };
+        self.states = vec![waiting; vms.len()];
+        self.record.vms = vms;
+    }
+
+    /// Writes the record of a job that must be new.
+    pub async fn begin(&mut self) -> Result<()> {
+        let key = keys::job_record(&self.record.user, self.record.owner);
+        self.commit(&[Check::Absent(key.clone())], &[Change::put_json(key, &self.record)?]).await?;
+        self.begun = true;
+        Ok(())
+    }
+
+    async fn commit(&self, checks: &[Check], changes: &[Change]) -> Result<()> {
+        let Some(store) = &self.store else { return Ok(()) };
+        match store.commit(checks, changes).await? {
+            Commit::Done(_) => Ok(()),
+            Commit::Conflict(_) if !self.begun => {
+                Err(Error::bug(format!("job {} exists already", self.record.owner.job)))
+            }
+            Commit::Conflict(_) => Err(Error::system("the job's record was removed")
+                .help("was the job ended by another process?")),
+        }
+    }
+
+    /// Records what a VM's process reported, here and in the store.
+    pub async fn report(&mut self, report: VmReport) -> Result<u32> {
+        let status = VmStatus { state: report.state, since: now(), detail: report.detail };
+        if let Some(error) = report.error {
+            self.failures.insert(report.rank, error.into());
+        }
+        self.set_state(report.rank, status).await?;
+        Ok(report.rank)
+    }
+
+    /// Records a VM's state, here and in the store.
+    pub async fn set_state(&mut self, rank: u32, status: VmStatus) -> Result<()> {
+        let key = keys::vm_status(&self.record.user, self.record.owner, rank);
+        let change = Change::put_json(key, &status)?;
+        self.states[rank as usize] = status;
+        if self.site {
+            self.dirty = true;
+            return Ok(());
+        }
+        // Who took the record away has ended the job: nothing may be written behind it.
+        let check = Check::Exists(keys::job_record(&self.record.user, self.record.owner));
+        self.commit(&[check], &[change]).await
+    }
+
+    /// Begins to write to the site's store. What an earlier job of the same id has left
+    /// there is removed first.
+    pub async fn attach(&mut self, store: Arc<dyn Store>) -> Result<()> {
+        super::cleanup::forget(&*store, &self.record.user, self.record.owner).await?;
+        self.store = Some(store);
+        self.begin().await?;
+        self.flush().await
+    }
+
+    /// Stores all that has changed since the last time.
+    pub async fn flush(&mut self) -> Result<()> {
+        if !self.site || !self.dirty || !self.begun {
+            return Ok(());
+        }
+        self.dirty = false;
+        let (user, owner) = (&self.record.user, self.record.owner);
+        let record = keys::job_record(user, owner);
+        let changes = [
+            Change::put_json(record.clone(), &self.record)?,
+            Change::put_json(keys::vm_states(user, owner), &self.states)?,
+        ];
+        self.commit(&[Check::Exists(record)], &changes).await
+    }
+
+    /// Removes all that is stored of the job.
+    pub async fn forget(&self) -> Result<()> {
+        match &self.store {
+            Some(store) => {
+                super::cleanup::forget(&**store, &self.record.user, self.record.owner).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the error of the first VM that failed, if one did.
+    pub fn take_failure(&mut self) -> Option<(u32, Error)> {
+        let (rank, error) = self.failures.pop_first()?;
+        Some((rank, Err::<(), _>(error).while_doing(|| format!("running vm{rank}")).unwrap_err()))
+    }
+
+    /// Whether every VM has ended.
+    pub fn is_over(&self) -> bool {
+        self.states.iter().all(|status| status.state.is_over())
+    }
+}
+
+/// The job's directory, held.
+#[derive(Debug)]
+pub struct JobDir {
+    /// Cleaners of temporary folders (systemd-tmpfiles) leave alone what is locked.
+    _lock: Flock<std::fs::File>,
+}
+
+impl JobDir {
+    pub fn make(dir: &Path) -> Result<Self> {
+        let made = std::fs::DirBuilder::new().mode(0o700).create(dir);
+        made.while_doing(|| format!("creating `{}`", dir.display()))
+            .map_err(|error| error.help("set PAVO_TMPDIR to a folder that you can write to"))?;
+        let lock = std::fs::File::open(dir)
+            .and_then(|dir| Ok(Flock::lock(dir, FlockArg::LockShared).map_err(|(_, e)| e)?));
+        Ok(Self { _lock: lock.while_doing(|| format!("locking `{}`", dir.display()))? })
+    }
+}
+
+/// 64 random bits.
+pub fn random() -> Result<u64> {
+    use std::io::Read;
+    let mut bytes = [0; 8];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .while_doing(|| "reading `/dev/urandom`".into())?;
+    Ok(u64::from_ne_bytes(bytes))
+}

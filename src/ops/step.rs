@@ -1,0 +1,439 @@
+//! A cluster as a step of a Slurm job: one task for each VM, on as many hosts as it takes.
+//!
+//! ```text
+//! launcher ── srun --vm=… ── slurmstepd ─┬─ pavo internal task vm0 ── QEMU
+//!    │  └ standard input: bootstrap,     └─ pavo internal task vm1 ── QEMU
+//!    │    then the life line                      │
+//!    └───────────────── TLS ──────────────────────┘  hello, spec, reports, stop
+//! ```
+//!
+//! The launcher knows a VM's interfaces and host only from the task's hello; root's side
+//! made them. Should the launcher die, its end of the life line closes, and every task
+//! ends its VM.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStdin};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::book::{Book, JobDir, random};
+use super::children::failed;
+use super::cleanup;
+use super::resolve::{Blueprint, Job};
+use super::ssh::{self, SshFiles};
+use crate::batch::local::Allocation;
+use crate::error::{Context, Error, Result};
+use crate::host::file::write_atomically;
+use crate::model::job::VmReport;
+use crate::model::vm::HostKey;
+use crate::store::Store;
+use crate::vm::channel::{Identity, Listener};
+use crate::vm::link::{self, Bootstrap, Hello, ToLauncher, ToTask};
+use crate::vm::machine::Stop;
+use crate::vm::process::Wish;
+
+/// How long tasks may take to end beyond their guests' grace.
+const END_LIMIT: Duration = Duration::from_secs(8);
+/// How long srun may take to end after that, and again after a signal.
+const SRUN_LIMIT: Duration = Duration::from_secs(10);
+/// How long the rest of a host's report may take once it has begun.
+const REPORT_TIME: Duration = Duration::from_millis(300);
+/// How often what has changed is stored, at most.
+const FLUSH: Duration = Duration::from_millis(500);
+/// The most of srun's complaints that are kept, in lines.
+const MAX_COMPLAINTS: usize = 200;
+/// How a host's report begins on srun's standard error (see slurm-plugin).
+const REPORT: &str = "pavo: ";
+
+/// Logs the person in to the site's store; called once a host has introduced them.
+pub type LogIn =
+    Box<dyn Fn() -> futures_util::future::BoxFuture<'static, Result<Arc<dyn Store>>> + Send + Sync>;
+
+/// What is asked of the step.
+pub struct Wanted {
+    pub blueprint: Blueprint,
+    /// The options and the program of the srun.
+    pub srun: Vec<String>,
+    /// The person's secret, sealed to the site.
+    pub sealed: Option<String>,
+    /// None where the site has no store.
+    pub log_in: Option<LogIn>,
+}
+
+impl std::fmt::Debug for Wanted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "step of {}", self.blueprint.definition)
+    }
+}
+
+/// What comes in from tasks, srun and the store.
+enum News {
+    Hello(Box<Hello>, mpsc::Sender<ToTask>),
+    Report(VmReport),
+    /// A task's connection has ended.
+    Gone(u32),
+    /// A line of srun's standard error.
+    Said(String),
+    Store(Result<Arc<dyn Store>>),
+}
+
+/// The step's side of a cluster, from its first process to its last.
+pub struct Step {
+    wanted: Wanted,
+    dir: Option<JobDir>,
+    keys: Option<(HostKey, Vec<HostKey>)>,
+    srun: Option<Child>,
+    life_line: Option<ChildStdin>,
+    tasks: BTreeMap<u32, mpsc::Sender<ToTask>>,
+    news: mpsc::Receiver<News>,
+    tell: mpsc::Sender<News>,
+    complaints: Vec<String>,
+    logging_in: bool,
+    flush_at: Option<Instant>,
+}
+
+impl std::fmt::Debug for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Step")
+    }
+}
+
+impl Step {
+    /// Nothing exists yet.
+    pub fn new(wanted: Wanted) -> Self {
+        let (tell, news) = mpsc::channel(256);
+        Self {
+            wanted,
+            dir: None,
+            keys: None,
+            srun: None,
+            life_line: None,
+            tasks: BTreeMap::new(),
+            news,
+            tell,
+            complaints: Vec::new(),
+            logging_in: false,
+            flush_at: None,
+        }
+    }
+
+    /// The record's VMs as far as they are known before anything exists.
+    pub fn describe(&self, book: &mut Book) {
+        let nothing = Allocation { cores: 0, memory_mib: 0 };
+        let vms = self.wanted.blueprint.vms.iter().map(|vm| vm.record(&nothing, ""));
+        book.describe(vms.collect());
+    }
+
+    /// Starts the step. Its tasks come by themselves.
+    pub async fn start(&mut self, book: &mut Book) -> Result<()> {
+        self.dir = Some(JobDir::make(&book.record.dir)?);
+        let identity = Identity::generate(&format!("job {}", book.record.owner.job))?;
+        self.keys = Some(ssh::keys(book.record.owner.job, &book.record.vms)?);
+        let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        let listener = Listener::bind(any, &identity).await?;
+        let port = listener.address()?.port();
+        let addresses = own_addresses()?.into_iter().map(|address| (address, port).into());
+        let bootstrap = Bootstrap::new(addresses.collect(), identity.clone());
+        // For commands on this host.
+        let text = serde_json::to_vec(&identity).expect("an identity is always valid JSON");
+        write_atomically(&book.record.dir.join("identity.json"), &text, 0o600)?;
+        tokio::spawn(accept(listener, self.tell.clone()));
+        self.start_srun(&bootstrap).await
+    }
+
+    async fn start_srun(&mut self, bootstrap: &Bootstrap) -> Result<()> {
+        let doing = || "starting the step of the VMs with srun".to_owned();
+        let mut command = tokio::process::Command::new("srun");
+        command.args(&self.wanted.srun);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        // A group of its own: Ctrl-C at the terminal is the launcher's to deal with.
+        command.process_group(0);
+        // It is ciphertext to everybody but root on the hosts.
+        command.envs(self.wanted.sealed.iter().map(|sealed| ("PAVO_SEALED", sealed)));
+        let mut srun = command.spawn().while_doing(doing)?;
+        let mut stdin = srun.stdin.take().ok_or_else(|| Error::bug("srun has no input"))?;
+        let stderr = srun.stderr.take().ok_or_else(|| Error::bug("srun has no errors"))?;
+        tokio::spawn(listen(stderr, self.tell.clone()));
+        self.srun = Some(srun);
+        stdin.write_all(bootstrap.line().as_bytes()).await.while_doing(doing)?;
+        self.life_line = Some(stdin);
+        Ok(())
+    }
+
+    /// Waits for the next news of a VM and records it; returns its rank. Safe to drop.
+    pub async fn next(&mut self, book: &mut Book) -> Result<u32> {
+        loop {
+            let srun = self.srun.as_mut().ok_or_else(|| Error::bug("there is no step"))?;
+            let news = tokio::select! {
+                // What was said comes before that it is over.
+                biased;
+                Some(news) = self.news.recv() => news,
+                () = due(self.flush_at) => {
+                    self.flush_at = None;
+                    book.flush().await?;
+                    continue;
+                }
+                status = srun.wait() => {
+                    let status = status.while_doing(|| "waiting for srun".into())?;
+                    return Err(self.ended_early(status).await);
+                }
+            };
+            match news {
+                News::Hello(hello, orders) => {
+                    let rank = hello.rank;
+                    self.welcome(book, *hello, orders).await?;
+                    self.changed();
+                    return Ok(rank);
+                }
+                News::Report(report) => {
+                    self.changed();
+                    return book.report(report).await;
+                }
+                News::Gone(rank) => {
+                    if let Some(report) = self.lost(book, rank) {
+                        self.changed();
+                        return book.report(report).await;
+                    }
+                }
+                News::Said(line) => {
+                    if let Some(error) = self.heard(line).await {
+                        return Err(error);
+                    }
+                }
+                News::Store(store) => book.attach(store?).await?,
+            }
+        }
+    }
+
+    fn changed(&mut self) {
+        self.flush_at.get_or_insert_with(|| Instant::now() + FLUSH);
+    }
+
+    /// A task has said who it is: its VM's record is completed and its spec sent.
+    async fn welcome(
+        &mut self,
+        book: &mut Book,
+        hello: Hello,
+        orders: mpsc::Sender<ToTask>,
+    ) -> Result<()> {
+        let rank = hello.rank as usize;
+        let (Some(vm), Some((key, host_keys))) =
+            (self.wanted.blueprint.vms.get(rank), self.keys.as_ref())
+        else {
+            return Err(Error::bug(format!("a task of rank {rank}")));
+        };
+        let allocation = Allocation { cores: hello.cores, memory_mib: hello.memory_mib };
+        let mut record = vm.record(&allocation, &hello.host);
+        record.addresses =
+            hello.nics.iter().filter_map(|nic| Some(nic.ipv4.as_ref()?.address)).collect();
+        record.ports = hello.ports.clone();
+        record.control = hello.control;
+        book.record.vms[rank] = record;
+        let job = Job {
+            owner: book.record.owner,
+            // The task knows where its host has room.
+            dir: &PathBuf::new(),
+            allocation: &allocation,
+            accel: hello.accel,
+            authorized_key: &key.openssh_public,
+            host_keys,
+            nonce: random()?,
+        };
+        let spec = vm.spec(&job, hello.nics);
+        // A task that is gone says so by itself.
+        let _ = orders.send(ToTask::Spec(Box::new(spec))).await;
+        self.tasks.insert(hello.rank, orders);
+        if self.tasks.len() == self.wanted.blueprint.vms.len() {
+            self.write_ssh_files(book)?;
+        }
+        self.log_in();
+        Ok(())
+    }
+
+    fn write_ssh_files(&self, book: &Book) -> Result<()> {
+        let Some((key, host_keys)) = &self.keys else { return Ok(()) };
+        SshFiles::of_job(&book.record.dir).write(key, &book.record.vms, host_keys)
+    }
+
+    /// Once a host has been set up, the site knows the person.
+    fn log_in(&mut self) {
+        if let (Some(log_in), false) = (&self.wanted.log_in, self.logging_in) {
+            self.logging_in = true;
+            let (log_in, tell) = (log_in(), self.tell.clone());
+            tokio::spawn(async move { tell.send(News::Store(log_in.await)).await });
+        }
+    }
+
+    /// The last report of a VM whose task has ended without one.
+    fn lost(&mut self, book: &Book, rank: u32) -> Option<VmReport> {
+        self.tasks.remove(&rank)?;
+        let at = rank as usize;
+        if book.states.get(at)?.state.is_over() {
+            return None;
+        }
+        let host = &book.record.vms.get(at)?.host;
+        let error = Error::system(format!("the connection to its process on `{host}` has ended"))
+            .help("was the host lost, or is its memory short? `scontrol show node`, `dmesg` there");
+        Some(failed(rank, &error))
+    }
+
+    /// A line of srun's. The beginning of a host's report is the end of the cluster.
+    async fn heard(&mut self, line: String) -> Option<Error> {
+        self.keep(line.clone());
+        let mut report = line.strip_prefix(REPORT)?.to_owned();
+        let end = Instant::now() + REPORT_TIME;
+        while let Ok(Some(news)) = tokio::time::timeout_at(end, self.news.recv()).await {
+            let News::Said(line) = news else { continue };
+            if line.starts_with("srun:") || line.starts_with("slurmstepd") {
+                break;
+            }
+            report.push('\n');
+            report.push_str(line.strip_prefix(REPORT).unwrap_or(&line));
+        }
+        Some(Error::system("a host could not be set up").because(Error::system(report)))
+    }
+
+    fn keep(&mut self, line: String) {
+        if self.complaints.len() < MAX_COMPLAINTS {
+            self.complaints.push(line);
+        }
+    }
+
+    /// Why srun has ended although VMs have not.
+    async fn ended_early(&mut self, status: std::process::ExitStatus) -> Error {
+        // Its last words may still be on their way.
+        let end = Instant::now() + REPORT_TIME;
+        while let Ok(Some(news)) = tokio::time::timeout_at(end, self.news.recv()).await {
+            if let News::Said(line) = news {
+                if let Some(error) = Box::pin(self.heard(line)).await {
+                    return error;
+                }
+            }
+        }
+        let error = Error::system(format!("the step of the VMs has ended ({status})"));
+        match self.complaints.is_empty() {
+            true => error.help("was the job cancelled, or its time up? `scontrol show job`"),
+            false => error.because(Error::system(self.complaints.join("\n"))),
+        }
+    }
+
+    /// Ends the step and removes what the launcher made.
+    pub async fn end(mut self, book: &Book, grace: Duration) -> Result<()> {
+        let stop = match grace {
+            Duration::ZERO => Stop::Now,
+            deadline => Stop::Graceful { deadline },
+        };
+        for orders in self.tasks.values() {
+            let _ = orders.try_send(ToTask::Stop(Wish::from(stop)));
+        }
+        if let Some(mut srun) = self.srun.take() {
+            let deadline = Instant::now() + grace + END_LIMIT;
+            if grace.is_zero() {
+                self.life_line = None;
+            }
+            let ended = async {
+                loop {
+                    tokio::select! {
+                        status = srun.wait() => break drop(status),
+                        // It must not wait for us to listen.
+                        Some(_) = self.news.recv() => {}
+                    }
+                }
+            };
+            if tokio::time::timeout_at(deadline, ended).await.is_err() {
+                self.life_line = None;
+                end_srun(&mut srun).await;
+            }
+        }
+        cleanup::remove_dir(&book.record.dir)?;
+        book.forget().await
+    }
+}
+
+/// srun ends its step when it is told to; should it hang, it is killed, and the step
+/// ends with the job.
+async fn end_srun(srun: &mut Child) {
+    use nix::sys::signal::{Signal, kill};
+    let pid = srun.id().and_then(|pid| i32::try_from(pid).ok());
+    if let Some(pid) = pid {
+        let _ = kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM);
+    }
+    if timeout(SRUN_LIMIT, srun.wait()).await.is_err() {
+        let _ = srun.start_kill();
+        let _ = srun.wait().await;
+    }
+}
+
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Takes connections until the launcher ends.
+async fn accept(mut listener: Listener, tell: mpsc::Sender<News>) {
+    loop {
+        let stream = listener.accept().await;
+        tokio::spawn(converse(stream, tell.clone()));
+    }
+}
+
+/// One task's connection.
+async fn converse(stream: crate::vm::channel::Stream, tell: mpsc::Sender<News>) {
+    let (hello, mut sender, mut receiver) = match link::greet(stream).await {
+        Ok(greeted) => greeted,
+        Err(error) => return tracing::warn!("{}", error.report()),
+    };
+    let rank = hello.rank;
+    let (orders, mut inbox) = mpsc::channel::<ToTask>(8);
+    if tell.send(News::Hello(Box::new(hello), orders)).await.is_err() {
+        return;
+    }
+    loop {
+        tokio::select! {
+            message = receiver.receive::<ToLauncher>() => match message {
+                Ok(Some(ToLauncher::Report(report))) => {
+                    // Its rank is the connection's, whatever it says.
+                    if tell.send(News::Report(VmReport { rank, ..report })).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(Some(ToLauncher::Hello(_)) | None) | Err(_) => break,
+            },
+            Some(order) = inbox.recv() => {
+                if sender.send(&order).await.is_err() {
+                    break;
+                }
+            }
+        }
+    }
+    let _ = tell.send(News::Gone(rank)).await;
+}
+
+/// Passes on what srun says.
+async fn listen(stderr: tokio::process::ChildStderr, tell: mpsc::Sender<News>) {
+    let mut lines = BufReader::new(stderr).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        if tell.send(News::Said(line)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Addresses of this host by which others may reach it; loopback last.
+fn own_addresses() -> Result<Vec<Ipv4Addr>> {
+    let all = nix::ifaddrs::getifaddrs().while_doing(|| "listing this host's addresses".into())?;
+    let mut addresses: Vec<Ipv4Addr> =
+        all.filter_map(|interface| Some(interface.address?.as_sockaddr_in()?.ip())).collect();
+    addresses.sort_by_key(|address| address.is_loopback());
+    addresses.dedup();
+    Ok(addresses)
+}

@@ -1,0 +1,157 @@
+//! `pavo internal task`: one VM of a cluster, as a task of a Slurm step.
+//!
+//! Root has set the host up and left `host.json`; the launcher sends what to run. What is
+//! decided here is only what nobody else can know: how much memory the host's Slurm grants,
+//! whether KVM works, where there is room for the disk.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+use super::accel;
+use super::setup::host_report::{HostReport, LocalVm};
+use crate::batch::slurm::{Environment, Task};
+use crate::error::{Context, Error, Result};
+use crate::host::cgroup;
+use crate::model::job::VmReport;
+use crate::model::vm::{Accel, VmSpec};
+use crate::vm::link::{self, Hello, LifeLine, ToLauncher, ToTask};
+use crate::vm::machine::Stop;
+use crate::vm::{driver, process};
+
+/// How long srun may take to hand the bootstrap over.
+const BOOTSTRAP_LIMIT: Duration = Duration::from_secs(60);
+/// How long the launcher may take to answer.
+const LAUNCHER_LIMIT: Duration = Duration::from_secs(30);
+/// What a VM gets where Slurm limits no memory.
+const DEFAULT_MIB_PER_CORE: u64 = 512;
+/// What QEMU and this process need beside the guest's memory: QEMU's own heap, stacks and
+/// firmware, and a part of the guest's size for its tables and caches.
+const OVERHEAD_MIB: u64 = 96;
+const OVERHEAD_SHARE: u64 = 32;
+/// With less than this no guest boots.
+const LEAST_MIB: u64 = 64;
+
+/// Runs the VM of this task to its end. `input` is the step's standard input.
+pub async fn main(input: OwnedFd, environment: &Environment) -> Result<()> {
+    let task = environment.task()?;
+    let (bootstrap, life_line) = link::read_bootstrap(input, BOOTSTRAP_LIMIT).await?;
+    let host = HostReport::read(task.job, task.step)?;
+    let local = host.vms.iter().find(|vm| vm.rank == task.rank).cloned();
+    let local = local.ok_or_else(|| {
+        Error::bug(format!("host `{}` was not set up for vm{}", host.node, task.rank))
+    })?;
+    let accel = accel::choose(&host.scratch, &|_| {}).await;
+    let any = SocketAddr::from(([0, 0, 0, 0], 0));
+    let control = TcpListener::bind(any).await.while_doing(|| "listening for commands".into())?;
+    let port = control.local_addr().while_doing(|| "finding the port for commands".into())?.port();
+    let hello = hello(&task, &host, local, (host.address, port).into(), accel)?;
+    let (spec, sender, receiver) = link::join(&bootstrap, hello, LAUNCHER_LIMIT).await?;
+    let spec = VmSpec { dir: host.scratch.join(format!("vm{}", task.rank)), ..spec };
+    let (report, reports) = mpsc::channel(16);
+    let (stop, stops) = mpsc::channel(4);
+    let telling = tokio::spawn(tell(sender, reports));
+    let hearing = tokio::spawn(hear(receiver, life_line, stop.clone()));
+    let signals = tokio::spawn(process::signals(stop)?);
+    let _remote = Some((control, bootstrap.identity));
+    let outcome = driver::run(spec, report, stops).await;
+    // The sender of reports is gone; its last words are still on their way.
+    let _ = tokio::time::timeout(process::FAREWELL, telling).await;
+    hearing.abort();
+    signals.abort();
+    outcome
+}
+
+fn hello(
+    task: &Task,
+    host: &HostReport,
+    local: LocalVm,
+    control: SocketAddr,
+    accel: Accel,
+) -> Result<Hello> {
+    Ok(Hello {
+        version: link::VERSION,
+        rank: task.rank,
+        node: task.node_id,
+        host: host.node.clone(),
+        cores: task.cores,
+        memory_mib: memory(cgroup::memory_limit(), task)?,
+        nics: local.nics,
+        ports: local.ports,
+        control: Some(control),
+        accel,
+    })
+}
+
+/// The guest's memory in MiB: this task's share of what the step may use on this host,
+/// less what QEMU needs for itself.
+fn memory(limit: Option<u64>, task: &Task) -> Result<u64> {
+    let Some(limit) = limit else { return Ok(DEFAULT_MIB_PER_CORE * u64::from(task.cores)) };
+    let share = (limit >> 20) / u64::from(task.local_tasks.max(1));
+    let guest = share.saturating_sub(OVERHEAD_MIB);
+    let guest = guest - guest / OVERHEAD_SHARE;
+    if guest < LEAST_MIB {
+        return Err(Error::system(format!(
+            "Slurm grants {share} MiB to each VM on this host, and QEMU needs about \
+             {OVERHEAD_MIB} MiB beside the guest's memory"
+        ))
+        .help("ask for more: `--mem-per-cpu=512M`"));
+    }
+    // QEMU takes whole pages; whole 2 MiB are huge pages, too.
+    Ok(guest & !1)
+}
+
+/// Passes on what the VM reports.
+async fn tell(mut sender: link::Sender, mut reports: mpsc::Receiver<VmReport>) {
+    while let Some(report) = reports.recv().await {
+        if sender.send(&ToLauncher::Report(report)).await.is_err() {
+            // The launcher is gone. Reports are still taken, so that none blocks.
+            while reports.recv().await.is_some() {}
+        }
+    }
+}
+
+/// Passes on what the launcher wishes. Its end, however it is noticed, means: now.
+async fn hear(mut receiver: link::Receiver, mut life_line: LifeLine, stop: mpsc::Sender<Stop>) {
+    loop {
+        let order = tokio::select! {
+            order = receiver.receive::<ToTask>() => order,
+            () = life_line.cut() => break,
+        };
+        match order {
+            Ok(Some(ToTask::Stop(wish))) => {
+                if stop.send(wish.into()).await.is_err() {
+                    return;
+                }
+            }
+            Ok(Some(ToTask::Spec(_) | ToTask::Refused { .. })) => {}
+            Ok(None) | Err(_) => break,
+        }
+    }
+    let _ = stop.send(Stop::Now).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vm_gets_its_share_less_what_qemu_needs() {
+        let task = Task {
+            job: 1,
+            step: 0,
+            rank: 0,
+            node_id: 0,
+            node: "n1".into(),
+            cores: 2,
+            local_tasks: 2,
+        };
+        assert_eq!(memory(None, &task).unwrap(), 1024);
+        assert_eq!(memory(Some(2 << 30), &task).unwrap(), 898);
+        let report = memory(Some(200 << 20), &task).unwrap_err().report();
+        assert!(report.contains("grants 100 MiB to each VM"), "{report}");
+    }
+}
