@@ -1,0 +1,105 @@
+//! Control groups of pavo's own for its root set-up.
+//!
+//! slurmstepd is in the step's groups, and what it starts would be, too: a `scancel`
+//! would kill the set-up half way, and the job's memory limit would count it. So it
+//! is started in groups `pavo.NODE.JOB.STEP` at the root of each hierarchy. Where
+//! that is refused, it stays where it is.
+
+use std::fs::{self, File, OpenOptions};
+use std::path::{Path, PathBuf};
+
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// The groups of one step, made; removed on drop, if nothing runs in them.
+#[derive(Debug)]
+pub struct Groups {
+    directories: Vec<PathBuf>,
+    pub members: Vec<File>,
+}
+
+impl Groups {
+    /// Makes `name` in each hierarchy where this process is in a group.
+    pub fn make(name: &str) -> Self {
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let pure = Path::new(ROOT).join("cgroup.controllers").exists();
+        let mut groups = Self { directories: Vec::new(), members: Vec::new() };
+        for hierarchy in hierarchies(&own, pure) {
+            groups.join(&Path::new(ROOT).join(hierarchy), name);
+        }
+        groups
+    }
+
+    fn join(&mut self, root: &Path, name: &str) {
+        if !root.join("cgroup.procs").exists() {
+            return;
+        }
+        let directory = root.join(name);
+        // Another lab's step may have the same name and be about to remove it.
+        for _ in 0..3 {
+            let _ = fs::create_dir(&directory);
+            for list in ["cpuset.cpus", "cpuset.mems"] {
+                if let Ok(value) = fs::read(root.join(list)) {
+                    let _ = fs::write(directory.join(list), value);
+                }
+            }
+            if let Ok(file) = OpenOptions::new().write(true).open(directory.join("cgroup.procs")) {
+                self.members.push(file);
+                self.directories.push(directory);
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        for directory in &self.directories {
+            // What pavo leaves running keeps its group until it ends.
+            let _ = fs::remove_dir(directory);
+        }
+    }
+}
+
+/// The folders, below the mount point, of the hierarchies in which a process with
+/// this `/proc/self/cgroup` is not at the root. `pure`: only version 2 is mounted.
+fn hierarchies(own: &str, pure: bool) -> Vec<String> {
+    let mut found = Vec::new();
+    for line in own.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (Some(number), Some(controllers), Some(path)) =
+            (fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        if path == "/" || controllers.contains('/') {
+            continue;
+        }
+        found.push(match controllers {
+            "" if number != "0" => continue,
+            "" if pure => String::new(),
+            "" => "unified".to_owned(),
+            controllers => controllers.strip_prefix("name=").unwrap_or(controllers).to_owned(),
+        });
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_hierarchies_with_a_group_of_the_step_are_left() {
+        let own = "9:name=systemd:/x\n4:memory:/slurm_n1/uid_1/job_2/step_0\n3:cpuset:/\n\
+                   2:cpu,cpuacct:/slurm\n0::/user\n";
+        assert_eq!(hierarchies(own, false), ["systemd", "memory", "cpu,cpuacct", "unified"]);
+    }
+
+    #[test]
+    fn version_two_alone_is_mounted_at_the_top() {
+        let own = "0::/system.slice/slurmstepd.scope/job_1/step_0/slurm\n";
+        assert_eq!(hierarchies(own, true), [""]);
+        assert!(hierarchies("0::/\n", true).is_empty());
+        assert!(hierarchies("nonsense\n1:\n", true).is_empty());
+    }
+}
