@@ -15,12 +15,16 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use pavo::error::Kind;
 use pavo::model::owner::Owner;
+use pavo::store::etcd::{Access, Etcd, Login};
 use pavo::store::pool::{Pool, next_job};
 use pavo::store::{
     Change, Check, Commit, Entry, Event, LeaseId, MAX_COMMIT_BYTES, MAX_PAGE, Revision, SCHEMA,
     Seen, Store, Watch, adopt, embedded, get_json, keys, list_all, put_json,
 };
 use proptest::prelude::*;
+
+#[path = "etcd/server.rs"]
+mod server;
 
 /// Tells a process of this binary which store it is to use, and for what.
 const CHILD: &str = "PAVO_TEST_STORE_CHILD";
@@ -40,6 +44,10 @@ trait Place {
 
     /// One more handle, as another process would have it.
     async fn open(address: &str) -> Box<dyn Store>;
+
+    /// Lets the store forget what came before `now`, the last revision of its
+    /// `/t/w/x`, and a little more.
+    async fn forget(&self, now: Revision);
 }
 
 struct EmbeddedPlace(tempfile::TempDir);
@@ -57,6 +65,41 @@ impl Place for EmbeddedPlace {
 
     async fn open(address: &str) -> Box<dyn Store> {
         Box::new(embedded::open(address.as_ref()).await.unwrap())
+    }
+
+    async fn forget(&self, _now: Revision) {
+        let store = &*Self::open(&self.address()).await;
+        let large = "x".repeat(1_000_000);
+        for _ in 0..10 {
+            done(store, &[], &[put("/t/w/x", &large)]).await;
+        }
+    }
+}
+
+struct EtcdPlace(server::Cluster);
+
+impl Place for EtcdPlace {
+    const CHILD: &'static str = "etcd_store::child";
+
+    fn new() -> Self {
+        Self(server::Cluster::single())
+    }
+
+    fn address(&self) -> String {
+        self.0.endpoints().join(",")
+    }
+
+    async fn open(address: &str) -> Box<dyn Store> {
+        let endpoints = address.split(',').map(String::from).collect();
+        let access = Access { endpoints, ca: None, certificate: None, login: Login::None };
+        Box::new(Etcd::connect(&access).await.unwrap())
+    }
+
+    async fn forget(&self, now: Revision) {
+        let store = &*Self::open(&self.address()).await;
+        let now = done(store, &[Check::Revision("/t/w/x".into(), now)], &[put("/t/w/x", "")]).await;
+        let mut etcd = etcd_client::Client::connect(self.0.endpoints(), None).await.unwrap();
+        etcd.compact(i64::try_from(now).unwrap(), None).await.unwrap();
     }
 }
 
@@ -420,11 +463,8 @@ async fn a_watch_sees_all_that_processes_and_threads_write<P: Place>(place: P) {
 async fn a_lost_history_is_said<P: Place>(place: P) {
     let store = &*P::open(&place.address()).await;
     let start = done(store, &[], &[put("/t/w/x", "")]).await;
-    let large = "x".repeat(1_000_000);
-    for _ in 0..10 {
-        done(store, &[], &[put("/t/w/x", &large)]).await;
-    }
-    let mut watch = store.watch("/t/w/", start).await.unwrap();
+    place.forget(start).await;
+    let mut watch = store.watch("/t/w/", start - 1).await.unwrap();
     assert_eq!(next(&mut watch).await, Seen::HistoryLost);
     assert!(watch.next().await.is_none());
     // What the watcher does then.
@@ -699,24 +739,34 @@ async fn any_commits_leave_what_a_map_would_hold<P: Place>(place: P) {
     std::thread::scope(|scope| scope.spawn(work).join().unwrap()).unwrap();
 }
 
-/// Runs the contract for one kind of store.
+/// Runs the contract for each kind of store.
 macro_rules! contract {
-    ($store:ident, $place:ty, $($test:ident)*) => {
-        mod $store {
-            #[test]
-            fn child() {
-                super::child::<$place>();
-            }
+    ($($store:ident: $place:ty;)*) => {
+        $(mod $store {
+            each_test!($place);
+        })*
+    };
+}
 
-            $(#[test]
-            fn $test() {
-                super::run(super::$test::<$place>(super::Place::new()));
-            })*
+macro_rules! tests {
+    ($($test:ident)*) => {
+        macro_rules! each_test {
+            ($place:ty) => {
+                #[test]
+                fn child() {
+                    super::child::<$place>();
+                }
+
+                $(#[test]
+                fn $test() {
+                    super::run(super::$test::<$place>(super::Place::new()));
+                })*
+            };
         }
     };
 }
 
-contract!(embedded_store, super::EmbeddedPlace,
+tests! {
     a_commit_is_done_only_if_all_checks_hold
     a_commit_as_large_as_the_limits_is_done
     json_is_read_as_it_was_written
@@ -740,4 +790,9 @@ contract!(embedded_store, super::EmbeddedPlace,
     job_ids_count_up_and_begin_again_at_the_end
     a_store_of_a_newer_pavo_is_refused
     any_commits_leave_what_a_map_would_hold
-);
+}
+
+contract! {
+    embedded_store: super::EmbeddedPlace;
+    etcd_store: super::EtcdPlace;
+}

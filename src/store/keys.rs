@@ -83,6 +83,17 @@ pub fn vm_states(user: &str, job: Owner) -> String {
     format!("{}states", self::job(user, job))
 }
 
+/// By which a handle of a site's store orders its commits. Written with them by the
+/// handles of this etcd user that chose this slot; stays.
+pub fn fence(user: &str, slot: u32) -> String {
+    format!("{}{slot:04}", fences(user))
+}
+
+/// The fences of an etcd user.
+pub fn fences(user: &str) -> String {
+    format!("{ROOT}/fence/{}/", escape(user))
+}
+
 /// What a key below [`jobs`] holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobKey {

@@ -30,8 +30,10 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Context, Error, Kind, Result};
 
 pub mod embedded;
+pub mod etcd;
 pub mod keys;
 pub mod pool;
+pub mod secret;
 
 /// Counts the commits of a store; the first is 1.
 pub type Revision = u64;
