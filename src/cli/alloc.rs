@@ -40,7 +40,7 @@ pub struct Alloc {
 #[derive(Debug, Args)]
 pub struct JobArgs {
     /// Options of the scheduler, then `TEMPLATE[:COUNT]`, more of them separated by commas
-    #[arg(value_name = "CLUSTER", required = true, num_args = 1.., allow_hyphen_values = true)]
+    #[arg(value_name = "CLUSTER", required = true, num_args = 1..)]
     words: Vec<String>,
 
     /// Cores of each VM [default: 1]

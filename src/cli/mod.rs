@@ -7,7 +7,7 @@ use std::error::Error as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 mod alloc;
 mod cancel;
@@ -19,6 +19,7 @@ mod internal;
 mod job;
 mod launcher;
 pub mod out;
+mod passing;
 mod ps;
 mod reset;
 mod session;
@@ -191,10 +192,12 @@ fn usable(path: &Path) -> bool {
 /// Parses the arguments, runs the command and reports its outcome.
 pub fn main() -> ExitCode {
     let out = Out::new();
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => return refuse(&out, &error),
-    };
+    let cli =
+        match Cli::try_parse_from(passing::arrange(&Cli::command(), std::env::args_os().collect()))
+        {
+            Ok(cli) => cli,
+            Err(error) => return refuse(&out, &error),
+        };
     log_to_stderr(cli.verbose);
     let outcome = environment()
         .map(|env| App { out: Out::new(), env, verbose: cli.verbose })

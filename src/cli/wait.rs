@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::model::job::{VmState, VmStatus};
 use crate::model::vmset::fold;
 use crate::ops::jobs;
-use crate::ops::watch::{Goal, Probes, missing, require_ssh, too_late};
+use crate::ops::watch::{Goal, Probes, missing, too_late};
 
 /// How often the store is looked at: it is a local file, and nobody waits for less.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -65,9 +65,6 @@ impl Wait {
         let (store, job) = self.job.find(app).await?;
         let mut shown = String::new();
         let mut probes = Probes::new(&job);
-        if goal == Goal::Ssh {
-            require_ssh(&job)?;
-        }
         loop {
             let alive = super::job::running(app, &store).await?;
             if !alive.iter().any(|other| other.owner == job.owner) {
@@ -78,8 +75,10 @@ impl Wait {
             }
             let states = with_proofs(&jobs::states(&store, &job).await?, &probes);
             if goal == Goal::Ssh {
-                let running = (0..).zip(&states).filter(|(_, vm)| vm.state == VmState::Running);
-                running.for_each(|(rank, _)| probes.ask(rank));
+                let running = |(_, vm): &(_, &VmStatus)| vm.state == VmState::Running;
+                for (vm, _) in job.vms.iter().zip(&states).filter(running) {
+                    probes.ask(vm)?;
+                }
             }
             let missing = missing(&states, goal);
             if missing.is_empty() {

@@ -57,8 +57,6 @@ const SSH_TRIES: usize = 4;
 /// Asks the VMs of a cluster for their ssh banners, until each has answered.
 #[derive(Debug)]
 pub struct Probes {
-    /// By rank: where its ssh port is published.
-    ports: Vec<Option<SocketAddr>>,
     asked: Vec<bool>,
     answered: Vec<bool>,
     tries: FuturesUnordered<BoxFuture<'static, u32>>,
@@ -66,18 +64,21 @@ pub struct Probes {
 
 impl Probes {
     pub fn new(job: &JobRecord) -> Self {
-        let ports: Vec<_> = job.vms.iter().map(ssh_port).collect();
-        let none = vec![false; ports.len()];
-        Self { ports, asked: none.clone(), answered: none, tries: FuturesUnordered::new() }
+        let none = vec![false; job.vms.len()];
+        Self { asked: none.clone(), answered: none, tries: FuturesUnordered::new() }
     }
 
     /// Begins to ask a VM that runs. Asking again changes nothing.
-    pub fn ask(&mut self, rank: u32) {
-        let at = rank as usize;
-        if let (Some(port), false) = (self.ports[at], self.asked[at]) {
+    ///
+    /// # Errors
+    /// When its ssh port is not published, so that there is nothing to ask.
+    pub fn ask(&mut self, vm: &VmRecord) -> Result<()> {
+        let at = vm.rank as usize;
+        if !self.asked[at] {
             self.asked[at] = true;
-            self.tries.push(ssh_banner(rank, port).boxed());
+            self.tries.push(ssh_banner(vm.rank, published_ssh(vm)?).boxed());
         }
+        Ok(())
     }
 
     pub fn answered(&self, rank: u32) -> bool {
@@ -120,9 +121,6 @@ pub async fn wait_until(
     limit: Option<Duration>,
     progress: Progress<'_>,
 ) -> Result<()> {
-    if goal == Goal::Ssh {
-        require_ssh(&cluster.book.record)?;
-    }
     // Later than the clock can tell is never.
     let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
     let start = Instant::now();
@@ -139,7 +137,9 @@ pub async fn wait_until(
         show(&mut shown, &cluster.book.states, &missing, goal, start, progress);
         if goal == Goal::Ssh {
             let runs = |rank: &&u32| cluster.book.states[**rank as usize].state == VmState::Running;
-            missing.iter().filter(runs).for_each(|rank| probes.ask(*rank));
+            for rank in missing.iter().filter(runs) {
+                probes.ask(&cluster.book.record.vms[*rank as usize])?;
+            }
         }
         tokio::select! {
             report = cluster.next_report() => drop(report?),
@@ -217,23 +217,13 @@ fn show(
     }
 }
 
-/// # Errors
-/// When a VM's ssh port is not published, so that there is nothing to ask.
-pub fn require_ssh(record: &JobRecord) -> Result<()> {
-    let without = record.vms.iter().find(|vm| ssh_port(vm).is_none());
-    match without {
-        Some(vm) => Err(Error::new(
-            Kind::Config,
-            format!("Error: port 22 is not reverse NATed for vm{}", vm.rank),
-        )
-        .help("publish it: `reverse-nat: {vm-port: 22, …}` in networks.yaml")),
-        None => Ok(()),
-    }
-}
-
-fn ssh_port(vm: &VmRecord) -> Option<SocketAddr> {
-    let port = vm.ports.iter().find(|port| port.vm_port == 22)?;
-    Some((port.host_address, port.host_port).into())
+fn published_ssh(vm: &VmRecord) -> Result<SocketAddr> {
+    let port = vm.ports.iter().find(|port| port.vm_port == 22).ok_or_else(|| {
+        let rank = vm.rank;
+        Error::new(Kind::Config, format!("Error: port 22 is not reverse NATed for vm{rank}"))
+            .help("publish it: `reverse-nat: {vm-port: 22, …}` in networks.yaml")
+    })?;
+    Ok((port.host_address, port.host_port).into())
 }
 
 /// Returns `rank` once the server at `address` has sent `SSH-`. The first bytes of the

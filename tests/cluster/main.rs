@@ -13,4 +13,6 @@ mod death;
 mod processes;
 mod refused;
 mod session;
+#[path = "../shared/tiny.rs"]
+mod tiny;
 mod world;

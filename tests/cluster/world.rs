@@ -13,7 +13,6 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigHandler, Signal, kill, killpg};
@@ -22,6 +21,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::processes::{self, Process};
+use super::tiny::{repository, shared_images};
 
 /// The account that owns nothing, `nobody`.
 pub const NOBODY: u32 = 65_534;
@@ -430,36 +430,6 @@ fn image(world: &World) {
         }
     };
     world.write("conf/repos.yaml", &repository(&images));
-}
-
-fn repository(path: &Path) -> String {
-    format!("repos:\n  - name: user\n    path: {}\n", path.display())
-}
-
-/// A repository with the image `tiny`, built once for all tests by this very program.
-fn shared_images() -> PathBuf {
-    let shared = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    // The image's own test builds, too, and uses the same packages.
-    let lock = File::create(shared.join("tiny.lock")).unwrap();
-    let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno).unwrap();
-    let (home, done) = (shared.join("cluster"), shared.join("cluster/done"));
-    let images = home.join("images");
-    let modified = |path: &Path| path.metadata().and_then(|data| data.modified());
-    let pavo = Path::new(env!("CARGO_BIN_EXE_pavo"));
-    if modified(&done).is_ok_and(|done| done > modified(pavo).unwrap()) {
-        return images;
-    }
-    let _ = fs::remove_dir_all(&home);
-    let site = home.join("site");
-    fs::create_dir_all(&site).unwrap();
-    fs::write(home.join("repos.yaml"), repository(&images)).unwrap();
-    let mut build = Command::new(pavo);
-    build.args(["image", "build", "tiny", "tiny", "--cache"]).arg(shared.join("packages"));
-    build.env("HOME", &home).env("PAVO_USER_CONF_DIR", &home).env("PAVO_SYSTEM_CONF_DIR", &site);
-    let built = build.output().unwrap();
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    File::create(done).unwrap();
-    images
 }
 
 /// A program that was started.

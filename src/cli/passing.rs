@@ -1,0 +1,92 @@
+//! Options that are not pavo's but the scheduler's.
+//!
+//! `pavo alloc -p gpu --wait ssh --nodes=2 tiny:4` becomes
+//! `pavo alloc --wait ssh -- -p gpu --nodes=2 tiny:4`: what pavo does not know keeps its
+//! order and goes on to salloc or sbatch. The last word is the cluster.
+
+use std::ffi::OsString;
+
+use clap::{Arg, ArgAction, Command};
+
+/// The verbs whose unknown options belong to the scheduler.
+const VERBS: [&str; 2] = ["alloc", "batch"];
+
+/// Moves what the verb does not know behind `--`. Arguments of other verbs, and those with
+/// a `--` of their own, stay as they are.
+pub fn arrange(root: &Command, arguments: Vec<OsString>) -> Vec<OsString> {
+    let verb = arguments.iter().position(|word| VERBS.iter().any(|verb| word == verb));
+    let Some(verb) = verb.filter(|_| !arguments.iter().any(|word| word == "--")) else {
+        return arguments;
+    };
+    let name = arguments[verb].to_str().unwrap_or_default();
+    let Some(command) = root.find_subcommand(name) else { return arguments };
+    let (head, words) = arguments.split_at(verb + 1);
+    let (mut ours, mut theirs) = (head.to_vec(), Vec::new());
+    let mut words = words.iter().cloned().peekable();
+    while let Some(word) = words.next() {
+        match find(root, command, &word) {
+            Some(wants_next) => {
+                ours.push(word);
+                ours.extend(wants_next.then(|| words.next()).flatten());
+            }
+            None => theirs.push(word),
+        }
+    }
+    if theirs.len() > 1 || theirs.iter().any(|word| word.to_string_lossy().starts_with('-')) {
+        ours.push("--".into());
+    }
+    ours.append(&mut theirs);
+    ours
+}
+
+/// Whether a word is an option of ours, and then whether its value is the next word.
+fn find(root: &Command, command: &Command, word: &OsString) -> Option<bool> {
+    let word = word.to_str()?;
+    if ["-h", "--help", "-V", "--version"].contains(&word) {
+        return Some(false);
+    }
+    let globals = root.get_arguments().filter(|arg| arg.is_global_set());
+    let mut all = command.get_arguments().chain(globals);
+    let takes_value = |arg: &Arg| matches!(arg.get_action(), ArgAction::Set | ArgAction::Append);
+    if let Some(long) = word.strip_prefix("--") {
+        let (name, value) = long.split_once('=').map_or((long, None), |(n, v)| (n, Some(v)));
+        let arg = all.find(|arg| arg.get_long() == Some(name))?;
+        return Some(takes_value(arg) && value.is_none());
+    }
+    let mut short = word.strip_prefix('-')?.chars();
+    let letter = short.next()?;
+    let arg = all.find(|arg| arg.get_short() == Some(letter))?;
+    Some(takes_value(arg) && short.next().is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arranged(line: &str) -> String {
+        let alloc = Command::new("alloc")
+            .arg(Arg::new("wait").long("wait").action(ArgAction::Set))
+            .arg(Arg::new("cores").short('c').action(ArgAction::Set))
+            .arg(Arg::new("words").action(ArgAction::Append));
+        let verbose = Arg::new("verbose").short('v').action(ArgAction::Count).global(true);
+        let root = Command::new("pavo").arg(verbose).subcommand(alloc);
+        let words = arrange(&root, line.split(' ').map(OsString::from).collect());
+        words.join(std::ffi::OsStr::new(" ")).into_string().unwrap()
+    }
+
+    #[test]
+    fn what_is_not_ours_goes_behind_two_dashes_in_its_order() {
+        for (line, expected) in [
+            ("pavo alloc tiny:2", "pavo alloc tiny:2"),
+            ("pavo alloc -c 4 tiny:2", "pavo alloc -c 4 tiny:2"),
+            ("pavo alloc -c4 --wait=ssh -v tiny", "pavo alloc -c4 --wait=ssh -v tiny"),
+            ("pavo -v alloc -p big --wait ssh -N2 t", "pavo -v alloc --wait ssh -- -p big -N2 t"),
+            ("pavo alloc --wait ssh -- -c t", "pavo alloc --wait ssh -- -c t"),
+            ("pavo alloc --wiat ssh t", "pavo alloc -- --wiat ssh t"),
+            ("pavo alloc --help", "pavo alloc --help"),
+            ("pavo ps -c alloc2", "pavo ps -c alloc2"),
+        ] {
+            assert_eq!(arranged(line), expected, "{line}");
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! Clusters as jobs of a real Slurm, on hosts in namespaces, with real QEMU.
+
+#[path = "../shared/tiny.rs"]
+mod tiny;
+mod world;
+
+mod alloc;
