@@ -5,9 +5,18 @@
 //! /pavo/v1/counter/job                     the last local job id
 //! /pavo/v1/counter/pool/<pool>             below which no id of the pool is free
 //! /pavo/v1/pool/<pool>/<id>                whose an id is
+//! /pavo/v1/host/<user>/<job>/node/<host>   where a host of the job is
+//! /pavo/v1/host/<user>/<job>/key/<network> what tells the job's network from others
 //! /pavo/v1/job/<user>/<job>/record         the resolved cluster
+//! /pavo/v1/job/<user>/<job>/secrets        what opens its control channels
 //! /pavo/v1/job/<user>/<job>/vm/<rank>      how far each VM is
+//! /pavo/v1/drive/<user>/…                  who uses a persistent drive
+//! /pavo/v1/fence/<etcd user>/<slot>        orders the commits of a site's store
 //! ```
+//!
+//! At a site, `pool/`, `counter/` and `host/` are written by the nodes (root), the rest
+//! by the user whose name is in the key; `ops::site_store` has the table of who may
+//! read what.
 //!
 //! Names are escaped, so that no user's text adds a `/` or leaves its place. Prefixes
 //! end in `/`. Numbers are padded: the order of keys is their order.
@@ -18,9 +27,19 @@ use crate::model::owner::Owner;
 
 const ROOT: &str = "/pavo/v1";
 
+/// What everybody may read. Written by who prepares the store; stays.
+pub fn meta() -> String {
+    format!("{ROOT}/meta/")
+}
+
 /// The version of the keys' meaning. Written by who opens a store first; stays.
 pub fn schema() -> String {
-    format!("{ROOT}/meta/schema")
+    format!("{}schema", meta())
+}
+
+/// All counters. At a site written by the nodes; they stay.
+pub fn counters() -> String {
+    format!("{ROOT}/counter/")
 }
 
 /// The id of the latest local job. Written by every launcher; stays.
@@ -32,6 +51,11 @@ pub fn job_counter() -> String {
 /// pool; stays.
 pub fn pool_floor(pool: &str) -> String {
     format!("{ROOT}/counter/pool/{}", escape(pool))
+}
+
+/// All ids that are taken. At a site written by the nodes; freed with their jobs.
+pub fn pools() -> String {
+    format!("{ROOT}/pool/")
 }
 
 /// The ids of a pool that are taken.
@@ -50,9 +74,70 @@ pub fn parse_pool_id(key: &str) -> Option<u32> {
     key.rsplit('/').next()?.parse().ok()
 }
 
+/// What the nodes say of all jobs.
+pub fn all_hosts() -> String {
+    format!("{ROOT}/host/")
+}
+
+/// What the nodes say of a user's jobs. Written by them, read by that user.
+pub fn hosts(user: &str) -> String {
+    format!("{}{}/", all_hosts(), escape(user))
+}
+
+/// What the nodes say of a job. Deleted as a whole by its first host when it ends.
+pub fn job_hosts(user: &str, job: Owner) -> String {
+    format!("{}{job}/", hosts(user))
+}
+
+/// The records of a job's hosts.
+pub fn host_records(user: &str, job: Owner) -> String {
+    format!("{}node/", job_hosts(user, job))
+}
+
+/// Where a host of the job is: its name, underlay address, VMs. Written by that host
+/// (0-based in the step) when its set-up begins; deleted with the job.
+pub fn host_record(user: &str, job: Owner, node_id: u32) -> String {
+    format!("{}{node_id:05}", host_records(user, job))
+}
+
+/// The VXLAN keys of a job's networks.
+pub fn network_keys(user: &str, job: Owner) -> String {
+    format!("{}key/", job_hosts(user, job))
+}
+
+/// The VXLAN key of a network, in the job. Written by the job's first host, which takes
+/// it from its pool; deleted with the job, before the key is free again.
+pub fn network_key(user: &str, job: Owner, network: &str) -> String {
+    format!("{}{}", network_keys(user, job), escape(network))
+}
+
+/// What a key below [`hosts`] holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostKey {
+    Record { node_id: u32 },
+    NetworkKey { network: String },
+}
+
+/// The job that a key below [`hosts`] belongs to, and what it holds; `None` for what a
+/// newer pavo may keep there.
+pub fn parse_host_key(key: &str) -> Option<(Owner, HostKey)> {
+    let (job, rest) = job_part(key, "/host/")?;
+    let what = match rest.split_once('/')? {
+        ("node", node_id) => HostKey::Record { node_id: node_id.parse().ok()? },
+        ("key", network) => HostKey::NetworkKey { network: unescape(network)? },
+        _ => return None,
+    };
+    Some((job, what))
+}
+
+/// All jobs of all users.
+pub fn all_jobs() -> String {
+    format!("{ROOT}/job/")
+}
+
 /// All jobs of a user.
 pub fn jobs(user: &str) -> String {
-    format!("{ROOT}/job/{}/", escape(user))
+    format!("{}{}/", all_jobs(), escape(user))
 }
 
 /// All that is known of a job. Deleted as a whole when it ends.
@@ -64,6 +149,12 @@ pub fn job(user: &str, job: Owner) -> String {
 /// its first VM starts; deleted with the job.
 pub fn job_record(user: &str, job: Owner) -> String {
     format!("{}record", self::job(user, job))
+}
+
+/// What opens the control channels of a job's VMs. At a site written by the job's
+/// launcher before its first VM starts, and read by that user only; deleted with the job.
+pub fn job_secrets(user: &str, job: Owner) -> String {
+    format!("{}secrets", self::job(user, job))
 }
 
 /// The states of a job's VMs.
@@ -83,6 +174,12 @@ pub fn vm_states(user: &str, job: Owner) -> String {
     format!("{}states", self::job(user, job))
 }
 
+/// The locks of a user's persistent drives. Written by the launchers of the user's jobs,
+/// each with a lease.
+pub fn drives(user: &str) -> String {
+    format!("{ROOT}/drive/{}/", escape(user))
+}
+
 /// By which a handle of a site's store orders its commits. Written with them by the
 /// handles of this etcd user that chose this slot; stays.
 pub fn fence(user: &str, slot: u32) -> String {
@@ -98,6 +195,7 @@ pub fn fences(user: &str) -> String {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobKey {
     Record,
+    Secrets,
     VmStatus { rank: u32 },
     VmStates,
 }
@@ -105,15 +203,22 @@ pub enum JobKey {
 /// The job that a key below [`jobs`] belongs to, and what it holds; `None` for what a
 /// newer pavo may keep there.
 pub fn parse_job_key(key: &str) -> Option<(Owner, JobKey)> {
-    let (_user, rest) = key.strip_prefix(ROOT)?.strip_prefix("/job/")?.split_once('/')?;
-    let (job, rest) = rest.split_once('/')?;
+    let (job, rest) = job_part(key, "/job/")?;
     let what = match rest.split_once('/') {
         None if rest == "record" => JobKey::Record,
         None if rest == "states" => JobKey::VmStates,
+        None if rest == "secrets" => JobKey::Secrets,
         Some(("vm", rank)) => JobKey::VmStatus { rank: rank.parse().ok()? },
         _ => return None,
     };
-    Some((job.parse().ok()?, what))
+    Some((job, what))
+}
+
+/// The job of a key that has `<user>/<job>/…` below `place`, and what follows it.
+fn job_part<'k>(key: &'k str, place: &str) -> Option<(Owner, &'k str)> {
+    let (_user, rest) = key.strip_prefix(ROOT)?.strip_prefix(place)?.split_once('/')?;
+    let (job, rest) = rest.split_once('/')?;
+    Some((job.parse().ok()?, rest))
 }
 
 /// The name as one part of a key: ASCII letters, digits and `-_.:@+` as they are, each
@@ -134,6 +239,29 @@ fn escape(name: &str) -> String {
     escaped
 }
 
+/// The name that [`escape`] made this of.
+fn unescape(escaped: &str) -> Option<String> {
+    let mut name = Vec::with_capacity(escaped.len());
+    let mut bytes = escaped.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            name.push(byte);
+            continue;
+        }
+        let digits = [bytes.next(), bytes.next()];
+        match digits {
+            [None, None] if escaped == "%" => {}
+            [Some(high), Some(low)] => {
+                let digits = [high, low];
+                let text = std::str::from_utf8(&digits).ok()?;
+                name.push(u8::from_str_radix(text, 16).ok()?);
+            }
+            _ => return None,
+        }
+    }
+    String::from_utf8(name).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,6 +274,21 @@ mod tests {
         assert_eq!(vm_status("ada", job, 3), "/pavo/v1/job/ada/l7/vm/00003");
         assert_eq!(pool_id("uplink", 12), "/pavo/v1/pool/uplink/0000000012");
         assert_eq!(schema(), "/pavo/v1/meta/schema");
+        assert_eq!(host_record("ada", job, 3), "/pavo/v1/host/ada/l7/node/00003");
+        assert_eq!(network_key("ada", job, "a/b"), "/pavo/v1/host/ada/l7/key/a%2Fb");
+        assert_eq!(job_secrets("ada", job), "/pavo/v1/job/ada/l7/secrets");
+        assert_eq!(drives("ada"), "/pavo/v1/drive/ada/");
+        assert_eq!(fence("pavo-node", 12), "/pavo/v1/fence/pavo-node/0012");
+        for (key, place) in [
+            (pool_id("p", 1), pools()),
+            (pool_floor("p"), counters()),
+            (job_counter(), counters()),
+            (schema(), meta()),
+            (hosts("ada"), all_hosts()),
+            (jobs("ada"), all_jobs()),
+        ] {
+            assert!(key.starts_with(&place), "{key} {place}");
+        }
     }
 
     #[test]
@@ -162,6 +305,11 @@ mod tests {
         assert_eq!(parse(vm_status("", job, 3)), Some((job, JobKey::VmStatus { rank: 3 })));
         assert_eq!(parse(self::job("ada", job) + "later/thing"), None);
         assert_eq!(parse(schema()), None);
+        assert_eq!(parse(job_secrets("ada", job)), Some((job, JobKey::Secrets)));
+        let (parse, record) = (parse_host_key, |node_id| HostKey::Record { node_id });
+        assert_eq!(parse(&host_record("a/b", job, 7)), Some((job, record(7))));
+        assert_eq!(parse(&(job_hosts("ada", job) + "later/thing")), None);
+        assert_eq!(parse(&job_record("ada", job)), None);
         assert_eq!(parse_pool_id(&pool_id("uplink", u32::MAX)), Some(u32::MAX));
     }
 
@@ -172,6 +320,9 @@ mod tests {
             prop_assert_eq!(key.matches('/').count(), 5);
             prop_assert!(key.bytes().all(|byte| byte.is_ascii_graphic()));
             prop_assert_eq!(user == other, key == jobs(&other));
+            let network = network_key(&user, Owner::local(1), &other);
+            let what = HostKey::NetworkKey { network: other };
+            prop_assert_eq!(parse_host_key(&network), Some((Owner::local(1), what)));
         }
     }
 }
