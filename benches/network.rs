@@ -85,6 +85,7 @@ fn sixty_four() -> Plan {
         uplink_slot: 0,
         networks: vec![("default".into(), Network::Ethernet(Ethernet::default()))],
         vms: (0..TAPS).map(vm).collect(),
+        fabric: None,
     };
     plan(&request).unwrap().plan
 }
@@ -134,7 +135,7 @@ fn write_batches(plan: &Plan, dir: &Path) {
             }
             Step::Route { gateway, .. } => inside.push(format!("route add default via {gateway}")),
             Step::LinkUp { link, .. } => inside.push(format!("link set {link} up")),
-            Step::Sysctl { .. } => {}
+            Step::Sysctl { .. } | Step::Vxlan { .. } | Step::Forwarding { .. } => {}
             Step::Taps { bridge, mtu, group, names, .. } => {
                 for name in names {
                     ip.push(format!(

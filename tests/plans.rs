@@ -27,6 +27,7 @@ fn request(vms: u32, networks: &[(&str, Network)]) -> Request {
         uplink_slot: 5,
         networks: networks.iter().map(|(name, n)| ((*name).to_owned(), n.clone())).collect(),
         vms: (0..vms).map(vm).collect(),
+        fabric: None,
     }
 }
 

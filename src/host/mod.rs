@@ -3,7 +3,8 @@
 //! A set-up is a [`Plan`](journal::Plan): a list of [`Step`](step::Step)s, plain
 //! data. The [`Journal`](journal::Journal) writes it down, applies it and undoes it.
 //! Below them is one file per protocol or kernel facility: [`netlink`] (links,
-//! addresses, routes), [`tap`] (ioctl), [`cgroup`], [`nft`], [`netns`], [`process`], [`cmd`]
+//! addresses, routes), [`tunnel`], [`tap`] (ioctl), [`cgroup`], [`nft`], [`netns`],
+//! [`process`], [`cmd`]
 //! (other programs) and [`file`](mod@file).
 //!
 //! "The host's namespace" is always the network namespace of the calling thread: a
@@ -22,6 +23,7 @@ pub mod process;
 pub mod spawn;
 pub mod step;
 pub mod tap;
+pub mod tunnel;
 
 /// The machine, or the part of it, that steps change.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -32,7 +32,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// Requests under way at once. Their answers must fit the socket's buffer, for the
 /// kernel drops those that do not.
-const BATCH: usize = 64;
+pub(super) const BATCH: usize = 64;
 
 /// The kernel's words for: no such link, route, address, neighbour.
 const ABSENT: [i32; 4] = [libc::ENODEV, libc::ESRCH, libc::EADDRNOTAVAIL, libc::ENOENT];
@@ -40,7 +40,7 @@ const ABSENT: [i32; 4] = [libc::ENODEV, libc::ESRCH, libc::EADDRNOTAVAIL, libc::
 /// A netlink socket of one network namespace.
 #[derive(Debug)]
 pub struct Netlink {
-    handle: rtnetlink::Handle,
+    pub(super) handle: rtnetlink::Handle,
     connection: tokio::task::JoinHandle<()>,
 }
 
@@ -177,16 +177,29 @@ impl Netlink {
         message: LinkMessage,
         settings: &LinkSettings<'_>,
     ) -> Result<Outcome> {
-        let outcome = match in_time(self.handle.link().add(message).execute()).await {
-            Ok(()) => Outcome::Changed,
-            Err(error) if is(&error, &[libc::EEXIST]) => {
-                self.own_link(settings.name, settings.group).await?;
-                Outcome::AlreadySo
-            }
-            Err(error) => return Err(refused(&error)),
-        };
+        let outcome = self.make_link(message, settings).await?;
         self.configure(std::slice::from_ref(settings)).await?;
         Ok(outcome)
+    }
+
+    /// Makes a link, unless it exists and is ours.
+    pub(super) async fn make_link(
+        &self,
+        message: LinkMessage,
+        settings: &LinkSettings<'_>,
+    ) -> Result<Outcome> {
+        match in_time(self.handle.link().add(message).execute()).await {
+            Ok(()) => Ok(Outcome::Changed),
+            Err(error) if is(&error, &[libc::EEXIST]) => {
+                match self.own_link(settings.name, settings.group).await? {
+                    Some(_) => Ok(Outcome::AlreadySo),
+                    // Not its name is taken: only a VXLAN key can be, too.
+                    None => Err(Error::system("another link has this VXLAN key")
+                        .help("look for it with `ip -d link show type vxlan`")),
+                }
+            }
+            Err(error) => Err(refused(&error)),
+        }
     }
 
     /// Sets everything about these links, one message each, and switches them on.
@@ -280,10 +293,9 @@ impl Netlink {
     /// Makes it known for good who has these addresses on a link.
     pub async fn add_neighbours(
         &self,
-        link: &str,
+        index: u32,
         neighbours: &[(Ipv4Addr, Mac)],
     ) -> Result<Outcome> {
-        let index = self.require_link(link).await?.index;
         let mut outcome = Outcome::AlreadySo;
         for batch in neighbours.chunks(BATCH) {
             let add = |(address, mac): &(Ipv4Addr, Mac)| {
@@ -302,12 +314,9 @@ impl Netlink {
     /// Forgets them.
     pub async fn delete_neighbours(
         &self,
-        link: &str,
+        index: u32,
         neighbours: &[(Ipv4Addr, Mac)],
     ) -> Result<Outcome> {
-        let Some(LinkState { index, .. }) = self.link(link).await? else {
-            return Ok(Outcome::AlreadySo);
-        };
         let mut outcome = Outcome::AlreadySo;
         for batch in neighbours.chunks(BATCH) {
             let delete = |(address, _): &(Ipv4Addr, Mac)| {
@@ -328,7 +337,7 @@ impl Netlink {
     }
 }
 
-fn new_link(settings: &LinkSettings<'_>, kind: InfoKind, data: InfoData) -> LinkMessage {
+pub(super) fn new_link(settings: &LinkSettings<'_>, kind: InfoKind, data: InfoData) -> LinkMessage {
     // The group is there from the first moment: by it the link is known as ours.
     LinkMessageBuilder::<LinkUnspec>::new_with_info_kind(kind)
         .name(settings.name)
@@ -338,7 +347,7 @@ fn new_link(settings: &LinkSettings<'_>, kind: InfoKind, data: InfoData) -> Link
         .build()
 }
 
-fn made(answer: io::Result<()>) -> Result<Outcome> {
+pub(super) fn made(answer: io::Result<()>) -> Result<Outcome> {
     match answer {
         Ok(()) => Ok(Outcome::Changed),
         Err(error) if is(&error, &[libc::EEXIST]) => Ok(Outcome::AlreadySo),
@@ -346,7 +355,7 @@ fn made(answer: io::Result<()>) -> Result<Outcome> {
     }
 }
 
-fn gone(answer: io::Result<()>) -> Result<Outcome> {
+pub(super) fn gone(answer: io::Result<()>) -> Result<Outcome> {
     match answer {
         Ok(()) => Ok(Outcome::Changed),
         Err(error) if is(&error, &ABSENT) => Ok(Outcome::AlreadySo),
@@ -368,11 +377,13 @@ fn to_io(error: rtnetlink::Error) -> io::Error {
 }
 
 /// The kernel's answer as an error of ours; what was asked is said by the caller.
-fn refused(answer: &io::Error) -> Error {
+pub(super) fn refused(answer: &io::Error) -> Error {
     Error::system(answer.to_string())
 }
 
-async fn in_time<T>(request: impl Future<Output = Result<T, rtnetlink::Error>>) -> io::Result<T> {
+pub(super) async fn in_time<T>(
+    request: impl Future<Output = Result<T, rtnetlink::Error>>,
+) -> io::Result<T> {
     within(request).await?.map_err(to_io)
 }
 

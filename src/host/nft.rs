@@ -22,6 +22,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 pub enum Family {
     Bridge,
     Inet,
+    Ip,
 }
 
 impl Family {
@@ -30,6 +31,7 @@ impl Family {
         match self {
             Self::Bridge => "bridge",
             Self::Inet => "inet",
+            Self::Ip => "ip",
         }
     }
 }

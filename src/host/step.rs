@@ -19,6 +19,7 @@ use super::netlink::{LinkSettings, Netlink, VethPeer};
 use super::netns;
 use super::nft::{self, Table};
 use super::tap::Tap;
+use super::tunnel::VxlanSettings;
 use crate::error::{Context, Error, Result};
 use crate::model::address::Mac;
 
@@ -66,11 +67,34 @@ pub enum Step {
     Address { namespace: Option<String>, link: String, address: Ipv4Addr, bits: u8 },
     /// Who has which address on a link, known from the start: nobody has to be asked by
     /// ARP, and nobody can answer for another.
-    Neighbours { namespace: Option<String>, link: String, known: Vec<(Ipv4Addr, Mac)> },
+    Neighbours {
+        namespace: Option<String>,
+        link: String,
+        /// The link's, where it is not in a namespace of ours.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        group: Option<u32>,
+        known: Vec<(Ipv4Addr, Mac)>,
+    },
     /// The default route.
     Route { namespace: Option<String>, gateway: Ipv4Addr },
     /// A link that exists anyway (`lo`) is switched on.
     LinkUp { namespace: Option<String>, link: String },
+    /// A VXLAN device that is a port of `bridge` and sends from `local`. It learns nothing,
+    /// and gets no frame for a MAC that [`Forwarding`](Self::Forwarding) does not know.
+    Vxlan {
+        name: String,
+        key: u32,
+        local: Ipv4Addr,
+        mtu: u16,
+        group: u32,
+        alias: String,
+        bridge: String,
+        /// The bridge answers ARP for guests behind it, from its own neighbours.
+        answers_arp: bool,
+    },
+    /// The host behind which each MAC is, seen from a VXLAN device, and the hosts that get
+    /// what is for all.
+    Forwarding { link: String, group: u32, known: Vec<(Mac, Ipv4Addr)>, all: Vec<Ipv4Addr> },
     /// TAP devices that `owner` may open, all ports of `bridge`. Undoing deletes every
     /// link of the group, by one message: keep it last in a plan.
     Taps { bridge: String, mtu: u16, group: u32, alias: String, owner: u32, names: Vec<String> },
@@ -115,11 +139,25 @@ impl Step {
                 let peer = VethPeer { name: peer, namespace, mac: *peer_mac };
                 netlink.ensure_veth(&link, &peer).await
             }
+            Self::Vxlan { name, key, local, mtu, group, alias, bridge, answers_arp } => {
+                let netlink = Netlink::open(None)?;
+                let bridge = Some(netlink.require_link(bridge).await?.index);
+                let link = LinkSettings { name, mtu: *mtu, group: *group, alias, bridge };
+                let (key, local, answers_arp) = (*key, *local, *answers_arp);
+                netlink.ensure_vxlan(&link, &VxlanSettings { key, local, answers_arp }).await
+            }
+            Self::Forwarding { link, group, known, all } => {
+                let netlink = Netlink::open(None)?;
+                let index = require_own(&netlink, link, Some(*group)).await?;
+                netlink.add_forwarding(index, known, all).await
+            }
             Self::Address { link, address, bits, .. } => {
                 Netlink::open(place)?.add_address(link, *address, *bits).await
             }
-            Self::Neighbours { link, known, .. } => {
-                Netlink::open(place)?.add_neighbours(link, known).await
+            Self::Neighbours { link, group, known, .. } => {
+                let netlink = Netlink::open(place)?;
+                let index = require_own(&netlink, link, *group).await?;
+                netlink.add_neighbours(index, known).await
             }
             Self::Route { gateway, .. } => Netlink::open(place)?.add_default_route(*gateway).await,
             Self::LinkUp { link, .. } => Netlink::open(place)?.set_up(link, true).await,
@@ -143,14 +181,25 @@ impl Step {
             Self::Namespace { name } => netns::delete(&host.netns(name)),
             Self::Sysctl { .. } => Ok(Outcome::AlreadySo),
             Self::NftTables { tables, .. } => nft::delete(place, tables).await,
-            Self::Bridge { name, group, .. } | Self::Veth { name, group, .. } => {
-                Netlink::open(None)?.delete(name, *group).await
+            Self::Bridge { name, group, .. }
+            | Self::Veth { name, group, .. }
+            | Self::Vxlan { name, group, .. } => Netlink::open(None)?.delete(name, *group).await,
+            Self::Forwarding { link, group, known, all } => {
+                let netlink = Netlink::open(None)?;
+                match own(&netlink, link, Some(*group)).await? {
+                    Some(index) => netlink.delete_forwarding(index, known, all).await,
+                    None => Ok(Outcome::AlreadySo),
+                }
             }
             Self::Address { link, address, bits, .. } => {
                 Netlink::open(place)?.delete_address(link, *address, *bits).await
             }
-            Self::Neighbours { link, known, .. } => {
-                Netlink::open(place)?.delete_neighbours(link, known).await
+            Self::Neighbours { link, group, known, .. } => {
+                let netlink = Netlink::open(place)?;
+                match own(&netlink, link, *group).await? {
+                    Some(index) => netlink.delete_neighbours(index, known).await,
+                    None => Ok(Outcome::AlreadySo),
+                }
             }
             Self::Route { gateway, .. } => {
                 Netlink::open(place)?.delete_default_route(*gateway).await
@@ -178,9 +227,23 @@ impl Step {
             Self::Namespace { .. }
             | Self::Bridge { .. }
             | Self::Veth { .. }
+            | Self::Vxlan { .. }
+            | Self::Forwarding { .. }
             | Self::Taps { .. } => None,
         }
     }
+}
+
+/// The index of a link, if it exists and is of this group, where one is given.
+async fn own(netlink: &Netlink, link: &str, group: Option<u32>) -> Result<Option<u32>> {
+    let found = netlink.link(link).await?;
+    Ok(found.filter(|found| group.is_none_or(|group| found.group == group)).map(|l| l.index))
+}
+
+/// The same, where it must be there.
+async fn require_own(netlink: &Netlink, link: &str, group: Option<u32>) -> Result<u32> {
+    let found = own(netlink, link, group).await?;
+    found.ok_or_else(|| Error::system(format!("there is no link `{link}` of this job")))
 }
 
 /// Makes the taps that are missing, and makes all of them as `like` says.
@@ -247,6 +310,10 @@ impl fmt::Display for Step {
             }
             Self::Route { gateway, .. } => write!(f, "default route by {gateway}"),
             Self::LinkUp { link, .. } => write!(f, "the up state of `{link}`"),
+            Self::Vxlan { name, key, .. } => write!(f, "VXLAN device `{name}` of key {key}"),
+            Self::Forwarding { link, known, .. } => {
+                write!(f, "the ways to {} guests by `{link}`", known.len())
+            }
             Self::Taps { bridge, names, .. } => {
                 write!(f, "{} TAP devices on `{bridge}`", names.len())
             }

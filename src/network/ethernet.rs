@@ -13,6 +13,9 @@
 //! own, so that a job's networks may use the same addresses, and one is no way into
 //! another.
 //!
+//! Where guests of the network run on other hosts, too, `pxl3-0` is one more port of its
+//! bridge: the [tunnel](super::fabric) to them.
+//!
 //! This module decides and changes nothing: the journal applies the plan, and undoes
 //! it in reverse.
 //!
@@ -33,14 +36,18 @@
 //! `tests/golden/plans/*.json` show whole plans: read one first.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 
+use super::fabric::{self, Far, Tunnel};
 use super::router::{self, GUESTS, UPLINK, Uplink};
 use super::switch::{self, MAX_PORTS, Port};
 use super::{Guest, L3, NetworkPlan, Request, VmNetworks};
 use crate::config::{Ethernet, Layer, Network};
 use crate::error::{Error, Result};
 use crate::host::journal::Plan;
+use crate::host::nft::Table;
 use crate::host::step::Step;
+use crate::model::address::Mac;
 use crate::model::vm::{Nic, NicIpv4};
 
 /// How many L3 networks one job may have on a host; each takes a /31 of its slot.
@@ -59,19 +66,24 @@ struct Segment<'a> {
     name: &'a str,
     config: &'a Ethernet,
     bridge: String,
+    /// Of the guests and everything between them.
+    mtu: u16,
     /// Of the VMs on it, in the order of ranks.
     ports: Vec<Port>,
     /// On L3.
     uplink: Option<Uplink>,
+    /// Where it has guests on other hosts.
+    tunnel: Option<Tunnel>,
 }
 
 /// See [`network::plan`](super::plan).
 pub fn plan(request: &Request) -> Result<NetworkPlan> {
+    fabric::check(request)?;
     let mut segments = segments(request)?;
     let nics = plug(request, &mut segments)?;
     for segment in &segments {
-        let gateway = usize::from(segment.config.layer == Layer::L3);
-        if segment.ports.len() + gateway > MAX_PORTS {
+        let others = usize::from(segment.uplink.is_some()) + usize::from(segment.tunnel.is_some());
+        if segment.ports.len() + others > MAX_PORTS {
             let text = format!("more than {MAX_PORTS} ports on network `{}`", segment.name);
             return Err(Error::usage(text).help("spread the VMs over more hosts or networks"));
         }
@@ -114,7 +126,11 @@ fn segments(request: &Request) -> Result<Vec<Segment<'_>>> {
             }
         };
         let bridge = kernel_name(request, 'b', index)?;
-        segments.push(Segment { index, name, config, bridge, ports: Vec::new(), uplink });
+        let tunnel = tunnel(request, index, name, config)?;
+        let across = request.fabric.as_ref().filter(|_| tunnel.is_some());
+        let mtu = fabric::mtu(config.mtu, across);
+        let ports = Vec::new();
+        segments.push(Segment { index, name, config, bridge, mtu, ports, uplink, tunnel });
     }
     Ok(segments)
 }
@@ -150,6 +166,24 @@ fn uplink(
     Ok(Uplink { link, outer, inner, ext_network: config.ext_network })
 }
 
+/// The way to the guests of a network on other hosts, if there are any.
+fn tunnel(request: &Request, index: u32, name: &str, config: &Ethernet) -> Result<Option<Tunnel>> {
+    let Some(fabric) = &request.fabric else { return Ok(None) };
+    let mut guests = Vec::new();
+    for peer in &fabric.peers {
+        for vm in peer.vms.iter().filter(|vm| vm.networks.iter().any(|n| n == name)) {
+            let (mac, address) = addresses(name, config, vm.rank)?;
+            guests.push(Far { rank: vm.rank, mac, address, host: peer.address });
+        }
+    }
+    if guests.is_empty() {
+        return Ok(None);
+    }
+    guests.sort_by_key(|guest| guest.rank);
+    let link = kernel_name(request, 'x', index)?;
+    Ok(Some(Tunnel { link, key: fabric.keys[index as usize], guests }))
+}
+
 /// Gives each VM its NICs and each network its ports.
 fn plug(request: &Request, segments: &mut [Segment<'_>]) -> Result<Vec<(u32, Vec<Nic>)>> {
     let mut next_tap = 0;
@@ -181,7 +215,19 @@ fn plug(request: &Request, segments: &mut [Segment<'_>]) -> Result<Vec<(u32, Vec
 }
 
 fn nic(vm: &VmNetworks, segment: &Segment<'_>, tap: String) -> Result<Nic> {
-    let (name, config, rank) = (segment.name, segment.config, vm.rank);
+    let (mac, address) = addresses(segment.name, segment.config, vm.rank)?;
+    let subnet = segment.config.int_network;
+    let domain = || domain(segment.config);
+    let ipv4 = address.map(|address| {
+        let (gateway, domain) = (subnet.gateway(), domain());
+        NicIpv4 { address, subnet, gateway, domain }
+    });
+    let (network, model) = (segment.name.to_owned(), vm.nic_model.clone());
+    Ok(Nic { network, tap, mac, model, mtu: segment.mtu, ipv4 })
+}
+
+/// The MAC of a VM on a network, and its address there on L3.
+fn addresses(name: &str, config: &Ethernet, rank: u32) -> Result<(Mac, Option<Ipv4Addr>)> {
     let number = config.mac_start_offset.checked_add(rank);
     let mac = number.and_then(|number| config.mac_prefix.nth(number));
     // On L3 the prefix also holds the gateway's address.
@@ -189,20 +235,16 @@ fn nic(vm: &VmNetworks, segment: &Segment<'_>, tap: String) -> Result<Nic> {
         Error::config(format!("network `{name}` has no MAC address for vm{rank}"))
             .help("choose a shorter `mac-prefix`, or a smaller `mac-start-offset`")
     })?;
-    let ipv4 = match config.layer {
-        Layer::L2 => None,
-        Layer::L3 => {
-            let subnet = config.int_network;
-            let address = subnet.guest(rank).ok_or_else(|| {
-                let guests = subnet.guests();
-                let text = format!("network `{name}` ({subnet}) has no address for vm{rank}");
-                Error::config(text).help(format!("its `int-network` holds {guests} VMs"))
-            })?;
-            Some(NicIpv4 { address, subnet, gateway: subnet.gateway(), domain: domain(config) })
-        }
-    };
-    let (network, model) = (name.to_owned(), vm.nic_model.clone());
-    Ok(Nic { network, tap, mac, model, mtu: config.mtu, ipv4 })
+    if config.layer == Layer::L2 {
+        return Ok((mac, None));
+    }
+    let subnet = config.int_network;
+    let address = subnet.guest(rank).ok_or_else(|| {
+        let guests = subnet.guests();
+        let text = format!("network `{name}` ({subnet}) has no address for vm{rank}");
+        Error::config(text).help(format!("its `int-network` holds {guests} VMs"))
+    })?;
+    Ok((mac, Some(address)))
 }
 
 fn describe(request: &Request, segment: &Segment<'_>) -> Option<L3> {
@@ -210,6 +252,8 @@ fn describe(request: &Request, segment: &Segment<'_>) -> Option<L3> {
     let config = segment.config;
     let guest =
         |(rank, port): (u32, &Port)| Some(Guest { rank, mac: port.mac, address: port.address? });
+    let far = |far: &Far| Some(Guest { rank: far.rank, mac: far.mac, address: far.address? });
+    let others = segment.tunnel.iter().flat_map(|tunnel| &tunnel.guests).filter_map(far);
     let on_it = request.vms.iter().filter(|vm| vm.networks.iter().any(|n| n == segment.name));
     Some(L3 {
         network: segment.name.to_owned(),
@@ -218,13 +262,14 @@ fn describe(request: &Request, segment: &Segment<'_>) -> Option<L3> {
         gateway: config.int_network.gateway(),
         gateway_mac: config.mac_prefix.gateway(),
         subnet: config.int_network,
-        mtu: config.mtu,
+        mtu: segment.mtu,
         domain: domain(config),
         allow_outbound: config.allow_outbound,
         dns_search: config.dns_search.clone(),
         dns_server: config.dns_server,
         ntp_server: config.ntp_server,
         guests: on_it.map(|vm| vm.rank).zip(&segment.ports).filter_map(guest).collect(),
+        others: others.collect(),
         reverse_nat: config.reverse_nat.clone(),
     })
 }
@@ -233,36 +278,97 @@ fn steps(request: &Request, segments: &[Segment<'_>]) -> Vec<Step> {
     if segments.is_empty() {
         return Vec::new();
     }
-    let ports: Vec<_> =
-        segments.iter().map(|segment| (segment.config.layer, segment.ports.clone())).collect();
-    let uplinks: Vec<_> = segments.iter().filter_map(|segment| segment.uplink.clone()).collect();
-    let mut tables = vec![switch::table(request.owner, &ports)];
-    if !uplinks.is_empty() {
-        tables.push(router::outer_table(request.owner, &uplinks, &request.outside));
-    }
-    let mut steps = vec![Step::NftTables { namespace: None, tables }];
-    if !uplinks.is_empty() {
+    let mut steps = vec![Step::NftTables { namespace: None, tables: tables(request, segments) }];
+    if segments.iter().any(|segment| segment.uplink.is_some()) {
         steps.push(sysctl(None, "net/ipv4/ip_forward"));
     }
     for segment in segments {
         steps.push(Step::Bridge {
             name: segment.bridge.clone(),
-            mtu: segment.config.mtu,
+            mtu: segment.mtu,
             group: request.owner.link_group(),
             alias: alias(request, segment),
         });
         if let Some(uplink) = &segment.uplink {
             steps.extend(gateway_steps(request, segment, uplink));
         }
+        if let (Some(fabric), Some(tunnel)) = (&request.fabric, &segment.tunnel) {
+            steps.extend(tunnel_steps(request, segment, fabric.address, tunnel));
+        }
     }
     steps.extend(segments.iter().map(|segment| Step::Taps {
         bridge: segment.bridge.clone(),
-        mtu: segment.config.mtu,
+        mtu: segment.mtu,
         group: request.owner.link_group(),
         alias: alias(request, segment),
         owner: request.tap_uid,
         names: segment.ports.iter().map(|port| port.tap.clone()).collect(),
     }));
+    steps
+}
+
+/// All rules of the job in the host's namespace.
+fn tables(request: &Request, segments: &[Segment<'_>]) -> Vec<Table> {
+    let gateways: Vec<_> = segments.iter().map(|segment| gateway_link(request, segment)).collect();
+    let networks: Vec<_> = segments
+        .iter()
+        .zip(&gateways)
+        .map(|(segment, gateway)| switch::Network {
+            layer: segment.config.layer,
+            ports: &segment.ports,
+            gateway: segment.uplink.as_ref().map(|_| gateway.as_str()),
+            tunnel: segment.tunnel.as_ref(),
+        })
+        .collect();
+    let mut tables = vec![switch::table(request.owner, &networks)];
+    let uplinks: Vec<_> = segments.iter().filter_map(|segment| segment.uplink.clone()).collect();
+    if !uplinks.is_empty() {
+        tables.push(router::outer_table(request.owner, &uplinks, &request.outside));
+    }
+    let tunnels: Vec<_> = segments.iter().filter_map(|segment| segment.tunnel.as_ref()).collect();
+    if let (Some(fabric), false) = (&request.fabric, tunnels.is_empty()) {
+        tables.push(fabric::table(request.owner, fabric.address, &tunnels));
+    }
+    tables
+}
+
+/// The link by which the gateway of a network is a port of its bridge.
+fn gateway_link(request: &Request, segment: &Segment<'_>) -> String {
+    request.owner.indexed('g', segment.index)
+}
+
+/// The tunnel of a network, and who is behind it.
+fn tunnel_steps(
+    request: &Request,
+    segment: &Segment<'_>,
+    local: Ipv4Addr,
+    tunnel: &Tunnel,
+) -> Vec<Step> {
+    let known: Vec<_> =
+        tunnel.guests.iter().filter_map(|guest| Some((guest.address?, guest.mac))).collect();
+    let mut steps = vec![
+        Step::Vxlan {
+            name: tunnel.link.clone(),
+            key: tunnel.key,
+            local,
+            mtu: segment.mtu,
+            group: request.owner.link_group(),
+            alias: alias(request, segment),
+            bridge: segment.bridge.clone(),
+            answers_arp: !known.is_empty(),
+        },
+        Step::Forwarding {
+            link: tunnel.link.clone(),
+            group: request.owner.link_group(),
+            known: tunnel.guests.iter().map(|guest| (guest.mac, guest.host)).collect(),
+            all: tunnel.hosts(),
+        },
+    ];
+    if !known.is_empty() {
+        // Of these the bridge tells who asks by ARP.
+        let (link, group) = (segment.bridge.clone(), Some(request.owner.link_group()));
+        steps.push(Step::Neighbours { namespace: None, link, group, known });
+    }
     steps
 }
 
@@ -273,7 +379,7 @@ fn gateway_steps(request: &Request, segment: &Segment<'_>, uplink: &Uplink) -> V
     let namespace = || Some(name.clone());
     let veth = |link: String, bridge, peer: &str, peer_mac| Step::Veth {
         name: link,
-        mtu: config.mtu,
+        mtu: segment.mtu,
         group: request.owner.link_group(),
         alias: alias(request, segment),
         bridge,
@@ -290,7 +396,7 @@ fn gateway_steps(request: &Request, segment: &Segment<'_>, uplink: &Uplink) -> V
     let subnet = config.int_network;
     let bridge = Some(segment.bridge.clone());
     let table = router::inner_table(request.owner, subnet, uplink, config.allow_outbound);
-    let gateway_link = request.owner.indexed('g', segment.index);
+    let gateway_link = gateway_link(request, segment);
     let known = segment.ports.iter().filter_map(|port| Some((port.address?, port.mac)));
     vec![
         Step::Namespace { name: name.clone() },
@@ -304,7 +410,12 @@ fn gateway_steps(request: &Request, segment: &Segment<'_>, uplink: &Uplink) -> V
         veth(gateway_link, bridge, GUESTS, Some(config.mac_prefix.gateway())),
         address(namespace(), GUESTS, subnet.gateway(), subnet.bits()),
         // A guest that boots is asked for by ARP once a second: seconds of waiting saved.
-        Step::Neighbours { namespace: namespace(), link: GUESTS.into(), known: known.collect() },
+        Step::Neighbours {
+            namespace: namespace(),
+            link: GUESTS.into(),
+            group: None,
+            known: known.collect(),
+        },
         veth(uplink.link.clone(), None, UPLINK, None),
         address(None, &uplink.link, uplink.outer, 31),
         address(namespace(), UPLINK, uplink.inner, 31),

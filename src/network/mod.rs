@@ -6,6 +6,7 @@
 //! | file | decides |
 //! |---|---|
 //! | [`ethernet`] | names, addresses, the order of steps |
+//! | [`fabric`] | how the hosts of a job reach each other |
 //! | [`switch`] | what guests may send: the Linux bridge and its rules |
 //! | [`router`] | where guests' packets may go: NAT and rules of an L3 network |
 //! | [`ruleset`] | how rules are written down |
@@ -23,6 +24,7 @@ use crate::model::owner::Owner;
 use crate::model::vm::Nic;
 
 pub mod ethernet;
+pub mod fabric;
 pub mod responder;
 pub mod router;
 pub mod ruleset;
@@ -43,6 +45,32 @@ pub struct Request {
     /// The job's networks by name; an index in this list is part of kernel names.
     pub networks: Vec<(String, Network)>,
     /// The VMs that run on this host.
+    pub vms: Vec<VmNetworks>,
+    /// Absent where the job has this host only.
+    pub fabric: Option<Fabric>,
+}
+
+/// How the job's hosts reach each other.
+#[derive(Clone, Debug)]
+pub struct Fabric {
+    /// The VXLAN key of each network, in the order of [`Request::networks`]: 24 bits.
+    pub keys: Vec<u32>,
+    /// This host's address on the underlay.
+    pub address: Ipv4Addr,
+    /// The link that has it.
+    pub link: String,
+    /// The link's.
+    pub mtu: u16,
+    pub peers: Vec<Peer>,
+}
+
+/// Another host of the job.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    pub node: String,
+    /// On the underlay.
+    pub address: Ipv4Addr,
+    /// The VMs that run there.
     pub vms: Vec<VmNetworks>,
 }
 
@@ -97,7 +125,10 @@ pub struct L3 {
     pub dns_search: Vec<String>,
     pub dns_server: Option<Ipv4Addr>,
     pub ntp_server: Option<Ipv4Addr>,
+    /// Those on this host: they get leases, and ask for names.
     pub guests: Vec<Guest>,
+    /// Those on the job's other hosts: they have names.
+    pub others: Vec<Guest>,
     pub reverse_nat: Vec<ReverseNat>,
 }
 

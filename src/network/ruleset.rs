@@ -25,6 +25,11 @@ pub fn counter(name: &str) -> Value {
     json!({ "counter": { "name": name } })
 }
 
+/// A named limit of packets a second, and at once.
+pub fn limit(name: &str, rate: u32) -> Value {
+    json!({ "limit": { "name": name, "rate": rate, "per": "second", "burst": rate } })
+}
+
 /// Counts the packet in the named counter.
 pub fn count(name: &str) -> Value {
     json!({ "counter": name })
@@ -81,6 +86,16 @@ pub fn meta(key: &str) -> Value {
 /// A header field.
 pub fn field(protocol: &str, field: &str) -> Value {
     json!({ "payload": { "protocol": protocol, "field": field } })
+}
+
+/// Bits of the packet, counted from the start of the `base` header.
+pub fn raw(base: &str, offset: u32, length: u32) -> Value {
+    json!({ "payload": { "base": base, "offset": offset, "len": length } })
+}
+
+/// Writes a header field.
+pub fn write(field: Value, value: impl Serialize) -> Value {
+    json!({ "mangle": { "key": field, "value": value } })
 }
 
 /// Matches when both are equal; a set on the right, written `@name`, when it holds

@@ -31,11 +31,31 @@
 //! - Frames to the host's own stack (to the bridge's MAC, or broadcast) end here.
 //!
 //! Frames of the gateway come in by its veth and are not looked at.
+//!
+//! # With other hosts
+//!
+//! The tunnel to the job's other hosts is a port with many guests behind it, looked at in
+//! the same way: what comes out of it has the MAC, and on L3 the address, of one of them.
+//! And what goes into it is looked at, too:
+//!
+//! ```text
+//! forward ── by port: into the tunnel ──┬─ l3: nothing of the gateway, ARP or DHCP
+//!                                       └─ for all: so many frames a second of each guest
+//! ```
+//!
+//! - Each host is the gateway of its own guests: between gateway and tunnel nothing passes,
+//!   either way.
+//! - On L3 no ARP passes: the bridge answers for far guests. It does so for broadcasts only,
+//!   so a guest's unicast question about a far one becomes a broadcast before the bridge
+//!   sees it.
+//! - What should stay on this host moves the counter `to-others`; it is nobody's fault.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use serde_json::{Value, json};
 
+use super::fabric::Tunnel;
 use super::ruleset::*;
 use crate::config::Layer;
 use crate::host::nft::{Family, Table};
@@ -51,6 +71,13 @@ pub const DROPS: [&str; 7] =
 const TO_HOST: &str = "to-host";
 const FROM_HOST: &str = "from-host";
 
+/// The drops that only a job of several hosts has.
+pub const FABRIC_DROPS: [&str; 1] = ["broadcast"];
+const TO_OTHERS: &str = "to-others";
+
+/// How many frames a second, and at once, one guest may send to all guests on other hosts.
+const BROADCASTS: u32 = 1000;
+
 /// Before everything else, also before conntrack.
 const FIRST: i32 = -300;
 
@@ -63,33 +90,151 @@ pub struct Port {
     pub address: Option<Ipv4Addr>,
 }
 
+/// One network's part of the switch.
+#[derive(Clone, Copy, Debug)]
+pub struct Network<'a> {
+    pub layer: Layer,
+    pub ports: &'a [Port],
+    /// The link of the gateway.
+    pub gateway: Option<&'a str>,
+    pub tunnel: Option<&'a Tunnel>,
+}
+
 /// The table that guards all ports of a job.
-pub fn table(owner: Owner, networks: &[(Layer, Vec<Port>)]) -> Table {
-    let ports = || networks.iter().flat_map(|(_, ports)| ports);
+pub fn table(owner: Owner, networks: &[Network<'_>]) -> Table {
+    let tunnels = networks.iter().any(|network| network.tunnel.is_some());
+    let links = links(networks);
     let mut objects: Vec<Value> = DROPS.iter().map(|name| counter(name)).collect();
     objects.extend([TO_HOST, FROM_HOST].map(counter));
-    objects.extend(ports().map(|port| counter(&port.tap)));
-    let by_tap: Vec<_> = ports().map(|port| (json!(port.tap), json!(port.tap))).collect();
-    let macs: Vec<_> = ports().map(|port| tuple(&[json!(port.tap), json!(port.mac)])).collect();
-    let addresses: Vec<_> = ports()
-        .filter_map(|port| Some(tuple(&[json!(port.tap), json!(port.mac), json!(port.address?)])))
+    objects.extend(links.iter().map(|link| counter(link.name)));
+    let by_link: Vec<_> = links.iter().map(|link| (json!(link.name), json!(link.name))).collect();
+    let macs: Vec<_> = senders(networks).map(|(link, mac, _)| tuple(&[link, mac])).collect();
+    let addresses: Vec<_> = senders(networks)
+        .filter_map(|(link, mac, address)| Some(tuple(&[link, mac, json!(address?)])))
         .collect();
     objects.extend([
-        map("drops", "ifname", "counter", &by_tap),
+        map("drops", "ifname", "counter", &by_link),
         set("macs", &["ifname", "ether_addr"], &macs),
         set("addresses", &["ifname", "ether_addr", "ipv4_addr"], &addresses),
     ]);
     objects.extend(["l2", "l3", "arp", "ipv4", "ipv4-own"].map(chain));
-    let taps: Vec<_> = ports().map(|port| json!(port.tap)).collect();
-    objects.push(set("taps", &["ifname"], &taps));
-    let dispatch: Vec<_> = networks
-        .iter()
-        .flat_map(|(layer, ports)| ports.iter().map(move |port| (layer, port)))
-        .map(|(layer, port)| (json!(port.tap), goto(if *layer == Layer::L2 { "l2" } else { "l3" })))
-        .collect();
+    if tunnels {
+        objects.extend(fabric(networks));
+    }
+    let names: Vec<_> = links.iter().map(|link| json!(link.name)).collect();
+    objects.push(set("taps", &["ifname"], &names));
+    let dispatch: Vec<_> = links.iter().map(|link| (json!(link.name), goto(link.chain))).collect();
     objects.push(map("ports", "ifname", "verdict", &dispatch));
     objects.extend(rules());
     Table { family: Family::Bridge, name: format!("pavo_{owner}"), objects }
+}
+
+/// A port whose frames are looked at.
+struct Link<'a> {
+    name: &'a str,
+    /// Where.
+    chain: &'static str,
+}
+
+fn links<'a>(networks: &[Network<'a>]) -> Vec<Link<'a>> {
+    let mut links = Vec::new();
+    for network in networks {
+        let (near, far) = if network.layer == Layer::L2 { ("l2", "l2") } else { ("l3", "far") };
+        links.extend(network.ports.iter().map(|port| Link { name: &port.tap, chain: near }));
+        links.extend(network.tunnel.map(|tunnel| Link { name: &tunnel.link, chain: far }));
+    }
+    links
+}
+
+/// Who may send by which port: the port, the MAC, on L3 the address.
+fn senders<'a>(
+    networks: &'a [Network<'_>],
+) -> impl Iterator<Item = (Value, Value, Option<Ipv4Addr>)> + 'a {
+    networks.iter().flat_map(|network| {
+        let near = network.ports.iter().map(|p| (json!(p.tap), json!(p.mac), p.address));
+        let far = network.tunnel.iter().flat_map(|tunnel| {
+            tunnel.guests.iter().map(|g| (json!(tunnel.link), json!(g.mac), g.address))
+        });
+        near.chain(far)
+    })
+}
+
+/// What a job of several hosts has in addition.
+fn fabric(networks: &[Network<'_>]) -> Vec<Value> {
+    let across = || networks.iter().filter_map(|network| Some((network, network.tunnel?)));
+    let taps = || across().flat_map(|(network, _)| network.ports).map(|port| &port.tap);
+    let limits: Vec<_> = taps().map(|tap| (json!(tap), json!(tap))).collect();
+    let far: BTreeSet<_> =
+        across().flat_map(|(_, tunnel)| &tunnel.guests).map(|guest| guest.mac).collect();
+    let far: Vec<_> = far.into_iter().map(|mac| json!(mac)).collect();
+    let tunnels: Vec<_> = across().map(|(_, tunnel)| json!(tunnel.link)).collect();
+    let gateways: Vec<_> = across().filter_map(|(n, _)| Some(json!(n.gateway?))).collect();
+    let leaving: Vec<_> = across()
+        .map(|(network, tunnel)| {
+            let chain = if network.layer == Layer::L2 { "leave-l2" } else { "leave-l3" };
+            (json!(tunnel.link), goto(chain))
+        })
+        .collect();
+    let mut objects: Vec<Value> = FABRIC_DROPS.iter().map(|name| counter(name)).collect();
+    objects.push(counter(TO_OTHERS));
+    objects.extend(taps().map(|tap| limit(tap, BROADCASTS)));
+    objects.extend([
+        map("limits", "ifname", "limit", &limits),
+        set("far-macs", &["ether_addr"], &far),
+        set("tunnels", &["ifname"], &tunnels),
+        set("gateways", &["ifname"], &gateways),
+    ]);
+    objects.extend(["far", "leave-l2", "leave-l3", "broadcast"].map(chain));
+    objects.push(map("leaving", "ifname", "verdict", &leaving));
+    objects.extend(fabric_rules());
+    objects
+}
+
+fn fabric_rules() -> Vec<Value> {
+    let ethertype = |value: &str| eq(field("ether", "type"), value);
+    let port = || meta("iifname");
+    let sender = || tuple(&[port(), field("ether", "saddr")]);
+    let source = || tuple(&[port(), field("ether", "saddr"), field("ip", "saddr")]);
+    let stays = |chain: &str, matches: &[Value]| {
+        rule(chain, &[matches, &[count(TO_OTHERS), drop()]].concat())
+    };
+    let for_all = {
+        let group = json!({ "&": [field("ether", "daddr"), "01:00:00:00:00:00"] });
+        move || ne(group.clone(), "00:00:00:00:00:00")
+    };
+    let by_limit = json!({ "limit": { "map": { "key": port(), "data": "@limits" } } });
+    let dhcp = json!({ "set": [67, 68] });
+    vec![
+        rule(
+            "arp",
+            &[
+                eq(field("ether", "daddr"), "@far-macs"),
+                eq(field("arp", "operation"), "request"),
+                write(field("ether", "daddr"), "ff:ff:ff:ff:ff:ff"),
+            ],
+        ),
+        // From other hosts' guests, who have been checked there.
+        dropped("far", &[eq(field("ether", "type"), any(&["8021q", "8021ad"]))], "vlan"),
+        dropped("far", &[ne(sender(), "@macs")], "source-mac"),
+        dropped("far", &[ethertype("arp")], "arp"),
+        rule("far", &[ethertype("ip"), eq(source(), "@addresses"), goto("ipv4-own")]),
+        dropped("far", &[ethertype("ip")], "source-address"),
+        dropped("far", &[ethertype("ip6")], "ipv6"),
+        dropped("far", &[], "ethertype"),
+        // To other hosts' guests.
+        rule("leave-l2", &[for_all(), goto("broadcast")]),
+        rule("leave-l2", &[accept()]),
+        stays("leave-l3", &[eq(port(), "@gateways")]),
+        stays("leave-l3", &[ethertype("arp")]),
+        stays("leave-l3", &[ethertype("ip"), eq(field("udp", "dport"), dhcp)]),
+        rule("leave-l3", &[for_all(), goto("broadcast")]),
+        rule("leave-l3", &[accept()]),
+        rule("broadcast", &[by_limit, accept()]),
+        dropped("broadcast", &[], "broadcast"),
+        hook("filter", "forward", FIRST, "accept"),
+        rule("forward", &[json!({ "vmap": { "key": meta("oifname"), "data": "@leaving" } })]),
+        stays("forward", &[eq(port(), "@tunnels"), eq(meta("oifname"), "@gateways")]),
+    ]
 }
 
 fn rules() -> Vec<Value> {

@@ -171,6 +171,7 @@ impl Here {
             uplink_slot: book.record.owner.job % network::uplink_slots(&blueprint.networks),
             networks: blueprint.networks.clone(),
             vms: vms.collect(),
+            fabric: None,
         };
         let plan = network::plan(&request)?;
         for (rank, nics) in &plan.nics {

@@ -14,7 +14,7 @@ use std::path::Path;
 use crate::config::ReverseNat;
 use crate::error::{Context, Error, Result};
 use crate::model::job::PublishedPort;
-use crate::network::{L3, NetworkPlan, responder};
+use crate::network::{Guest, L3, NetworkPlan, responder};
 
 /// More name servers than this are not asked (as the C library's resolver).
 const MAX_NAME_SERVERS: usize = 3;
@@ -135,12 +135,12 @@ pub fn responders(
                 port: port.bound.port.vm_port,
             })
         });
-        let guests = l3.guests.iter().map(|guest| responder::Guest {
+        let named = |guest: &Guest| responder::Guest {
             rank: guest.rank,
             name: format!("vm{}", guest.rank),
             mac: guest.mac,
             address: guest.address,
-        });
+        };
         // Names of the outside are a way out, too.
         let asked = if l3.allow_outbound { upstream } else { &[] };
         responder::Spec {
@@ -154,7 +154,8 @@ pub fn responders(
             dns_search: l3.dns_search.clone(),
             dns_server: l3.dns_server,
             ntp_server: l3.ntp_server,
-            guests: guests.collect(),
+            guests: l3.guests.iter().map(named).collect(),
+            others: l3.others.iter().map(named).collect(),
             upstream: asked.iter().map(AsRawFd::as_raw_fd).collect(),
             publish: publish.collect(),
             drop_to,

@@ -10,12 +10,14 @@ use pavo::host::step::{Outcome, Step};
 use pavo::model::owner::Owner;
 use pavo::network::{Request, plan};
 
-use super::lab::{Lab, eventually, in_netns, request, sh};
+use super::lab::{Lab, across, eventually, in_netns, request, sh};
 
-/// Two L3 networks, one of them on default addresses twice, and an L2 network.
+/// Two L3 networks, one of them on default addresses twice, and an L2 network, with guests
+/// on two other hosts.
 fn all_kinds(job: u32) -> Request {
     let l2 = Ethernet { layer: Layer::L2, mtu: 9000, ..Ethernet::default() };
-    request(job, 2, &[("net", Ethernet::default()), ("raw", l2), ("twin", Ethernet::default())])
+    let networks = [("net", Ethernet::default()), ("raw", l2), ("twin", Ethernet::default())];
+    across(request(job, 2, &networks), 0, &[2, 1, 2])
 }
 
 fn steps() -> usize {
@@ -38,7 +40,7 @@ fn a_job_can_be_set_up_twice_and_removed_twice() {
         lab.apply(&plan).unwrap();
         assert_eq!(lab.traces(), after, "a second set-up changes nothing");
         let links = |kind: &str| after.iter().filter(|t| t.starts_with(kind)).count();
-        assert_eq!(links("link p"), 3 + 6 + 2 * 2, "bridges, taps, veths: {after:?}");
+        assert_eq!(links("link p"), 3 + 6 + 2 * 2 + 3, "bridges, taps, veths, tunnels: {after:?}");
 
         lab.undo(plan.owner).unwrap();
         assert_eq!(lab.traces(), before);
@@ -80,7 +82,14 @@ fn each_step_can_be_undone_alone() {
         let (last, first): (Vec<_>, Vec<_>) = plan.steps.iter().partition(holds_others);
         for step in first.into_iter().chain(last.into_iter().rev()) {
             let outcome = lab.run(step.undo(&lab.host)).unwrap();
-            if let Step::NftTables { .. } | Step::Bridge { .. } | Step::Veth { .. } = step {
+            let changes = matches!(
+                step,
+                Step::NftTables { .. }
+                    | Step::Bridge { .. }
+                    | Step::Veth { .. }
+                    | Step::Vxlan { .. }
+            );
+            if changes {
                 assert_eq!(outcome, Outcome::Changed, "{step}");
             }
         }
@@ -97,11 +106,13 @@ fn broken(step: &Step) -> Step {
         Step::Sysctl { key, .. } => *key = "net/ipv4/no_such_setting".into(),
         Step::NftTables { tables, .. } => tables[0].objects.push(serde_json::json!({ "rule": {} })),
         Step::Bridge { name, .. } | Step::Veth { name, .. } => *name = too_long(),
-        Step::Address { link, .. } | Step::LinkUp { link, .. } | Step::Neighbours { link, .. } => {
-            *link = "absent".into()
-        }
+        Step::Address { link, .. }
+        | Step::LinkUp { link, .. }
+        | Step::Neighbours { link, .. }
+        | Step::Forwarding { link, .. } => *link = "absent".into(),
         Step::Route { gateway, .. } => *gateway = [203, 0, 113, 1].into(),
         Step::Taps { names, .. } => names.push(too_long()),
+        Step::Vxlan { key, .. } => *key = 1 << 24,
     }
     step
 }
@@ -159,7 +170,7 @@ fn a_sweep_leaves_the_living_and_the_foreign_alone() {
             None,
             "ip link add pbl3-00 type bridge; ip link add pbl33-0 type bridge
              ip link add ptl3-9 type bridge; nft add table bridge pavo_l33
-             nft add table inet pavo_l; nft add table ip pavo_l3",
+             nft add table inet pavo_l; nft add table ip6 pavo_l3",
         );
         std::fs::write(lab.dir.join("journal/notes.json"), "not a plan of ours").unwrap();
         let foreign = lab.traces();
@@ -183,7 +194,7 @@ fn a_sweep_leaves_the_living_and_the_foreign_alone() {
 
 #[test]
 fn a_link_of_somebody_else_is_neither_taken_nor_deleted() {
-    let names = ["pbl3-0", "ptl3-0", "pgl3-0", "pvl3-0"];
+    let names = ["pbl3-0", "ptl3-0", "pgl3-0", "pvl3-0", "pxl3-0"];
     in_netns(move |lab| {
         for name in names {
             sh(None, &format!("ip link add {name} type bridge"));

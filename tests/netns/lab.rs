@@ -17,7 +17,7 @@ use pavo::host::{Host, netns, process, tap};
 use pavo::model::address::Mac;
 use pavo::model::owner::Owner;
 use pavo::model::vm::Nic;
-use pavo::network::{Outside, Request, VmNetworks};
+use pavo::network::{Fabric, Outside, Peer, Request, VmNetworks};
 
 /// How long something that must happen may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -201,7 +201,36 @@ pub fn request(job: u32, vms: u32, networks: &[(&str, Ethernet)]) -> Request {
         uplink_slot: job,
         networks: networks.iter().map(named).collect(),
         vms: (0..vms).map(vm).collect(),
+        fabric: None,
     }
+}
+
+/// The request of host `this` of several, each with so many VMs, by rank. Host 0 is
+/// 192.0.2.1; the keys are of the job.
+pub fn across(request: Request, this: usize, vms: &[u32]) -> Request {
+    let networks: Vec<String> = request.networks.iter().map(|(name, _)| name.clone()).collect();
+    let vm = |rank| VmNetworks { rank, nic_model: "virtio-net".into(), networks: networks.clone() };
+    let mut first = 0;
+    let mut hosts = (0..).zip(vms).map(|(index, count)| {
+        let ranks = first..first + count;
+        first += count;
+        Peer {
+            node: format!("n{index}"),
+            address: [192, 0, 2, index + 1].into(),
+            vms: ranks.map(vm).collect(),
+        }
+    });
+    let mut peers: Vec<Peer> = hosts.by_ref().collect();
+    let own = peers.remove(this);
+    let keys = (1..).map(|number| request.owner.job << 8 | number);
+    let fabric = Fabric {
+        keys: keys.take(networks.len()).collect(),
+        address: own.address,
+        link: "underlay".into(),
+        mtu: 1500,
+        peers,
+    };
+    Request { vms: own.vms, fabric: Some(fabric), ..request }
 }
 
 /// The other end of a TAP device: what a hostile guest can do, this can.

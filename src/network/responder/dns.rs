@@ -11,7 +11,7 @@
 //! Names compare without case (RFC 4343), negative answers carry the SOA that makes
 //! them cacheable (RFC 2308), and ANY gets one record set (RFC 8482).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 
 use hickory_proto::op::{Edns, Header, Message, MessageType, OpCode, ResponseCode};
@@ -55,6 +55,8 @@ pub struct Zone {
     hosts: HashMap<Vec<u8>, Ipv4Addr>,
     /// Full names by address.
     names: HashMap<Ipv4Addr, Name>,
+    /// Who may ask.
+    clients: HashSet<Ipv4Addr>,
 }
 
 /// An answer of ours.
@@ -107,18 +109,20 @@ impl Zone {
             subnet: spec.subnet,
             hosts: HashMap::from([(GATEWAY.into(), spec.gateway)]),
             names: HashMap::from([(spec.gateway, below(GATEWAY)?)]),
+            clients: spec.guests.iter().map(|guest| guest.address).collect(),
             domain: domain.clone(),
         };
-        for guest in &spec.guests {
+        zone.clients.insert(spec.gateway);
+        for guest in spec.guests.iter().chain(&spec.others) {
             zone.names.insert(guest.address, below(&guest.name)?);
             zone.hosts.insert(guest.name.to_ascii_lowercase().into(), guest.address);
         }
         Ok(zone)
     }
 
-    /// Whether this is the address of a guest, or the gateway's own.
+    /// Whether this is the address of a guest on this host, or the gateway's own.
     pub fn knows(&self, address: Ipv4Addr) -> bool {
-        self.names.contains_key(&address)
+        self.clients.contains(&address)
     }
 
     /// Decides about one packet.

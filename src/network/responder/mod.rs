@@ -72,7 +72,10 @@ pub struct Spec {
     /// Told to guests instead of the gateway.
     pub dns_server: Option<Ipv4Addr>,
     pub ntp_server: Option<Ipv4Addr>,
+    /// Those on this host, who are answered.
     pub guests: Vec<Guest>,
+    /// Those on the job's other hosts, who have names.
+    pub others: Vec<Guest>,
     /// Inherited UDP sockets, each connected to a name server, in order of preference.
     /// Without one, names outside the cluster are refused.
     pub upstream: Vec<RawFd>,
@@ -208,7 +211,7 @@ async fn serve(parts: Parts, mut lifeline: BufReader<UnixStream>) -> Result<()> 
 pub(crate) mod tests {
     use super::*;
 
-    /// Two guests of `10.200.0.0/16`, nothing outside.
+    /// Two guests of `10.200.0.0/16`, and one on another host; nothing outside.
     pub fn spec() -> Spec {
         let subnet: Subnet = "10.200.0.0/16".parse().unwrap();
         let guest = |rank| Guest {
@@ -229,6 +232,7 @@ pub(crate) mod tests {
             dns_server: None,
             ntp_server: None,
             guests: (0..2).map(guest).collect(),
+            others: vec![guest(2)],
             upstream: Vec::new(),
             publish: Vec::new(),
             drop_to: None,

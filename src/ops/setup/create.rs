@@ -114,6 +114,7 @@ impl Wanted {
             uplink_slot: holding.slot,
             networks: self.networks,
             vms: self.vms,
+            fabric: None,
         })
     }
 }
