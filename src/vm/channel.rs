@@ -33,7 +33,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
@@ -54,6 +54,9 @@ const VALID: Duration = Duration::from_secs(400 * 24 * 3600);
 
 /// How long somebody who connects may take to show who it is.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How many may knock before we open: all tasks of a cluster come at once, and one too
+/// many would wait for seconds until it knocks again.
+const BACKLOG: u32 = 4096;
 /// How many may be at it at once; more wait, and make those hurry that are slow.
 const HANDSHAKES: usize = 256;
 /// How long a handshake may take while others wait.
@@ -324,9 +327,16 @@ impl Listener {
     ///
     /// # Errors
     /// When that is not possible.
-    pub async fn bind(address: SocketAddr, identity: &Identity) -> Result<Self> {
-        let tcp = TcpListener::bind(address).await;
-        Self::new(tcp.while_doing(|| format!("listening at {address}"))?, identity)
+    pub fn bind(address: SocketAddr, identity: &Identity) -> Result<Self> {
+        let listen = || {
+            let socket = match address {
+                SocketAddr::V4(_) => TcpSocket::new_v4(),
+                SocketAddr::V6(_) => TcpSocket::new_v6(),
+            }?;
+            socket.bind(address)?;
+            socket.listen(BACKLOG)
+        };
+        Self::new(listen().while_doing(|| format!("listening at {address}"))?, identity)
     }
 
     /// Another limit than [`HANDSHAKE`].
@@ -407,7 +417,7 @@ mod tests {
 
     async fn listener(identity: &Identity) -> (Listener, SocketAddr) {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let listener = Listener::bind(any, identity).await.unwrap();
+        let listener = Listener::bind(any, identity).unwrap();
         let address = listener.address().unwrap();
         (listener, address)
     }

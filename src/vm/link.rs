@@ -379,7 +379,7 @@ mod tests {
     async fn launcher() -> (Listener, Bootstrap) {
         let identity = Identity::generate("7").unwrap();
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let listener = Listener::bind(any, &identity).await.unwrap();
+        let listener = Listener::bind(any, &identity).unwrap();
         let bootstrap = Bootstrap::new(vec![listener.address().unwrap()], identity);
         (listener, bootstrap)
     }
