@@ -28,6 +28,7 @@ pub mod pasta;
 pub mod publish;
 pub mod resolve;
 pub mod setup;
+pub mod site_store;
 pub mod ssh;
 pub mod step;
 pub mod task;

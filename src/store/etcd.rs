@@ -131,6 +131,11 @@ impl Etcd {
         Fence::read(&link).await.while_doing(|| "connecting to etcd".into())?;
         Ok(Self(Arc::new(link)))
     }
+
+    /// The endpoint of the member in use; `None` while none answers.
+    pub fn member(&self) -> Option<String> {
+        self.0.current().map(|member| member.endpoint)
+    }
 }
 
 impl fmt::Debug for Etcd {

@@ -174,10 +174,15 @@ pub fn vm_states(user: &str, job: Owner) -> String {
     format!("{}states", self::job(user, job))
 }
 
+/// The locks of all persistent drives.
+pub fn all_drives() -> String {
+    format!("{ROOT}/drive/")
+}
+
 /// The locks of a user's persistent drives. Written by the launchers of the user's jobs,
 /// each with a lease.
 pub fn drives(user: &str) -> String {
-    format!("{ROOT}/drive/{}/", escape(user))
+    format!("{}{}/", all_drives(), escape(user))
 }
 
 /// By which a handle of a site's store orders its commits. Written with them by the

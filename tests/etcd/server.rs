@@ -122,6 +122,7 @@ impl Cluster {
         if let Some(tls) = &self.setup.tls {
             command.arg("--cert-file").arg(tls.join("server.pem"));
             command.arg("--key-file").arg(tls.join("server.key"));
+            command.arg("--trusted-ca-file").arg(tls.join("ca.pem"));
         }
         command.args(&self.setup.args);
         let guard = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();

@@ -42,7 +42,9 @@ impl Grant {
     }
 
     fn is(&self, permission: &Permission) -> bool {
-        *permission == self.permission()
+        permission.get_type() == self.kind() as i32
+            && permission.key() == self.prefix.as_bytes()
+            && permission.range_end() == end(&self.prefix).as_bytes()
     }
 }
 
@@ -174,6 +176,22 @@ impl Etcd {
             client.auth_client().user_change_password(user, password).await.map(drop)
         };
         self.0.call(set).await.while_doing(|| format!("changing the password of `{user}`"))
+    }
+
+    /// Removes the user, and the role of the same name.
+    pub async fn remove_user(&self, user: &str) -> Result<bool> {
+        let remove = |client: Client| async move {
+            let mut auth = client.auth_client();
+            let user_gone = match auth.user_delete(user).await {
+                Err(error) if explain::says(&error, "user name not found") => false,
+                outcome => outcome.map(|_| true)?,
+            };
+            match auth.role_delete(user).await {
+                Err(error) if explain::says(&error, "role name not found") => Ok(user_gone),
+                outcome => outcome.map(|_| true),
+            }
+        };
+        self.0.call(remove).await.while_doing(|| format!("removing the user `{user}` of etcd"))
     }
 
     /// From now on everybody has to log in.

@@ -193,7 +193,7 @@ impl Link {
         Ok(member)
     }
 
-    fn current(&self) -> Option<Member> {
+    pub fn current(&self) -> Option<Member> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
