@@ -67,6 +67,18 @@ pub fn parse_time(text: &str) -> Result<u64> {
     seconds.filter(|seconds| *seconds > 0).ok_or_else(wrong)
 }
 
+/// Reads a time as Slurm shows it, `1-02:03:04`, `2:03:04`, `3:04`; `None` where it is no
+/// limit (`UNLIMITED`). In seconds.
+pub fn parse_elapsed(text: &str) -> Option<u64> {
+    let (days, rest) = match text.split_once('-') {
+        Some((days, rest)) => (digits(days)?, rest),
+        None => (0, text),
+    };
+    let parts: Option<Vec<u64>> = rest.split(':').map(digits).collect();
+    let seconds = parts?.into_iter().fold(0, |sum: u64, part| sum * 60 + part);
+    Some(days * 86_400 + seconds)
+}
+
 fn digits(text: &str) -> Option<u64> {
     let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     plain.then(|| text.parse().ok()).flatten()
@@ -85,6 +97,20 @@ mod tests {
         }
         for wrong in ["", "0", "G", "1X", "-1", "1.5G", "99999999999999999999T", "100K"] {
             assert!(parse_memory(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn times_are_read_as_slurm_shows_them() {
+        for (text, seconds) in [
+            ("0:05", Some(5)),
+            ("5:00", Some(300)),
+            ("1:00:01", Some(3601)),
+            ("1-00:00:00", Some(86_400)),
+            ("UNLIMITED", None),
+            ("INVALID", None),
+        ] {
+            assert_eq!(parse_elapsed(text), seconds, "{text}");
         }
     }
 

@@ -13,6 +13,8 @@ use crate::error::{Error, Result};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct JobWish {
     pub vms: u32,
+    /// The cluster's definition, for `ps`.
+    pub cluster: String,
     pub name: Option<String>,
     /// Cores of each VM.
     pub cores: Option<u32>,
@@ -33,6 +35,7 @@ impl JobWish {
         let mut options = vec![format!("--ntasks={}", self.vms)];
         // Neighbouring ranks on one host: addresses and tunnels follow hosts.
         options.push("--distribution=block".into());
+        options.push(format!("--comment={COMMENT}{}", self.cluster));
         let mut add = |name: &str, value: Option<String>| {
             options.extend(value.map(|value| format!("--{name}={value}")));
         };
@@ -196,16 +199,21 @@ pub struct Queued {
     pub reason: String,
     pub elapsed: String,
     pub time_limit: String,
+    /// The cluster, where the job is one of pavo's.
+    pub cluster: Option<String>,
 }
 
+/// By which a job is known as pavo's: its comment is this and the cluster's definition.
+pub const COMMENT: &str = "pavo ";
+
 /// The columns that [`parse_squeue`] reads. One call, filtered by the controller.
-pub const SQUEUE: &str = "%A|%u|%T|%M|%l|%R|%j";
+pub const SQUEUE: &str = "%A|%u|%T|%M|%l|%R|%k|%j";
 
 /// Reads the output of `squeue --noheader --format=`[`SQUEUE`]. What is no line of it is
 /// left out.
 pub fn parse_squeue(text: &str) -> Vec<Queued> {
     let parse = |line: &str| {
-        let mut fields = line.splitn(7, '|').map(|field| field.trim().to_owned());
+        let mut fields = line.splitn(8, '|').map(|field| field.trim().to_owned());
         let mut next = || fields.next();
         Some(Queued {
             job: next()?.parse().ok()?,
@@ -214,6 +222,7 @@ pub fn parse_squeue(text: &str) -> Vec<Queued> {
             elapsed: next()?,
             time_limit: next()?,
             reason: next()?,
+            cluster: next()?.strip_prefix(COMMENT).map(str::to_owned),
             name: next()?,
         })
     };
@@ -232,6 +241,7 @@ mod tests {
     fn a_users_own_options_come_last() {
         let wish = JobWish {
             vms: 4,
+            cluster: "tiny:4".into(),
             cores: Some(2),
             memory: Some("0".into()),
             licences: vec!["pkey:1".into()],
@@ -241,7 +251,7 @@ mod tests {
         };
         assert_eq!(
             wish.options().join(" "),
-            "--ntasks=4 --distribution=block --cpus-per-task=2 --mem=0 --licenses=pkey:1 \
+            "--ntasks=4 --distribution=block --comment=pavo tiny:4 --cpus-per-task=2 --mem=0 --licenses=pkey:1 \
              --partition=vm -p big"
         );
     }
@@ -276,9 +286,10 @@ mod tests {
 
     #[test]
     fn the_queue_is_read_line_by_line_and_names_may_hold_anything() {
-        let text = "42|alice|RUNNING|1:02|5:00|n[1-2]|a|b \nslurm_load_jobs error\n";
+        let text = "42|alice|RUNNING|1:02|5:00|n[1-2]|pavo tiny:2|a|b \nslurm_load_jobs error\n";
         let jobs = parse_squeue(text);
         assert_eq!(jobs.len(), 1);
         assert_eq!((jobs[0].name.as_str(), jobs[0].reason.as_str()), ("a|b", "n[1-2]"));
+        assert_eq!(jobs[0].cluster.as_deref(), Some("tiny:2"));
     }
 }

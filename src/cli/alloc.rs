@@ -88,6 +88,7 @@ impl JobArgs {
         memory.map(parse_memory).transpose()?;
         Ok(slurm::JobWish {
             vms: blueprint.definition.count(),
+            cluster: blueprint.definition.to_string(),
             name: Some(self.name.clone()),
             cores: self.cores,
             memory: self.memory.clone(),

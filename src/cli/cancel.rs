@@ -8,13 +8,18 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::time::{Instant, sleep};
 
+use super::App;
 use super::job::JobSelector;
-use super::{App, job::running};
 use crate::error::{Context, Error, Result};
-use crate::store::embedded;
+use crate::model::job::JobRecord;
+use crate::model::owner::Manager;
+use crate::ops::queue;
 
 /// How long a cluster may take to end.
 const LIMIT: Duration = Duration::from_secs(20);
+
+/// How often it is looked at.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// End a cluster
 ///
@@ -37,30 +42,39 @@ impl Cancel {
             None => self.job,
         };
         app.block_on(async {
-            let (store, job) = selector.find(app).await?;
+            let (known, job) = selector.find(app).await?;
             let id = job.owner.job;
-            let pid = Pid::from_raw(i32::try_from(job.launcher.pid).unwrap_or(i32::MAX));
-            match kill(pid, Signal::SIGTERM) {
-                // It has ended meanwhile: as good.
-                Ok(()) | Err(Errno::ESRCH) => {}
-                Err(error) => return Err(error).while_doing(|| format!("ending job {id}")),
+            match known.manager() {
+                Manager::Local => end_launcher(&job)?,
+                Manager::Slurm => queue::cancel(id).await?,
             }
-            drop(store);
             let deadline = Instant::now() + LIMIT;
             app.out.progress(&format!("Waiting for job {id} to end…"));
             while Instant::now() < deadline {
-                let Some(store) = embedded::open_existing(&app.env.state_dir()).await? else {
-                    break;
-                };
-                let left = running(app, &store).await?;
-                if !left.iter().any(|other| other.owner == job.owner) {
+                if !known.exists(app, &job).await? {
                     app.out.status(&format!("Job {id} has ended."));
                     return Ok(0);
                 }
-                sleep(Duration::from_millis(20)).await;
+                sleep(PAUSE).await;
             }
-            Err(Error::system(format!("job {id} has not ended after {} s", LIMIT.as_secs()))
-                .help(format!("its launcher is process {pid}: `kill -9 {pid}` ends it at once")))
+            let error = format!("job {id} has not ended after {} s", LIMIT.as_secs());
+            Err(Error::system(error).help(match known.manager() {
+                Manager::Local => {
+                    let pid = job.launcher.pid;
+                    format!("its launcher is process {pid}: `kill -9 {pid}` ends it at once")
+                }
+                Manager::Slurm => format!("see what Slurm says: `scontrol show job {id}`"),
+            }))
         })
+    }
+}
+
+/// Tells the launcher of a cluster on this machine to end it.
+fn end_launcher(job: &JobRecord) -> Result<()> {
+    let pid = Pid::from_raw(i32::try_from(job.launcher.pid).unwrap_or(i32::MAX));
+    match kill(pid, Signal::SIGTERM) {
+        // It has ended meanwhile: as good.
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(error) => Err(error).while_doing(|| format!("ending job {}", job.owner.job)),
     }
 }

@@ -1,14 +1,20 @@
 //! How commands name a running cluster, and get hold of it.
 
+use std::sync::Arc;
+
 use clap::Args;
 
 use super::App;
-use crate::error::{Error, Result};
-use crate::model::job::JobRecord;
-use crate::ops::cleanup::{sweep, sweep_host};
+use super::site::Person;
+use crate::config::{BatchManager, load_batch};
+use crate::error::Result;
+use crate::model::job::{JobRecord, VmStatus};
+use crate::model::owner::{Manager, Owner};
+use crate::ops::cleanup::{forget, sweep, sweep_host};
 use crate::ops::jobs::{self, Selector};
-use crate::store::Store;
-use crate::store::embedded::{self, Embedded};
+use crate::ops::queue::{self, Whose};
+use crate::store::embedded;
+use crate::store::{Store, keys};
 
 /// `-j` and `-J`, for every command on one cluster.
 #[derive(Clone, Debug, Default, Args)]
@@ -31,29 +37,110 @@ impl JobSelector {
         }
     }
 
-    /// The store and the running cluster that is meant.
-    pub async fn find(&self, app: &App) -> Result<(Embedded, JobRecord)> {
+    /// Where jobs are known, and the running cluster that is meant.
+    pub async fn find(&self, app: &App) -> Result<(Jobs, JobRecord)> {
         if let Some(id) = &self.jobid {
             jobs::parse_id(id)?;
         }
-        let selector = self.selector(app);
-        match embedded::open_existing(&app.env.state_dir()).await? {
-            Some(store) => {
-                let job = jobs::choose(running(app, &store).await?, &selector)?;
-                Ok((store, job))
+        let known = Jobs::open(app).await?;
+        let job = jobs::choose(known.running(app).await?, &self.selector(app))?;
+        Ok((known, job))
+    }
+}
+
+/// Where the user's jobs are known.
+#[derive(Debug)]
+pub struct Jobs {
+    /// None where no job has ever been.
+    store: Option<Arc<dyn Store>>,
+    manager: Manager,
+}
+
+impl Jobs {
+    /// This machine's, or the site's.
+    pub async fn open(app: &App) -> Result<Self> {
+        let batch = load_batch(&super::config::sources(app))?;
+        match batch.manager {
+            BatchManager::Local => {
+                let store = embedded::open_existing(&app.env.state_dir()).await?;
+                let store = store.map(|store| Arc::new(store) as Arc<dyn Store>);
+                Ok(Self { store, manager: Manager::Local })
             }
-            None => Err(jobs::choose(Vec::new(), &selector)
-                .err()
-                .unwrap_or_else(|| Error::bug("a job without a store"))),
+            BatchManager::Slurm => {
+                let store = match Person::new(app, batch.etcd.as_ref())? {
+                    Some(person) => Some(person.log_in().await?),
+                    None => None,
+                };
+                Ok(Self { store, manager: Manager::Slurm })
+            }
+        }
+    }
+
+    pub fn store(&self) -> Option<&dyn Store> {
+        self.store.as_deref()
+    }
+
+    pub fn manager(&self) -> Manager {
+        self.manager
+    }
+
+    /// Whether a cluster that was running still is. Asks no scheduler: it may be asked often.
+    pub async fn exists(&self, app: &App, job: &JobRecord) -> Result<bool> {
+        let Some(store) = self.store() else { return Ok(false) };
+        match self.manager {
+            Manager::Local => {
+                let alive = running(app, store).await?;
+                Ok(alive.iter().any(|other| other.owner == job.owner))
+            }
+            Manager::Slurm => {
+                let record = keys::job_record(&job.user, job.owner);
+                Ok(store.get(&record).await?.is_some())
+            }
+        }
+    }
+
+    /// The states of a cluster's VMs, by rank.
+    pub async fn states(&self, job: &JobRecord) -> Result<Vec<Option<VmStatus>>> {
+        match self.store() {
+            Some(store) => jobs::states(store, job).await,
+            None => Ok(vec![None; job.vms.len()]),
+        }
+    }
+
+    /// The user's running clusters; what dead ones left is removed first.
+    pub async fn running(&self, app: &App) -> Result<Vec<JobRecord>> {
+        let Some(store) = self.store() else { return Ok(Vec::new()) };
+        match self.manager {
+            Manager::Local => running(app, store).await,
+            Manager::Slurm => running_at_site(app, store).await,
         }
     }
 }
 
-/// The user's running clusters; what dead ones left is removed first.
+/// The clusters that run on this machine; what dead ones left is removed first.
 pub async fn running(app: &App, store: &dyn Store) -> Result<Vec<JobRecord>> {
     let alive = sweep(store, &app.env.user).await?;
     if app.env.uid == 0 {
         sweep_host().await?;
+    }
+    Ok(alive)
+}
+
+/// The clusters whose jobs are in Slurm's queue; of others the records are removed.
+async fn running_at_site(app: &App, store: &dyn Store) -> Result<Vec<JobRecord>> {
+    let stored = jobs::stored(store, &app.env.user).await?;
+    if stored.is_empty() {
+        return Ok(Vec::new());
+    }
+    let queue = queue::list(Whose::User(&app.env.user)).await?;
+    let mut alive = Vec::new();
+    for job in stored {
+        let owner: Owner = job.remains.owner;
+        if queue.iter().any(|queued| queued.job == owner.job) {
+            alive.push(job.record()?);
+        } else {
+            forget(store, &app.env.user, owner).await?;
+        }
     }
     Ok(alive)
 }

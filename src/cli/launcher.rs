@@ -5,6 +5,7 @@ use clap::Args;
 use super::App;
 use super::alloc::look_up;
 use super::session::{Session, SessionArgs, Signals};
+use super::site::Person;
 use crate::batch::slurm;
 use crate::error::{Context, Error, Result};
 use crate::model::cluster::ClusterDef;
@@ -63,8 +64,10 @@ impl Launcher {
         let exe = std::env::current_exe().while_doing(|| "finding this program".into())?;
         let sets = slurm::runs(blueprint.vms.iter().map(|vm| vm.template.resource_set.as_str()));
         let srun = slurm::srun_arguments(&sets, environment.cores(), &exe);
-        let site = super::site::Person::new(app, &config)?;
-        let wanted = Wanted { blueprint, srun, sealed: site.sealed()?, log_in: site.log_in() };
+        let person = Person::new(app, config.batch.etcd.as_ref())?;
+        let sealed = person.as_ref().map(Person::sealed).transpose()?;
+        let log_in = person.map(Person::log_in_later);
+        let wanted = Wanted { blueprint, srun, sealed, log_in };
         let mut signals = Signals::new()?;
         let session = Session { app, args: &self.session, time: None, tmp: &place.tmp };
         session.run(Cluster::step(book, wanted), &mut signals).await

@@ -1,14 +1,19 @@
 //! `pavo internal setup`: root's part of clusters on this host.
 
 use std::io::Read;
+use std::path::Path;
 
 use clap::Subcommand;
 
 use super::App;
 use super::internal::stdin;
 use crate::error::{Context, Error, Kind, Result};
+use crate::host::file::write_atomically;
 use crate::ops::setup::ask::{Ask, MAX_ASK};
-use crate::ops::setup::{create, delete, guard, sweep};
+use crate::ops::setup::{SITE_DIR, create, delete, guard, site_config, sweep};
+use crate::ops::site;
+use crate::ops::site_store::{Persons, prepare};
+use crate::store::secret::{Secret, SiteKey};
 
 /// Root's part of clusters on this host
 #[derive(Debug, Subcommand)]
@@ -19,6 +24,13 @@ pub enum Setup {
     Delete,
     /// Remove what no living step owns
     Sweep,
+    /// Prepare the site's etcd: users, roles, authentication, the site's key; safe to run
+    /// again
+    Store {
+        /// Nodes may not make etcd's users: run `internal setup person NAME` for each person
+        #[arg(long)]
+        closed: bool,
+    },
     /// Hold the responders of a cluster
     #[command(hide = true)]
     Guard,
@@ -30,7 +42,7 @@ impl Setup {
             return Err(Error::usage("`internal setup` is for root")
                 .help("Slurm's plugin runs it; by hand, as root: `pavo internal setup sweep`"));
         }
-        match self {
+        match &self {
             Self::Create => self.for_plugin(app, app.block_on(async { create(&ask()?).await })),
             Self::Delete => app.block_on(async { delete(&ask()?).await }).map(|()| 0),
             Self::Sweep => {
@@ -39,11 +51,38 @@ impl Setup {
                 }
                 Ok(0)
             }
+            Self::Store { closed } => self.store(app, *closed),
             Self::Guard => {
                 let stdin = stdin()?;
                 app.block_on(async { guard(stdin).await }).map(|()| 0)
             }
         }
+    }
+
+    fn store(&self, app: &App, closed: bool) -> Result<u8> {
+        let etcd = site_config()?.batch.etcd.ok_or_else(|| {
+            Error::config("batch.yaml names no etcd").help("add `etcd-servers` and its settings")
+        })?;
+        let persons = if closed { Persons::MadeByAdministrator } else { Persons::MadeByNodes };
+        let dir = Path::new(SITE_DIR);
+        let report = app.block_on(async {
+            let keep = |password: &Secret| {
+                let line = format!("{}\n", password.expose());
+                write_atomically(&dir.join("etcd-password"), line.as_bytes(), 0o600)
+            };
+            prepare(&site::as_administrator_to_be(&etcd), persons, keep).await
+        })?;
+        let (_, new_key) = SiteKey::ensure(dir)?;
+        for line in &report.done {
+            app.out.status(line);
+        }
+        if new_key {
+            app.out.status("made the site's key: /etc/pavo/site.key and site.pub");
+        }
+        if report.done.is_empty() && !new_key {
+            app.out.status("everything was there already");
+        }
+        Ok(0)
     }
 
     /// The plugin hands to the user what it reads on standard output.

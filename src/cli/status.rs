@@ -9,7 +9,6 @@ use super::{App, duration};
 use crate::error::Result;
 use crate::model::job::{JobRecord, VmRecord, VmState, VmStatus};
 use crate::ops::book::now;
-use crate::ops::jobs;
 
 /// Show the VMs of a cluster, and how far each is
 ///
@@ -60,8 +59,8 @@ fn ports(vm: &VmRecord) -> String {
 impl Status {
     pub fn run(self, app: &App) -> Result<u8> {
         let (job, states) = app.block_on(async {
-            let (store, job) = self.job.find(app).await?;
-            let states = jobs::states(&store, &job).await?;
+            let (known, job) = self.job.find(app).await?;
+            let states = known.states(&job).await?;
             Ok((job, states))
         })?;
         app.out.list(self.output, &rows(job, states), COLUMNS)?;

@@ -10,7 +10,6 @@ use super::job::JobSelector;
 use crate::error::{Error, Result};
 use crate::model::job::{VmState, VmStatus};
 use crate::model::vmset::fold;
-use crate::ops::jobs;
 use crate::ops::watch::{Goal, Probes, missing, too_late};
 
 /// How often the store is looked at: it is a local file, and nobody waits for less.
@@ -62,18 +61,17 @@ impl Wait {
         let start = Instant::now();
         let deadline =
             self.timeout.and_then(|seconds| start.checked_add(Duration::from_secs(seconds)));
-        let (store, job) = self.job.find(app).await?;
+        let (known, job) = self.job.find(app).await?;
         let mut shown = String::new();
         let mut probes = Probes::new(&job);
         loop {
-            let alive = super::job::running(app, &store).await?;
-            if !alive.iter().any(|other| other.owner == job.owner) {
+            if !known.exists(app, &job).await? {
                 return match goal {
                     Goal::Stopped => Ok(0),
                     _ => Err(Error::system(format!("job {} has ended", job.owner.job))),
                 };
             }
-            let states = with_proofs(&jobs::states(&store, &job).await?, &probes);
+            let states = with_proofs(&known.states(&job).await?, &probes);
             if goal == Goal::Ssh {
                 let running = |(_, vm): &(_, &VmStatus)| vm.state == VmState::Running;
                 for (vm, _) in job.vms.iter().zip(&states).filter(running) {

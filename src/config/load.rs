@@ -12,7 +12,7 @@ use super::read::{Item, Sink};
 use super::resources::Resources;
 use super::sources::{Document, Loading, Sources};
 use super::templates::Author;
-use super::types::{Config, Ethernet, Network, Repo, ResourceSet, ReverseNat};
+use super::types::{Batch, Config, Ethernet, Network, Repo, ResourceSet, ReverseNat};
 use super::yaml::Mark;
 use super::{batch, networks, repos, resources, templates};
 use crate::error::{Error, Result};
@@ -91,16 +91,37 @@ pub fn load(sources: &Sources) -> Loaded {
     }
 }
 
+/// Reads `batch.yaml` alone, for commands that ask only where jobs are.
+///
+/// # Errors
+/// When that file is wrong.
+pub fn load_batch(sources: &Sources) -> Result<Batch> {
+    let sink = Sink::default();
+    let config = read_batch(sources, &sink);
+    let problems = sink.problems.into_inner();
+    let loaded = Loaded {
+        config: Config { batch: config, ..Config::default() },
+        problems,
+        warnings: Vec::new(),
+        named_files: Vec::new(),
+    };
+    loaded.into_config().map(|config| config.batch)
+}
+
+fn read_batch(sources: &Sources, sink: &Sink) -> Batch {
+    match Loading::of(sources.system.join("batch.yaml"), sink) {
+        Loading::Done(file) => batch::read(&root(&file, sink)),
+        _ => Batch::default(),
+    }
+}
+
 fn read(sources: &Sources, sink: &Sink) -> Config {
     let system = |name: &str| Loading::of(sources.system.join(name), sink);
     let user = |name: &str| match &sources.user {
         Some(folder) => Loading::of(folder.join(name), sink),
         None => Loading::Absent,
     };
-    let batch = match system("batch.yaml") {
-        Loading::Done(file) => batch::read(&root(&file, sink)),
-        _ => Default::default(),
-    };
+    let batch = read_batch(sources, sink);
     let networks = match system("networks.yaml") {
         Loading::Done(file) => Some(networks::read(&root(&file, sink))),
         Loading::Broken => None,

@@ -168,7 +168,6 @@ fn ethernet(fields: &Fields) -> Ethernet {
     fields.get("dev-prefix").and_then(|item| {
         item.text_like("a letter, then at most seven letters, digits or `_`", is_device_prefix)
     });
-    fields.get("host-if-suffix").and_then(Item::text);
     fields.get("gateway").and_then(|item| item.word(&[("local-nat", ())]));
     fields.get("manage-ip-forward").and_then(Item::boolean);
     network
@@ -176,6 +175,7 @@ fn ethernet(fields: &Fields) -> Ethernet {
 
 /// The settings that `ethernet` and `pv` share.
 fn common(fields: &Fields, network: &mut Ethernet) {
+    network.host_if_suffix = fields.get("host-if-suffix").and_then(Item::text);
     fields.read("mac-prefix", &mut network.mac_prefix, Item::parse);
     fields.read("mtu", &mut network.mtu, |item| item.integer(68..=u16::MAX));
 }

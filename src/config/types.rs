@@ -70,6 +70,8 @@ pub struct Ethernet {
     pub ext_network: Subnet,
     pub mac_prefix: MacPrefix,
     pub mac_start_offset: u32,
+    /// Makes a host's name that of its address on the network that carries tunnels.
+    pub host_if_suffix: Option<String>,
     /// Of the underlay. On one host the guests get all of it.
     pub mtu: u16,
     pub domain_name: Option<String>,
@@ -89,6 +91,7 @@ impl Default for Ethernet {
             ext_network: "10.201.0.0/16".parse().expect("a network"),
             mac_prefix: MacPrefix::default(),
             mac_start_offset: 0,
+            host_if_suffix: None,
             mtu: 1500,
             domain_name: None,
             dns_search: Vec::new(),

@@ -4,8 +4,7 @@
 //! data. The [`Journal`](journal::Journal) writes it down, applies it and undoes it.
 //! Below them is one file per protocol or kernel facility: [`netlink`] (links,
 //! addresses, routes), [`tunnel`], [`tap`] (ioctl), [`cgroup`], [`nft`], [`netns`],
-//! [`process`], [`cmd`]
-//! (other programs) and [`file`](mod@file).
+//! [`process`], [`cmd`] (other programs) and [`file`](mod@file).
 //!
 //! "The host's namespace" is always the network namespace of the calling thread: a
 //! machine's own for root, the cell's for an ordinary user. Nothing here can tell.

@@ -137,7 +137,7 @@ impl Step {
         let identity = Identity::generate(&format!("job {}", book.record.owner.job))?;
         self.keys = Some(ssh::keys(book.record.owner.job, &book.record.vms)?);
         let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-        let listener = Listener::bind(any, &identity).await?;
+        let listener = Listener::bind(any, &identity)?;
         let port = listener.address()?.port();
         let addresses = own_addresses()?.into_iter().map(|address| (address, port).into());
         let bootstrap = Bootstrap::new(addresses.collect(), identity.clone());

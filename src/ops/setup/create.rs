@@ -1,5 +1,6 @@
 //! `pavo internal setup create`: a host is made ready for the VMs of one step.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
@@ -8,19 +9,23 @@ use std::path::Path;
 use nix::unistd::{Gid, Uid, User, chown};
 
 use super::ask::Ask;
+use super::fabric::{self, Underlay};
 use super::guard;
 use super::holding::{Claim, Holding, SCRATCH_DIR, make_dir};
 use super::host_report::{HostReport, LocalVm};
 use super::release::{release, sweep};
-use super::site_config;
-use crate::config::{Config, Network};
+use super::{SITE_DIR, site_config};
+use crate::config::{self, Config, Network};
 use crate::error::{Context, Error, Result};
 use crate::host::Host;
 use crate::host::file::write_atomically;
 use crate::host::journal::Journal;
-use crate::network::{self, NetworkPlan, Outside, VmNetworks};
+use crate::network::{self, Fabric, NetworkPlan, Outside, VmNetworks};
 use crate::ops::cleanup::{JOURNAL_DIR, NETNS_DIR};
 use crate::ops::publish::{self, Bound};
+use crate::ops::{site, site_store};
+use crate::store::etcd::Etcd;
+use crate::store::secret::SiteKey;
 
 /// The account that owns nothing.
 const NOBODY: u32 = 65_534;
@@ -57,7 +62,9 @@ fn user_name(uid: u32) -> Result<String> {
 /// What the site's configuration makes of the ask.
 struct Wanted {
     networks: Vec<(String, Network)>,
-    vms: Vec<VmNetworks>,
+    /// The networks of each resource set of the ask.
+    sets: BTreeMap<String, Vec<String>>,
+    etcd: Option<config::Etcd>,
 }
 
 impl Wanted {
@@ -81,20 +88,16 @@ impl Wanted {
                 networks.push((name.clone(), network.clone()));
             }
         }
-        let vm = |rank: &u32| {
-            let set = ask.set_of(*rank).and_then(|set| config.resource_sets.get(set));
-            VmNetworks {
-                rank: *rank,
-                nic_model: "virtio-net".into(),
-                networks: set.map(|set| set.networks.clone()).unwrap_or_default(),
-            }
-        };
-        Ok(Self { networks, vms: ask.ranks.iter().map(vm).collect() })
+        let sets = ask.sets.iter().filter_map(|(name, _)| {
+            Some((name.clone(), config.resource_sets.get(name)?.networks.clone()))
+        });
+        Ok(Self { networks, sets: sets.collect(), etcd: config.batch.etcd.clone() })
     }
 
     async fn build(self, mut holding: Holding) -> Result<()> {
-        let address = address_of(&holding.ask.node)?;
-        let plan = self.plan(&holding)?;
+        let address = address_of(&holding.ask.node, "")?;
+        let fabric = self.meet(&mut holding).await?;
+        let plan = self.plan(&holding, fabric)?;
         make_scratch(&holding)?;
         let journal = Journal::open(JOURNAL_DIR)?;
         journal.apply(&plan.plan, &Host::new(NETNS_DIR.into())).await?;
@@ -105,16 +108,57 @@ impl Wanted {
         tell_user(&holding, address, vms)
     }
 
-    fn plan(self, holding: &Holding) -> Result<NetworkPlan> {
+    /// Makes the person known to the site, and finds the other hosts of the job.
+    async fn meet(&self, holding: &mut Holding) -> Result<Option<Fabric>> {
+        let Some(etcd) = &self.etcd else {
+            return match holding.ask.nodes {
+                1 => Ok(None),
+                _ => Err(Error::config("batch.yaml names no etcd, by which hosts find each other")
+                    .help("an administrator adds `etcd-servers` to it on all hosts")),
+            };
+        };
+        let first = holding.ask.node_id == 0;
+        if holding.ask.nodes == 1 && holding.ask.sealed.is_none() {
+            return Ok(None);
+        }
+        holding.stored = true;
+        holding.save()?;
+        let store = Etcd::connect(&site::as_node(etcd)?).await?;
+        if let (true, Some(sealed)) = (first, &holding.ask.sealed) {
+            introduce(&store, holding, sealed).await?;
+        }
+        if holding.ask.nodes == 1 {
+            return Ok(None);
+        }
+        let suffix = self.networks.iter().find_map(|(_, network)| match network {
+            Network::Ethernet(ethernet) => ethernet.host_if_suffix.as_deref(),
+            Network::Unsupported { .. } => None,
+        });
+        let underlay = Underlay::of(address_of(&holding.ask.node, suffix.unwrap_or_default())?)?;
+        let interfaces = |rank: u32| self.interfaces(&holding.ask, rank);
+        fabric::join(&store, holding, underlay, &self.networks, &interfaces).await.map(Some)
+    }
+
+    /// The interfaces of a VM, wherever it runs.
+    fn interfaces(&self, ask: &Ask, rank: u32) -> VmNetworks {
+        let networks = ask.set_of(rank).and_then(|set| self.sets.get(set));
+        VmNetworks {
+            rank,
+            nic_model: "virtio-net".into(),
+            networks: networks.cloned().unwrap_or_default(),
+        }
+    }
+
+    fn plan(self, holding: &Holding, fabric: Option<Fabric>) -> Result<NetworkPlan> {
         network::plan(&network::Request {
             owner: holding.ask.owner(),
             keeper: holding.keeper,
             tap_uid: holding.ask.uid,
             outside: Outside::Host,
             uplink_slot: holding.slot,
+            vms: holding.ask.ranks.iter().map(|r| self.interfaces(&holding.ask, *r)).collect(),
             networks: self.networks,
-            vms: self.vms,
-            fabric: None,
+            fabric,
         })
     }
 }
@@ -147,10 +191,18 @@ async fn start_guard(
     guard::start(holding, responders, handed).await.map(Some)
 }
 
+/// Lets the site's store know the person: with the secret that only root can open.
+async fn introduce(store: &Etcd, holding: &Holding, sealed: &str) -> Result<()> {
+    let key = SiteKey::read(&Path::new(SITE_DIR).join("site.key"))?;
+    let secret = key.open(sealed, &holding.user, holding.ask.uid)?;
+    site_store::ensure_person(store, &holding.user, &secret).await.map(drop)
+}
+
 /// Where other hosts reach the host of this name.
-fn address_of(node: &str) -> Result<Ipv4Addr> {
+fn address_of(node: &str, suffix: &str) -> Result<Ipv4Addr> {
+    let node = &format!("{node}{suffix}");
     let doing = || format!("looking up this host's address, `{node}`");
-    let found = (node, 0).to_socket_addrs().while_doing(doing)?;
+    let found = (node.as_str(), 0).to_socket_addrs().while_doing(doing)?;
     let mut ipv4 = found.filter_map(|address| match address {
         SocketAddr::V4(address) => Some(*address.ip()),
         SocketAddr::V6(_) => None,

@@ -14,6 +14,7 @@
 
 pub mod ask;
 mod create;
+mod fabric;
 mod guard;
 pub mod holding;
 pub mod host_report;

@@ -7,13 +7,17 @@ use nix::unistd::Pid;
 use tokio::time::timeout;
 
 use super::ask::Ask;
+use super::fabric;
 use super::holding::{Holding, remove_tree};
+use super::site_config;
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::journal::Journal;
 use crate::host::process::{self, ProcessId};
 use crate::model::owner::Owner;
 use crate::ops::cleanup::{JOURNAL_DIR, NETNS_DIR};
+use crate::ops::site;
+use crate::store::etcd::Etcd;
 
 /// How long a guard may take to end before it is killed.
 const GUARD_LIMIT: Duration = Duration::from_secs(2);
@@ -39,7 +43,18 @@ pub async fn release(holding: &Holding) -> Result<()> {
     let undone = journal.undo(holding.ask.owner(), &Host::new(NETNS_DIR.into())).await;
     remove_tree(&holding.scratch())?;
     undone?;
+    if holding.stored {
+        leave_store(holding).await?;
+    }
     holding.forget()
+}
+
+/// Takes back what this host has in the site's store. Where the store does not answer,
+/// the holding stays, and the next sweep tries again.
+async fn leave_store(holding: &Holding) -> Result<()> {
+    let Some(etcd) = site_config()?.batch.etcd else { return Ok(()) };
+    let store = Etcd::connect(&site::as_node(&etcd)?).await?;
+    fabric::leave(&store, holding).await
 }
 
 /// Ends a guard: politely, then surely.

@@ -1,0 +1,55 @@
+//! Slurm's queue, asked once and filtered by the controller.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use crate::batch::slurm::{Queued, SQUEUE, parse_squeue};
+use crate::error::{Context, Error, Result};
+
+/// How long the controller may take to answer. It may be away for a while.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Whose jobs are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose<'a> {
+    User(&'a str),
+    Everybodys,
+}
+
+/// The jobs in the queue, running or not.
+pub async fn list(whose: Whose<'_>) -> Result<Vec<Queued>> {
+    let format = format!("--format={SQUEUE}");
+    let mut words = vec!["--noheader", &format];
+    if let Whose::User(user) = whose {
+        words.extend(["--user", user]);
+    }
+    ask("squeue", &words).await.map(|text| parse_squeue(&text))
+}
+
+/// Ends a job.
+pub async fn cancel(job: u32) -> Result<()> {
+    ask("scancel", &[&job.to_string()]).await.map(drop)
+}
+
+/// Runs one of Slurm's commands, found as the user finds it.
+async fn ask(program: &str, words: &[&str]) -> Result<String> {
+    let doing = || format!("asking Slurm with `{program}`");
+    let mut command = Command::new(program);
+    command.args(words).stdin(Stdio::null()).kill_on_drop(true);
+    let output = timeout(LIMIT, command.output()).await;
+    let output = output.map_err(|_| {
+        Error::system(format!("no answer after {} s", LIMIT.as_secs()))
+            .help("is slurmctld running? `scontrol ping`")
+    });
+    let output = output.while_doing(doing)?.while_doing(doing)?;
+    if !output.status.success() {
+        let complaint = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        let error =
+            Error::system(if complaint.is_empty() { output.status.to_string() } else { complaint });
+        return Err(error.help("is slurmctld running? `scontrol ping`")).while_doing(doing);
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

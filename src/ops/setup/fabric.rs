@@ -1,0 +1,262 @@
+//! How the hosts of a job find each other: through the site's store.
+//!
+//! Each host says who it is and waits for the others; the first one also takes a VXLAN key
+//! for each network. A host believes what other hosts of the site wrote, and nothing of
+//! the job's environment: who is in the list of hosts but was not set up by Slurm never
+//! wrote, and is waited for in vain.
+//!
+//! ```text
+//! n1 ── put host/<user>/<job>/node/00000, key/<network> ─┐
+//! n2 ── put host/<user>/<job>/node/00001 ────────────────┴─ all watch the prefix
+//! ```
+//!
+//! The last host that leaves gives the keys back: a key is free only when no host has a
+//! tunnel with it any more.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+
+use super::ask::Ask;
+use super::holding::Holding;
+use crate::config::Network;
+use crate::error::{Context, Error, Result};
+use crate::model::hostlist;
+use crate::network::{Fabric, Peer, VmNetworks};
+use crate::store::keys::{self, HostKey};
+use crate::store::pool::Pool;
+use crate::store::{Change, Commit, Event, Seen, Store, list_all};
+
+/// How long other hosts may take to begin. They are started at the same moment, but some
+/// may have to wait for their file systems.
+const OTHERS_LIMIT: Duration = Duration::from_secs(40);
+/// The pool of VXLAN keys. The lowest are left to what a site may have configured by hand.
+const POOL: &str = "vni";
+const KEYS: std::ops::RangeInclusive<u32> = 0x1_0000..=0xff_ffff;
+
+/// What a host says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct HostRecord {
+    node: String,
+    /// On the underlay.
+    address: Ipv4Addr,
+    ranks: Vec<u32>,
+    /// Of this start of the job: an earlier one may have left its records.
+    step: u32,
+    restart: u32,
+}
+
+/// This host's place on the network that carries the tunnels.
+#[derive(Clone, Debug)]
+pub struct Underlay {
+    pub address: Ipv4Addr,
+    pub link: String,
+    pub mtu: u16,
+}
+
+impl Underlay {
+    /// The link that has this address.
+    pub fn of(address: Ipv4Addr) -> Result<Self> {
+        let doing = || format!("finding the link that has {address}");
+        let mut all = nix::ifaddrs::getifaddrs().while_doing(doing)?;
+        let has_it = |interface: &nix::ifaddrs::InterfaceAddress| {
+            let found = interface.address.as_ref().and_then(|a| Some(a.as_sockaddr_in()?.ip()));
+            found == Some(address)
+        };
+        let link = all.find(has_it).map(|interface| interface.interface_name).ok_or_else(|| {
+            Error::system("none has").help(
+                "Slurm's name of this host must resolve to one of its addresses (see \
+                 `host-if-suffix` in networks.yaml)",
+            )
+        });
+        let link = link.while_doing(doing)?;
+        let file = format!("/sys/class/net/{link}/mtu");
+        let mtu = fs::read_to_string(&file).while_doing(|| format!("reading `{file}`"))?;
+        // Loopback's 65536 does not fit.
+        let mtu = mtu.trim().parse::<u32>().map_or(1500, |mtu| mtu.min(u16::MAX.into()) as u16);
+        Ok(Self { address, link, mtu })
+    }
+}
+
+/// Says who this host is, and waits until all others have and the keys are known.
+pub async fn join(
+    store: &dyn Store,
+    holding: &Holding,
+    underlay: Underlay,
+    networks: &[(String, Network)],
+    interfaces: &dyn Fn(u32) -> VmNetworks,
+) -> Result<Fabric> {
+    let ask = &holding.ask;
+    publish(store, holding, underlay.address, networks).await?;
+    let limit = timeout(OTHERS_LIMIT, Known::complete(store, holding, networks)).await;
+    let known = match limit {
+        Ok(known) => known?,
+        Err(_) => return Err(missing(store, holding, networks).await?),
+    };
+    let keys = networks.iter().filter_map(|(name, _)| known.keys.get(name).copied()).collect();
+    let peers =
+        known.hosts.into_iter().filter(|(id, _)| *id != ask.node_id).map(|(_, host)| Peer {
+            node: host.node,
+            address: host.address,
+            vms: host.ranks.into_iter().map(interfaces).collect(),
+        });
+    let Underlay { address, link, mtu } = underlay;
+    Ok(Fabric { keys, address, link, mtu, peers: peers.collect() })
+}
+
+/// Writes this host's record; the first host's with the networks' keys.
+async fn publish(
+    store: &dyn Store,
+    holding: &Holding,
+    address: Ipv4Addr,
+    networks: &[(String, Network)],
+) -> Result<()> {
+    let (ask, user, owner) = (&holding.ask, &holding.user, holding.ask.owner());
+    let record = HostRecord {
+        node: ask.node.clone(),
+        address,
+        ranks: ask.ranks.clone(),
+        step: ask.step,
+        restart: ask.restart,
+    };
+    let mut changes = vec![Change::put_json(keys::host_record(user, owner, ask.node_id), &record)?];
+    if ask.node_id == 0 && !networks.is_empty() {
+        let ids = Pool::new(store, POOL, KEYS).take(owner, networks.len()).await?;
+        for ((name, _), id) in networks.iter().zip(ids) {
+            changes.push(Change::put_json(keys::network_key(user, owner, name), &id)?);
+        }
+    }
+    match store.commit(&[], &changes).await? {
+        Commit::Done(_) => Ok(()),
+        Commit::Conflict(_) => Err(Error::bug("a commit without checks had a conflict")),
+    }
+}
+
+/// What is known of the job's hosts.
+#[derive(Debug, Default)]
+struct Known {
+    hosts: BTreeMap<u32, HostRecord>,
+    keys: BTreeMap<String, u32>,
+}
+
+impl Known {
+    /// Reads what there is, then follows it until nothing is missing.
+    async fn complete(
+        store: &dyn Store,
+        holding: &Holding,
+        networks: &[(String, Network)],
+    ) -> Result<Self> {
+        let (known, revision) = Self::read(store, holding).await?;
+        let mut known = known;
+        let prefix = keys::job_hosts(&holding.user, holding.ask.owner());
+        if known.is_complete(&holding.ask, networks) {
+            return Ok(known);
+        }
+        let mut watch = store.watch(&prefix, revision).await?;
+        while let Some(seen) = watch.next().await {
+            let Seen::Changes { events, .. } = seen? else {
+                known = Self::read(store, holding).await?.0;
+                watch = store.watch(&prefix, revision).await?;
+                continue;
+            };
+            for event in events {
+                if let Event::Put(entry) = event {
+                    known.learn(&entry.key, &entry.value, &holding.ask);
+                }
+            }
+            if known.is_complete(&holding.ask, networks) {
+                return Ok(known);
+            }
+        }
+        Err(Error::system("the site's store has ended the watch"))
+    }
+
+    async fn read(store: &dyn Store, holding: &Holding) -> Result<(Self, u64)> {
+        let prefix = keys::job_hosts(&holding.user, holding.ask.owner());
+        let (entries, revision) = list_all(store, &prefix).await?;
+        let mut known = Self::default();
+        for entry in entries {
+            known.learn(&entry.key, &entry.value, &holding.ask);
+        }
+        Ok((known, revision))
+    }
+
+    fn learn(&mut self, key: &str, value: &[u8], ask: &Ask) {
+        match keys::parse_host_key(key) {
+            Some((_, HostKey::Record { node_id })) => {
+                let record = serde_json::from_slice::<HostRecord>(value).ok();
+                let now =
+                    |record: &HostRecord| record.step == ask.step && record.restart == ask.restart;
+                self.hosts.extend(record.filter(now).map(|record| (node_id, record)));
+            }
+            Some((_, HostKey::NetworkKey { network })) => {
+                let key = serde_json::from_slice(value).ok();
+                self.keys.extend(key.map(|key: u32| (network, key)));
+            }
+            None => {}
+        }
+    }
+
+    fn is_complete(&self, ask: &Ask, networks: &[(String, Network)]) -> bool {
+        (0..ask.nodes).all(|id| self.hosts.contains_key(&id))
+            && networks.iter().all(|(name, _)| self.keys.contains_key(name))
+    }
+}
+
+/// The error that names the hosts which have not come.
+async fn missing(
+    store: &dyn Store,
+    holding: &Holding,
+    networks: &[(String, Network)],
+) -> Result<Error> {
+    let ask = &holding.ask;
+    let (known, _) = Known::read(store, holding).await?;
+    let names = hostlist::expand(&ask.node_list).unwrap_or_default();
+    let names = Some(names).filter(|names| names.len() == ask.nodes as usize);
+    let name = |id: u32| match &names {
+        Some(names) => names[id as usize].clone(),
+        None => format!("number {id} of the step"),
+    };
+    let absent: Vec<String> =
+        (0..ask.nodes).filter(|id| !known.hosts.contains_key(id)).map(name).collect();
+    let seconds = OTHERS_LIMIT.as_secs();
+    Ok(if absent.is_empty() {
+        let without = networks.iter().find(|(name, _)| !known.keys.contains_key(name));
+        let network = without.map_or("?", |(name, _)| name);
+        Error::system(format!("network `{network}` had no VXLAN key after {seconds} s"))
+    } else {
+        Error::system(format!("waited {seconds} s in vain for host {}", absent.join(", ")))
+            .help("its own report, or slurmd's log there, says why it was not set up")
+    })
+}
+
+/// Takes back what this host said. The last host frees the job's keys.
+pub async fn leave(store: &dyn Store, holding: &Holding) -> Result<()> {
+    let (user, owner) = (&holding.user, holding.ask.owner());
+    let own = keys::host_record(user, owner, holding.ask.node_id);
+    delete(store, Change::delete(own)).await?;
+    let (entries, _) = list_all(store, &keys::job_hosts(user, owner)).await?;
+    let mut ids: Vec<u32> = Vec::new();
+    for entry in &entries {
+        match keys::parse_host_key(&entry.key) {
+            Some((_, HostKey::NetworkKey { .. })) => ids.extend(entry.json::<u32>().ok()),
+            // Somebody else's turn.
+            Some((_, HostKey::Record { .. })) => return Ok(()),
+            None => {}
+        }
+    }
+    if entries.is_empty() {
+        return Ok(());
+    }
+    delete(store, Change::DeletePrefix { prefix: keys::job_hosts(user, owner) }).await?;
+    Pool::new(store, POOL, KEYS).free(owner, &ids).await.map(drop)
+}
+
+async fn delete(store: &dyn Store, change: Change) -> Result<()> {
+    store.commit(&[], &[change]).await.map(drop)
+}

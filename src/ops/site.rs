@@ -1,0 +1,73 @@
+//! How processes of a site reach its etcd: as a node, as a person, as its administrator.
+//!
+//! | who | logs in with |
+//! |---|---|
+//! | a node | `/etc/pavo/node/node.pem` and `node-key.pem` (0600), common name `pavo-node`; where they are missing, as pcocc, etcd's root and `/etc/pavo/etcd-password` (0600) |
+//! | a person | `pavo-user-NAME` and the secret in `~/.pavo/etcd-secret` |
+//! | the administrator | `/etc/pavo/node/root.pem` and `root-key.pem` (0600), or `etcd-password` |
+
+use std::path::Path;
+
+use super::setup::SITE_DIR;
+use crate::config;
+use crate::error::{Error, Result};
+use crate::store::etcd::{Access, Login};
+use crate::store::secret::Secret;
+
+/// How the site's etcd is reached by who logs in so.
+pub fn access(etcd: &config::Etcd, login: Login) -> Access {
+    let endpoint = |server: &String| {
+        let port = etcd.client_port;
+        // A server may be named with a port of its own.
+        match server.rsplit_once(':') {
+            Some((_, digits)) if digits.bytes().all(|b| b.is_ascii_digit()) => {
+                format!("{}://{server}", etcd.protocol)
+            }
+            _ => format!("{}://{server}:{port}", etcd.protocol),
+        }
+    };
+    Access {
+        endpoints: etcd.servers.iter().map(endpoint).collect(),
+        ca: etcd.ca_cert.clone(),
+        certificate: None,
+        login,
+    }
+}
+
+/// As one of the site's nodes. Root only.
+pub fn as_node(etcd: &config::Etcd) -> Result<Access> {
+    login(etcd, "node").map(|login| access(etcd, login))
+}
+
+/// As the administrator, who may have no log-in yet. Root only.
+pub fn as_administrator_to_be(etcd: &config::Etcd) -> Access {
+    access(etcd, login(etcd, "root").unwrap_or(Login::None))
+}
+
+/// As a person.
+pub fn as_person(etcd: &config::Etcd, name: &str, secret: &Secret) -> Access {
+    access(etcd, Login::person(name, secret))
+}
+
+fn login(etcd: &config::Etcd, who: &str) -> Result<Login> {
+    if etcd.auth_type == "none" {
+        return Ok(Login::None);
+    }
+    let site = Path::new(SITE_DIR);
+    let own = site.join("node");
+    let (cert, key) = (own.join(format!("{who}.pem")), own.join(format!("{who}-key.pem")));
+    if cert.exists() && key.exists() {
+        return Ok(Login::Certificate { cert, key });
+    }
+    let file = site.join("etcd-password");
+    if file.exists() {
+        let password = Secret::read(&file)?;
+        return Ok(Login::Password { user: "root".into(), password });
+    }
+    Err(Error::system(format!("this host has no way to log in to etcd as `{who}`")).help(format!(
+        "put a certificate into `{}` and its key (0600) beside it, or etcd's root password into \
+         `{}` (0600)",
+        cert.display(),
+        file.display()
+    )))
+}
