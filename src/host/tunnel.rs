@@ -3,6 +3,7 @@
 //! Nothing is learned: which MAC is behind which host is written down in two tables,
 //! that of the bridge (which port) and that of the device (which host).
 
+use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 
@@ -21,7 +22,7 @@ use rtnetlink::{LinkBridgePort, LinkUnspec};
 
 use super::netlink::{BATCH, LinkSettings, Netlink, gone, in_time, made, new_link, refused};
 use super::step::Outcome;
-use crate::error::Result;
+use crate::error::{Context, Result};
 use crate::model::address::Mac;
 
 /// The UDP port of VXLAN (RFC 7348).
@@ -60,6 +61,7 @@ impl Netlink {
         ];
         let message = new_link(settings, InfoKind::Vxlan, InfoData::Vxlan(options));
         let outcome = self.make_link(message, settings).await?;
+        silence(settings.name)?;
         let index = self.require_link(settings.name).await?.index;
         if let Some(bridge) = settings.bridge {
             let join = LinkUnspec::new_with_index(index).controller(bridge).build();
@@ -154,6 +156,18 @@ impl Netlink {
             Ok(())
         })
         .await
+    }
+}
+
+/// Keeps the kernel from speaking IPv6 through a device of the caller's namespace, in the
+/// name of nobody that others know. Where the kernel has no IPv6 there is nothing to do.
+fn silence(name: &str) -> Result<()> {
+    let path = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
+    match fs::write(&path, "1") {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).while_doing(|| format!("writing `{path}`"))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -76,7 +76,7 @@ pub fn skip(why: &str) {
 }
 
 impl Lab {
-    fn new(dir: &Path) -> Self {
+    pub fn new(dir: &Path) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let host = Host::new(dir.join("netns"));
         let journal = Journal::open(dir.join("journal")).unwrap();
@@ -122,15 +122,7 @@ impl Lab {
     /// The counters of a job's table, by name, in packets.
     pub fn counters(&self, netns: Option<&str>, family: &str, owner: Owner) -> Counters {
         let netns = netns.map(|name| self.host.netns(name));
-        let list = format!("nft -j list counters table {family} pavo_{owner}");
-        let found: serde_json::Value = serde_json::from_str(&sh(netns.as_deref(), &list)).unwrap();
-        let objects = found["nftables"].as_array().unwrap().iter();
-        objects
-            .filter_map(|object| object.get("counter"))
-            .map(|counter| {
-                (counter["name"].as_str().unwrap().into(), counter["packets"].as_u64().unwrap())
-            })
-            .collect()
+        counters(netns.as_deref(), family, &format!("pavo_{owner}"))
     }
 
     /// A namespace that stands for the world, behind the link `link` of the host.
@@ -146,6 +138,19 @@ impl Lab {
         sh(Some(&path), &format!("ip addr add {theirs} dev eth0; ip link set eth0 up"));
         path
     }
+}
+
+/// The counters of a table, by name, in packets.
+pub fn counters(netns: Option<&Path>, family: &str, table: &str) -> Counters {
+    let list = format!("nft -j list counters table {family} {table}");
+    let found: serde_json::Value = serde_json::from_str(&sh(netns, &list)).unwrap();
+    let objects = found["nftables"].as_array().unwrap().iter();
+    objects
+        .filter_map(|object| object.get("counter"))
+        .map(|counter| {
+            (counter["name"].as_str().unwrap().into(), counter["packets"].as_u64().unwrap())
+        })
+        .collect()
 }
 
 pub type Counters = BTreeMap<String, u64>;
@@ -262,7 +267,7 @@ impl Guest {
     }
 
     /// The next frame that waits here, if one does.
-    fn receive(&self) -> Option<Vec<u8>> {
+    pub fn receive(&self) -> Option<Vec<u8>> {
         let mut frame = vec![0; 65536];
         match (&self.tap).read(&mut frame) {
             Ok(length) => Some(frame[..length].to_vec()),
