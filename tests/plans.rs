@@ -13,7 +13,7 @@ use pavo::host::nft;
 use pavo::host::step::Step;
 use pavo::model::job::ProcessId;
 use pavo::model::owner::{Manager, Owner};
-use pavo::network::{Outside, Request, VmNetworks, plan};
+use pavo::network::{Fabric, Outside, Peer, Request, VmNetworks, plan};
 use serde_json::Value;
 
 fn request(vms: u32, networks: &[(&str, Network)]) -> Request {
@@ -37,6 +37,32 @@ fn l3() -> Network {
 
 fn l2() -> Network {
     Network::Ethernet(Ethernet { layer: Layer::L2, mtu: 9000, ..Ethernet::default() })
+}
+
+/// The request of one host of several: node `this` of 192.0.2.1, .2 … with `vms` each.
+fn across(request: Request, this: usize, vms: &[u32]) -> Request {
+    let networks: Vec<String> = request.networks.iter().map(|(name, _)| name.clone()).collect();
+    let vm = |rank| VmNetworks { rank, nic_model: "virtio-net".into(), networks: networks.clone() };
+    let mut next = 0;
+    let mut hosts: Vec<Peer> = (0..)
+        .zip(vms)
+        .map(|(index, count)| {
+            let ranks = next..next + count;
+            next = ranks.end;
+            let address = [192, 0, 2, index + 1].into();
+            Peer { node: format!("n{index}"), address, vms: ranks.map(vm).collect() }
+        })
+        .collect();
+    let own = hosts.remove(this);
+    let fabric = Fabric {
+        keys: (0..).map(|index| 0x00ab_cd00 + index).take(networks.len()).collect(),
+        address: own.address,
+        link: "eth0".into(),
+        mtu: 1500,
+        peers: hosts,
+    };
+    let owner = Owner { manager: Manager::Slurm, job: 42 };
+    Request { owner, vms: own.vms, fabric: Some(fabric), tap_uid: 1000, ..request }
 }
 
 /// JSON with a line for each step, and for each object of a table.
@@ -108,6 +134,98 @@ fn a_network_without_addresses() {
 #[test]
 fn one_vm_on_three_networks() {
     compare("ethernet-three.json", &request(1, &[("a", l3()), ("raw", l2()), ("b", l3())]));
+}
+
+#[test]
+fn the_second_of_two_hosts() {
+    compare("ethernet-l3-two-hosts.json", &across(request(0, &[("default", l3())]), 1, &[2, 1]));
+}
+
+#[test]
+fn the_first_of_three_hosts_with_two_networks() {
+    let request = request(0, &[("default", l3()), ("raw", l2())]);
+    compare("ethernet-three-hosts.json", &across(request, 0, &[1, 2, 1]));
+}
+
+/// What all hosts of a job must agree on.
+#[test]
+fn each_host_knows_of_the_others_guests_what_they_know_of_themselves() {
+    let networks = [("a", l3()), ("raw", l2())];
+    let plans: Vec<_> = (0..3)
+        .map(|this| plan(&across(request(0, &networks), this, &[2, 3, 1])).unwrap())
+        .collect();
+    let own: Vec<_> = plans.iter().flat_map(|plan| plan.l3[0].guests.clone()).collect();
+    assert_eq!(own.iter().map(|guest| guest.rank).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
+    for plan in &plans {
+        let l3 = &plan.l3[0];
+        let mut all = [&l3.guests[..], &l3.others[..]].concat();
+        all.sort_by_key(|guest| guest.rank);
+        assert_eq!(all, own);
+        assert_eq!(
+            (l3.gateway, l3.gateway_mac),
+            (plans[0].l3[0].gateway, plans[0].l3[0].gateway_mac)
+        );
+        assert_eq!(l3.mtu, 1450);
+        assert!(plan.nics.iter().flat_map(|(_, nics)| nics).all(|nic| nic.mtu == 1450));
+    }
+}
+
+#[test]
+fn a_tunnel_is_only_where_other_hosts_have_guests() {
+    let tunnels = |request: &Request| {
+        let steps = plan(request).unwrap().plan.steps.into_iter();
+        let tunnels = steps.filter_map(|step| match step {
+            Step::Vxlan { name, key, mtu, .. } => Some((name, key, mtu)),
+            _ => None,
+        });
+        tunnels.collect::<Vec<_>>()
+    };
+    let mut request = across(request(0, &[("a", l3()), ("raw", l2())]), 0, &[2, 1]);
+    let keys = [("px42-0".to_owned(), 0x00ab_cd00, 1450), ("px42-1".to_owned(), 0x00ab_cd01, 1450)];
+    assert_eq!(tunnels(&request), keys);
+    // Of what a jumbo underlay carries, guests get what is configured.
+    request.fabric.as_mut().unwrap().mtu = 9000;
+    let mtus: Vec<_> = tunnels(&request).into_iter().map(|(_, _, mtu)| mtu).collect();
+    assert_eq!(mtus, [1500, 8950]);
+    // A network that is on this host only is as on one host.
+    request.fabric.as_mut().unwrap().peers[0].vms[0].networks.remove(1);
+    request.fabric.as_mut().unwrap().mtu = 1500;
+    assert_eq!(tunnels(&request), keys[..1]);
+    let nics = plan(&request).unwrap().nics;
+    assert_eq!(nics[0].1.iter().map(|nic| nic.mtu).collect::<Vec<_>>(), [1450, 9000]);
+    // Without others all is as without a fabric.
+    request.fabric.as_mut().unwrap().peers.clear();
+    let alone = Request { fabric: None, ..request.clone() };
+    assert_eq!(plan(&request).unwrap().plan, plan(&alone).unwrap().plan);
+}
+
+#[test]
+fn a_fabric_that_cannot_be_is_refused_with_the_reason() {
+    let with = |change: fn(&mut Fabric)| {
+        let mut request = across(request(0, &[("a", l3()), ("raw", l2())]), 0, &[2, 1, 1]);
+        change(request.fabric.as_mut().unwrap());
+        request
+    };
+    let full = across(request(0, &[("n", l3())]), 0, &[1022, 1]);
+    let keys = "each network needs a VXLAN key of its own";
+    let cases = [
+        (with(|f| f.mtu = 117), Kind::System, "the MTU of `eth0`, 117, is too small for VXLAN"),
+        (with(|f| f.keys[1] = f.keys[0]), Kind::Bug, keys),
+        (with(|f| f.keys.truncate(1)), Kind::Bug, keys),
+        (with(|f| f.keys[0] = 1 << 24), Kind::Bug, keys),
+        (with(|f| f.keys[0] = 0), Kind::Bug, keys),
+        (with(|f| f.peers[0].address = f.address), Kind::System, "the address 192.0.2.1"),
+        (with(|f| f.peers[0].address = f.peers[1].address), Kind::System, "two hosts of the job"),
+        (with(|f| f.peers[1].vms[0].rank = 1), Kind::Bug, "vm1 runs on two hosts"),
+        (with(|f| f.peers[1].vms[0].rank = 70_000), Kind::Config, "no address for vm70000"),
+        (full, Kind::Usage, "more than 1023 ports on network `n`"),
+    ];
+    for (request, kind, text) in cases {
+        let error = plan(&request).err().unwrap_or_else(|| panic!("{text}"));
+        assert!(error.to_string().contains(text), "{error:?} is not {text}");
+        assert_eq!(error.kind(), kind, "{error:?}");
+    }
+    assert!(plan(&across(request(0, &[("n", l3())]), 0, &[1021, 1])).is_ok());
 }
 
 #[test]

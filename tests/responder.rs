@@ -95,6 +95,8 @@ fn guests_find_each_other_by_name() {
             let answer = ask(name, RecordType::A);
             assert_eq!(answer.answers()[0].data(), &RData::A(A::new(10, 200, 0, 2)), "{name}");
         }
+        let answer = ask("vm7", RecordType::A);
+        assert_eq!(answer.answers()[0].data(), &RData::A(A::new(10, 200, 0, 8)), "another host's");
         assert_eq!(ask("vm9.pavo.local.", RecordType::A).response_code(), ResponseCode::NXDomain);
         let answer = ask("1.0.200.10.in-addr.arpa.", RecordType::PTR);
         assert_eq!(answer.answers()[0].data().to_string(), "vm0.pavo.local.");

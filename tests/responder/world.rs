@@ -160,6 +160,7 @@ impl World {
             dns_server: None,
             ntp_server: None,
             guests: (0..2).map(guest).collect(),
+            others: vec![guest(7)],
             upstream: Vec::new(),
             publish: Vec::new(),
             drop_to: None,

@@ -449,6 +449,9 @@ mod tests {
         let mut stranger = discover();
         stranger.set_chaddr(&[2, 0, 0, 0, 0, 1]);
         assert_eq!(answer(&stranger).unwrap_err(), Ignored::Unknown);
+        let mut of_another_host = stranger.clone();
+        of_another_host.set_chaddr(&[0x52, 0x54, 0, 0, 0, 7]);
+        assert_eq!(answer(&of_another_host).unwrap_err(), Ignored::Unknown);
         let mut reply = discover();
         reply.set_opcode(Opcode::BootReply);
         assert_eq!(answer(&reply).unwrap_err(), Ignored::Malformed);

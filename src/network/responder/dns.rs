@@ -329,6 +329,15 @@ mod tests {
     }
 
     #[test]
+    fn guests_of_other_hosts_have_names_but_do_not_ask_here() {
+        assert_eq!(ask("vm7", RecordType::A), data("10.200.0.8"));
+        assert_eq!(ask("8.0.200.10.in-addr.arpa.", RecordType::PTR), data("vm7.pavo.local."));
+        let asks = |last| zone().knows([10, 200, 0, last].into());
+        assert!(asks(1) && asks(2) && !asks(8) && !asks(9));
+        assert!(zone().knows([10, 200, 255, 254].into()), "the gateway");
+    }
+
+    #[test]
     fn the_question_comes_back_as_it_was_written() {
         let reply = answer(&query("vM1.paVO.local.", RecordType::A)).unwrap();
         assert!(reply.queries()[0].name().eq_case(&Name::from_ascii("vM1.paVO.local.").unwrap()));

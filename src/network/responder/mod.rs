@@ -232,7 +232,7 @@ pub(crate) mod tests {
             dns_server: None,
             ntp_server: None,
             guests: (0..2).map(guest).collect(),
-            others: vec![guest(2)],
+            others: vec![guest(7)],
             upstream: Vec::new(),
             publish: Vec::new(),
             drop_to: None,
