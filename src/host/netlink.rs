@@ -140,12 +140,17 @@ impl Netlink {
     }
 
     /// Makes a bridge without spanning tree or multicast snooping, unless it exists.
-    pub async fn ensure_bridge(&self, settings: &LinkSettings<'_>) -> Result<Outcome> {
+    pub async fn ensure_bridge(
+        &self,
+        settings: &LinkSettings<'_>,
+        mac: Option<Mac>,
+    ) -> Result<Outcome> {
         let options = vec![
             InfoBridge::StpState(BridgeStpState::Disabled),
             InfoBridge::MulticastSnooping(false),
         ];
-        let message = new_link(settings, InfoKind::Bridge, InfoData::Bridge(options));
+        let mut message = new_link(settings, InfoKind::Bridge, InfoData::Bridge(options));
+        message.attributes.extend(mac.map(|Mac(bytes)| LinkAttribute::Address(bytes.to_vec())));
         self.ensure_link(message, settings).await
     }
 

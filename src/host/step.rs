@@ -50,7 +50,16 @@ pub enum Step {
     /// Whole tables, which appear and disappear together.
     NftTables { namespace: Option<String>, tables: Vec<Table> },
     /// A Linux bridge of the job's own.
-    Bridge { name: String, mtu: u16, group: u32, alias: String },
+    Bridge {
+        name: String,
+        mtu: u16,
+        group: u32,
+        alias: String,
+        /// Without it the bridge takes the lowest of its ports', and forgets all
+        /// neighbours whenever that changes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mac: Option<Mac>,
+    },
     /// A pair of links, from the host (there perhaps a port of `bridge`) into a
     /// namespace.
     Veth {
@@ -124,9 +133,9 @@ impl Step {
                 nft::replace(place, tables).await?;
                 Ok(Outcome::Changed)
             }
-            Self::Bridge { name, mtu, group, alias } => {
+            Self::Bridge { name, mtu, group, alias, mac } => {
                 let link = LinkSettings { name, mtu: *mtu, group: *group, alias, bridge: None };
-                Netlink::open(None)?.ensure_bridge(&link).await
+                Netlink::open(None)?.ensure_bridge(&link, *mac).await
             }
             Self::Veth { name, mtu, group, alias, bridge, peer, peer_namespace, peer_mac } => {
                 let netlink = Netlink::open(None)?;

@@ -288,6 +288,10 @@ fn steps(request: &Request, segments: &[Segment<'_>]) -> Vec<Step> {
             mtu: segment.mtu,
             group: request.owner.link_group(),
             alias: alias(request, segment),
+            mac: segment
+                .tunnel
+                .as_ref()
+                .map(|tunnel| tunnel.bridge_mac(&segment.config.mac_prefix)),
         });
         if let Some(uplink) = &segment.uplink {
             steps.extend(gateway_steps(request, segment, uplink));

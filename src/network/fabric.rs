@@ -31,7 +31,7 @@ use super::{Fabric, Request};
 use crate::error::{Error, Result};
 use crate::host::nft::{Family, Table};
 use crate::host::tunnel::{PORT, SOURCE_PORTS};
-use crate::model::address::Mac;
+use crate::model::address::{Mac, MacPrefix};
 use crate::model::owner::Owner;
 
 /// What VXLAN over IPv4 adds to a packet: two Ethernet headers' worth and 22 bytes.
@@ -71,6 +71,15 @@ impl Tunnel {
     pub fn hosts(&self) -> Vec<Ipv4Addr> {
         let hosts: BTreeSet<_> = self.guests.iter().map(|guest| guest.host).collect();
         hosts.into_iter().collect()
+    }
+
+    /// A MAC for the network's bridge that no guest has: the bridge keeps who far guests are
+    /// only as long as its own MAC stays.
+    pub fn bridge_mac(&self, guests: &MacPrefix) -> Mac {
+        // Both are for local use (IEEE 802).
+        let first = if guests.gateway().0[0] == 0x02 { 0x06 } else { 0x02 };
+        let [_, key @ ..] = self.key.to_be_bytes();
+        Mac([first, b'p', b'v', key[0], key[1], key[2]])
     }
 }
 
