@@ -217,6 +217,14 @@ fn node() -> Option<String> {
     own.or_else(sys::host_name).filter(|name| ask::is_node(name))
 }
 
+/// How often the job was requeued. Slurm 22.05 always says 0 to plugins; then the
+/// step's environment may know, which is the user's word.
+fn restarts(spank: Spank) -> u32 {
+    let told = slurm::item(spank, Item::RestartCount).filter(|&count| count > 0);
+    let read = || slurm::step_env::<16>(spank, c"SLURM_RESTART_COUNT")?.parse().ok();
+    told.or_else(read).unwrap_or(0)
+}
+
 fn facts(spank: Spank, vm: String) -> Result<Facts, String> {
     let need = |item: Item| {
         slurm::item(spank, item).ok_or_else(|| format!("Slurm does not tell {item:?} of the step"))
@@ -230,7 +238,7 @@ fn facts(spank: Spank, vm: String) -> Result<Facts, String> {
     Ok(Facts {
         job: need(Item::Job)?,
         step: need(Item::Step)?,
-        restart: need(Item::RestartCount)?,
+        restart: restarts(spank),
         array: array.zip(slurm::item(spank, Item::ArrayTask).filter(|&task| task != NO_VALUE)),
         uid: need(Item::Uid)?,
         gid: need(Item::Gid)?,
