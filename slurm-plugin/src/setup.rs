@@ -143,6 +143,9 @@ fn readable(said: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -150,5 +153,48 @@ mod tests {
         assert_eq!(readable(b"no\x1b[2Jway\r\nbecause\n\n"), "no [2Jway \nbecause");
         assert_eq!(readable(b"\xffx"), "\u{fffd}x");
         assert_eq!(readable(b"\n"), "");
+    }
+
+    /// Runs a script in pavo's place, which knows its folder as `$dir`.
+    fn run(script: &str, limit: Duration) -> (Ended, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pavo");
+        std::fs::write(&path, format!("#!/bin/sh\ndir={}\n{script}\n", dir.path().display()))
+            .unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        let program = path.to_str().unwrap();
+        let ask = "version=1\njob=7\n";
+        let ended = Run { program, action: "create", ask, limit, group: "pavo.unit-test" }.run();
+        (ended, dir)
+    }
+
+    // In one test: a script cannot start while another thread's fork still has it open.
+    #[test]
+    fn each_end_is_told_apart() {
+        let long = Duration::from_secs(20);
+        let (ended, dir) = run("echo \"$*\" >$dir/said; cat >>$dir/said; echo ignored", long);
+        assert!(matches!(ended, Ended::Done), "{ended:?}");
+        let said = std::fs::read_to_string(dir.path().join("said")).unwrap();
+        assert_eq!(said, "internal setup create\nversion=1\njob=7\n");
+
+        let (ended, _) = run("echo why; echo help; exit 5", long);
+        assert!(matches!(&ended, Ended::Refused(why) if why == "why\nhelp"), "{ended:?}");
+        let (ended, _) = run("exit 3", long);
+        assert!(
+            matches!(&ended, Ended::Refused(why) if why.contains("exit status: 3")),
+            "{ended:?}"
+        );
+        let (ended, _) = run("echo why; kill -9 $$", long);
+        assert!(matches!(&ended, Ended::Broken(why) if why == "why"), "{ended:?}");
+
+        let start = Instant::now();
+        let (ended, _) = run("echo waiting; sleep 20 | cat", Duration::from_millis(1500));
+        let took = start.elapsed();
+        assert!(matches!(&ended, Ended::Broken(why) if why.ends_with("1 s\nwaiting")), "{ended:?}");
+        assert!(took < Duration::from_secs(8), "{took:?}");
+
+        let run = Run { program: "/nowhere", action: "create", ask: "", limit: long, group: "x" };
+        let ended = run.run();
+        assert!(matches!(&ended, Ended::Refused(why) if why.contains("`/nowhere`")), "{ended:?}");
     }
 }
