@@ -7,13 +7,16 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// The groups of one step, made; removed on drop, if nothing runs in them.
+/// The groups of one step.
 #[derive(Debug)]
 pub struct Groups {
-    directories: Vec<PathBuf>,
+    name: String,
+    /// Where a process writes `0` to be in them.
     pub members: Vec<File>,
 }
 
@@ -22,42 +25,42 @@ impl Groups {
     pub fn make(name: &str) -> Self {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let pure = Path::new(ROOT).join("cgroup.controllers").exists();
-        let mut groups = Self { directories: Vec::new(), members: Vec::new() };
-        for hierarchy in hierarchies(&own, pure) {
-            groups.join(&Path::new(ROOT).join(hierarchy), name);
-        }
-        groups
+        let join = |hierarchy: String| join(&Path::new(ROOT).join(hierarchy), name);
+        let members = hierarchies(&own, pure).into_iter().filter_map(join).collect();
+        Self { name: name.to_owned(), members }
     }
 
-    fn join(&mut self, root: &Path, name: &str) {
-        if !root.join("cgroup.procs").exists() {
-            return;
-        }
-        let directory = root.join(name);
-        // Another lab's step may have the same name and be about to remove it.
-        for _ in 0..3 {
-            let _ = fs::create_dir(&directory);
-            for list in ["cpuset.cpus", "cpuset.mems"] {
-                if let Ok(value) = fs::read(root.join(list)) {
-                    let _ = fs::write(directory.join(list), value);
-                }
-            }
-            if let Ok(file) = OpenOptions::new().write(true).open(directory.join("cgroup.procs")) {
-                self.members.push(file);
-                self.directories.push(directory);
+    /// Removes the groups of this name, if nothing runs in them: what pavo leaves running
+    /// keeps its group until it ends. `patience`: what was killed may take a moment.
+    ///
+    /// In all hierarchies: slurmstepd may have left one of the step's since they were made.
+    pub fn remove(self, patience: Duration) {
+        let end = Instant::now() + patience;
+        let entries = fs::read_dir(ROOT).into_iter().flatten().flatten();
+        let roots = entries.map(|entry| entry.path()).chain([PathBuf::from(ROOT)]);
+        let mut left: Vec<PathBuf> = roots.map(|root| root.join(&self.name)).collect();
+        loop {
+            left.retain(|directory| fs::remove_dir(directory).is_err() && directory.exists());
+            if left.is_empty() || Instant::now() >= end {
                 return;
             }
+            sleep(Duration::from_millis(2));
         }
     }
 }
 
-impl Drop for Groups {
-    fn drop(&mut self) {
-        for directory in &self.directories {
-            // What pavo leaves running keeps its group until it ends.
-            let _ = fs::remove_dir(directory);
+fn join(root: &Path, name: &str) -> Option<File> {
+    if !root.join("cgroup.procs").exists() {
+        return None;
+    }
+    let directory = root.join(name);
+    let _ = fs::create_dir(&directory);
+    for list in ["cpuset.cpus", "cpuset.mems"] {
+        if let Ok(value) = fs::read(root.join(list)) {
+            let _ = fs::write(directory.join(list), value);
         }
     }
+    OpenOptions::new().write(true).open(directory.join("cgroup.procs")).ok()
 }
 
 /// The folders, below the mount point, of the hierarchies in which a process with

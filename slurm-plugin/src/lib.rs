@@ -84,7 +84,8 @@
 //! # Rules for this crate
 //!
 //! No dependency, no thread, and no panic through `extern "C"`: slurmstepd would die
-//! with the job. Slurm loads a plugin only of its own release; `build.rs` finds which.
+//! with the job. Slurm loads a plugin only of its own release, such as 22.05 (the third
+//! number does not matter); `build.rs` finds which.
 #![cfg_attr(test, allow(dead_code, reason = "Slurm's side is not there"))]
 
 mod ask;

@@ -19,6 +19,9 @@ const MAX_REPORT: usize = 4096;
 /// How long a killed child may take to go.
 const LAST_BREATH: Duration = Duration::from_secs(5);
 
+/// How long what a removal has killed may keep its control groups busy.
+const LAST_MOMENT: Duration = Duration::from_millis(500);
+
 /// How a run ended.
 #[derive(Debug)]
 pub enum Ended {
@@ -44,7 +47,13 @@ impl Run<'_> {
     pub fn run(&self) -> Ended {
         let end = Instant::now() + self.limit;
         let groups = Groups::make(self.group);
-        let mut child = match self.start(&groups) {
+        let ended = self.start_and_wait(&groups, end);
+        groups.remove(if self.action == "delete" { LAST_MOMENT } else { Duration::ZERO });
+        ended
+    }
+
+    fn start_and_wait(&self, groups: &Groups, end: Instant) -> Ended {
+        let mut child = match self.start(groups) {
             Ok(child) => child,
             Err(error) => {
                 return Ended::Refused(format!("cannot start `{}`: {error}", self.program));

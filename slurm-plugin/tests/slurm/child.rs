@@ -137,13 +137,16 @@ fn a_cancelled_job_does_not_kill_a_set_up_half_way() {
 }
 
 #[test]
-fn what_pavo_leaves_running_keeps_nobody_waiting() {
+fn what_pavo_leaves_running_keeps_nobody_waiting_and_goes_with_the_step() {
     let world = World::new(1);
+    let before = world.lab.leaks("n1").unwrap();
     // It even keeps its output open.
-    world.answer("create", "sleep 5 & echo $! >/run/stand-in/left");
+    world.answer("create", "sleep 40 & echo $! >/run/stand-in/left");
+    world.answer("delete", "kill $(cat /run/stand-in/left)");
     let start = std::time::Instant::now();
     let output = world.alice("srun --vm=eth:1 true");
     assert!(output.status.success() && told(&output).is_empty(), "{}", output.stderr);
-    assert!(start.elapsed().as_secs() < 4, "{:?}", start.elapsed());
+    assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
     assert_eq!(world.steps("n1"), ["create 0", "delete 0"]);
+    world.lab.settled("n1", &before, std::time::Duration::from_secs(10)).unwrap();
 }

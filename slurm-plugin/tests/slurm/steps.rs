@@ -124,7 +124,7 @@ fn a_second_cluster_while_one_runs_is_refused_and_leaves_the_first_alone() {
 #[test]
 fn heterogeneous_jobs_and_steps_are_refused_with_the_reason() {
     // Only the backfill scheduler starts heterogeneous jobs, in its own time.
-    let often = "SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1";
+    let often = "SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1";
     let world = World::with(2, &plugin(), &[often]);
     world
         .done("printf '#!/bin/sh\\n#SBATCH -n1 --vm=eth:1\\n#SBATCH hetjob\\n#SBATCH -n1\\n' >het");
