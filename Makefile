@@ -2,12 +2,14 @@
 #
 #   make quickstart   packages, build, demo image, a cluster of two VMs, and away again
 #   make test         every test; as root the privileged ones too
+#   make lab          a shell on a cluster: Slurm, etcd, Open vSwitch on hosts in namespaces
+#   make lab-down     takes it down from elsewhere, and what a killed one left
 #   make bench        every figure that the README quotes, beside its peer or floor
 #   make lint         what `make test` checks before it tests
 
 CARGO ?= cargo
 
-.PHONY: quickstart test lint bench packages-build packages-run packages-test
+.PHONY: quickstart test lint bench lab lab-down packages-build packages-run packages-test
 
 quickstart: packages-run
 	$(CARGO) build --release --locked
@@ -15,13 +17,23 @@ quickstart: packages-run
 
 lint: packages-build
 	$(CARGO) fmt --check
-	$(CARGO) clippy --all-targets --locked -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
 test: packages-test lint
-	$(CARGO) test --locked
+	$(CARGO) test --workspace --locked
 
 bench: packages-test
 	$(CARGO) bench --locked
+
+# A lab makes namespaces, cgroups and users' homes.
+AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
+
+lab: packages-test
+	$(CARGO) build --workspace --locked
+	$(AS_ROOT) target/debug/pavo-lab shell
+
+lab-down:
+	$(AS_ROOT) target/debug/pavo-lab down
 
 # What only has to be there is installed; nothing else of the machine is changed.
 packages-build:

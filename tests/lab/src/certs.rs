@@ -20,7 +20,8 @@ pub struct Pair {
     pub key: PathBuf,
 }
 
-/// Where the certificates lie on the machine. On hosts they are in `/etc/pavo/node`.
+/// Where the certificates lie on the machine. Hosts have their own in `/etc/pavo/node`;
+/// `ca.pem` and those for everybody are in `/etc/pavo`.
 #[derive(Clone, Debug)]
 pub struct Certs {
     pub ca: PathBuf,
@@ -28,6 +29,8 @@ pub struct Certs {
     pub node: Pair,
     /// Common name `root`: etcd's administrator.
     pub root: Pair,
+    /// Anybody's, nobody's name: to be let in where `Options::client_certs` is set.
+    pub user: Pair,
 }
 
 pub(crate) struct Authority {

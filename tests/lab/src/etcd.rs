@@ -2,8 +2,20 @@
 //! off or restarted without anything else.
 //!
 //! Clients and members speak TLS. Authentication is off: who tests it turns it on.
+//!
+//! etcd 3.4 knows two ways of treating its clients' certificates, tried here. Without
+//! `--trusted-ca-file` it asks for none. With it, `--client-cert-auth` or not, it talks
+//! to nobody without one; and only with `--client-cert-auth` is the common name a user,
+//! for requests that bring no token. So where hosts log in by certificate, people with
+//! passwords show one, too: `/etc/pavo/user.pem`, which is no user's of etcd.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::certs::{Authority, Certs, Pair};
 use crate::error::{Error, Result};
@@ -69,6 +81,7 @@ pub(crate) fn prepare(site: &Site, hosts: &[Host]) -> Result<Option<Store>> {
         ca: authority.ca(),
         node: authority.issue("node", "pavo-node", &[])?,
         root: authority.issue("root", "root", &[])?,
+        user: authority.issue("user", "pavo-nobody", &[])?,
     };
     for host in hosts {
         let own = match host.role {
@@ -81,8 +94,12 @@ pub(crate) fn prepare(site: &Site, hosts: &[Host]) -> Result<Option<Store>> {
         };
         give(host, &certs, &own)?;
     }
-    // Everybody may know the authority: users log in with passwords.
-    fs::copy(&certs.ca, site.etc().join("pavo/ca.pem"))?;
+    // Everybody's: people log in with passwords.
+    for file in [&certs.ca, &certs.user.cert, &certs.user.key] {
+        let copy = site.etc().join("pavo").join(file_name(file)?);
+        fs::copy(file, &copy)?;
+        fs::set_permissions(copy, fs::Permissions::from_mode(0o644))?;
+    }
     let endpoint = |host: &&Host| format!("https://{}:2379", host.address());
     Ok(Some(Store { endpoints: members.iter().map(endpoint).collect(), certs }))
 }
@@ -90,10 +107,13 @@ pub(crate) fn prepare(site: &Site, hosts: &[Host]) -> Result<Option<Store>> {
 fn give(host: &Host, certs: &Certs, own: &[Pair]) -> Result<()> {
     let own = own.iter().flat_map(|pair| [&pair.cert, &pair.key]);
     for file in own.chain([&certs.ca]) {
-        let name = file.file_name().ok_or_else(|| Error::new("a nameless file"))?;
-        fs::copy(file, host.node_dir().join(name))?;
+        fs::copy(file, host.node_dir().join(file_name(file)?))?;
     }
     Ok(())
+}
+
+fn file_name(path: &Path) -> Result<&OsStr> {
+    path.file_name().ok_or_else(|| Error::new("a nameless file"))
 }
 
 /// Starts all members and waits until they have a leader.
@@ -101,7 +121,36 @@ pub(crate) fn start(hosts: &[Host], options: &Options) -> Result<()> {
     let members: Vec<&Host> = hosts.iter().filter(|host| host.role == Role::Store).collect();
     let cluster = members.iter().map(|host| format!("{}={}", host.name(), peer(host)));
     let cluster = cluster.collect::<Vec<_>>().join(",");
-    each(members, |host| host.install(daemon(host, &cluster, options)))
+    each(members.clone(), |host| host.install(daemon(host, &cluster, options)))?;
+    wait_healthy(members)
+}
+
+/// Waits until each of `members` says that it follows a leader.
+pub(crate) fn wait_healthy(members: Vec<&Host>) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    each(members, |host| {
+        loop {
+            let health = host.inside(|| Ok(health()?)).unwrap_or_else(|error| error.to_string());
+            if health.contains("\"health\":\"true\"") {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(Error::new(format!("{} has no leader: {health}", host.name())));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    })
+}
+
+/// What the member on this host says of itself.
+fn health() -> io::Result<String> {
+    let limit = Some(Duration::from_secs(2));
+    let mut stream = TcpStream::connect("127.0.0.1:2381")?;
+    stream.set_read_timeout(limit)?;
+    stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 fn peer(host: &Host) -> String {
@@ -136,6 +185,7 @@ fn daemon(host: &Host, cluster: &str, options: &Options) -> Daemon {
     .to_vec();
     if options.client_certs {
         argv.push(format!("--trusted-ca-file={dir}/ca.pem"));
+        argv.push("--client-cert-auth".into());
     }
     argv.extend(options.etcd_args.iter().cloned());
     let argv: Vec<&str> = ["etcd"].into_iter().chain(argv.iter().map(String::as_str)).collect();

@@ -3,6 +3,10 @@
 //! Host names, and with them Slurm's cgroups, are the machine's: each lab takes a
 //! prefix (`a1`, `a2`, …) by locking a file, and what the folder of an earlier owner
 //! of that prefix still tells of is removed first. The lock ends with the owner.
+//!
+//! There are two folders. What jobs write, homes and `/tmp`, is on disk: in memory it
+//! would count as the job's. What a lab makes and removes of its own, a thousand small
+//! files, is in memory where there is some: on a slow disk that takes seconds.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -18,10 +22,19 @@ use crate::{cgroups, keeper};
 /// All labs of the machine.
 const BASE: &str = "/tmp/pavo-lab";
 
+/// A file system in memory that is always there; followed by the prefix.
+const MEMORY: &str = "/dev/shm/pavo-lab-";
+
+/// Free bytes in it that a lab may want: three members of etcd take 64 MiB each at once.
+const ENOUGH: u64 = 1 << 30;
+
 #[derive(Debug)]
 pub(crate) struct Folder {
     pub prefix: String,
+    /// On disk.
     pub path: PathBuf,
+    /// In memory, or else on disk, too.
+    pub memory: PathBuf,
     /// Held as long as the lab is.
     _lock: Flock<File>,
 }
@@ -40,7 +53,12 @@ impl Folder {
                 fs::create_dir_all(path.join("keepers"))
                     .while_doing(|| format!("making {}", path.display()))?;
                 hold(&path);
-                return Ok(Self { prefix, path, _lock: lock });
+                let memory = match enough_memory() {
+                    true => memory(&path),
+                    false => path.join("memory"),
+                };
+                fs::create_dir(&memory).while_doing(|| format!("making {}", memory.display()))?;
+                return Ok(Self { prefix, path, memory, _lock: lock });
             }
         }
         Err(Error::new(format!("no name is free in {BASE}")))
@@ -75,6 +93,16 @@ extern "C" fn remove_held() {
     let _ = std::panic::catch_unwind(|| held().drain(..).for_each(|path| remove(&path)));
 }
 
+fn memory(path: &Path) -> PathBuf {
+    let prefix = path.file_name().unwrap_or_default();
+    PathBuf::from(format!("{MEMORY}{}", prefix.to_string_lossy()))
+}
+
+fn enough_memory() -> bool {
+    let free = nix::sys::statvfs::statvfs("/dev/shm");
+    free.is_ok_and(|free| free.blocks_available() * free.fragment_size() > ENOUGH)
+}
+
 /// Takes down what is left of a lab, its lock being held, and its names.
 fn remove(path: &Path) {
     sweep(path);
@@ -89,6 +117,13 @@ pub(crate) fn sweep_all() {
             remove(&Path::new(BASE).join(prefix));
         }
     }
+}
+
+/// The folders of the labs that somebody owns.
+pub(crate) fn living() -> Vec<PathBuf> {
+    let base = Path::new(BASE);
+    let owned = prefixes().into_iter().filter(|prefix| lock(base, prefix).is_none());
+    owned.map(|prefix| base.join(prefix)).collect()
 }
 
 fn prefixes() -> Vec<String> {
@@ -118,7 +153,10 @@ fn base() -> Result<PathBuf> {
 /// The lock of a name, unless somebody has it.
 fn lock(base: &Path, prefix: &str) -> Option<Flock<File>> {
     let path = base.join(prefix).with_extension("lock");
-    let file = OpenOptions::new().create(true).append(true).open(&path).ok()?;
+    let open = || OpenOptions::new().create(true).append(true).open(&path);
+    // Whoever goes last removes the base.
+    let again = |_| fs::create_dir_all(base).and_then(|()| open());
+    let file = open().or_else(again).ok()?;
     let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()?;
     // Between open and lock another owner may have removed the name.
     let same = fs::metadata(&path).is_ok_and(|now| {
@@ -136,7 +174,9 @@ fn sweep(path: &Path) {
         cgroups::remove(&host);
     }
     let deadline = Instant::now() + Duration::from_secs(5);
-    while path.exists() && fs::remove_dir_all(path).is_err() && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(20));
+    for dir in [&memory(path), path] {
+        while dir.exists() && fs::remove_dir_all(dir).is_err() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 
 use crate::error::{Context, Error, Result};
 use crate::keeper::{Keeper, USERS, User};
-use crate::mounts;
+use crate::mounts::{self, Folders};
 use crate::run::{self, Output};
 use crate::service::{Daemon, Service};
 use crate::site::Site;
@@ -38,7 +38,7 @@ pub struct Host {
     short: String,
     pub(crate) role: Role,
     pub(crate) port: Port,
-    dir: PathBuf,
+    folders: Folders,
     site: Arc<Site>,
     wire: Arc<Wire>,
     keeper: Mutex<Option<Arc<Keeper>>>,
@@ -61,7 +61,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-fn user(name: Option<&str>) -> Result<Option<User>> {
+pub(crate) fn user(name: Option<&str>) -> Result<Option<User>> {
     match name {
         None | Some("root") => Ok(None),
         Some(name) => {
@@ -81,13 +81,13 @@ impl Host {
         wire: Arc<Wire>,
     ) -> Self {
         let name = format!("{prefix}{short}");
-        let dir = site.dir.join("hosts").join(&name);
+        let folders = Folders::of(&name, &site);
         Self {
             name,
             short,
             role,
             port,
-            dir,
+            folders,
             site,
             wire,
             keeper: Mutex::default(),
@@ -124,7 +124,7 @@ impl Host {
 
     /// The folder that this host alone sees as `/etc/pavo/node` (root's, 0700).
     pub fn node_dir(&self) -> PathBuf {
-        self.dir.join("node")
+        self.folders.node.clone()
     }
 
     pub fn is_up(&self) -> bool {
@@ -254,9 +254,9 @@ impl Host {
 
     pub(crate) fn boot(&self) -> Result<()> {
         let doing = || format!("booting {}", self.name);
-        mounts::make_folders(&self.dir).while_doing(doing)?;
+        self.folders.make().while_doing(doing)?;
         let keeper = Keeper::start(&self.site.dir.join("keepers").join(&self.name))?;
-        let mounted = keeper.inside(|| mounts::set_up(&self.name, &self.dir, &self.site));
+        let mounted = keeper.inside(|| mounts::set_up(&self.name, &self.folders, &self.site));
         mounted.while_doing(doing)?;
         self.wire.plug(self.port, &keeper).while_doing(doing)?;
         *lock(&self.keeper) = Some(Arc::new(keeper));

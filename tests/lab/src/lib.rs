@@ -24,7 +24,10 @@ mod etcd;
 mod folder;
 mod host;
 mod keeper;
+mod leaks;
 mod mounts;
+mod ovs;
+pub mod people;
 mod run;
 mod service;
 mod site;
@@ -34,11 +37,13 @@ mod wire;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use certs::{Certs, Pair};
 pub use error::{Error, Result};
 pub use etcd::{Etcd, Store};
 pub use host::{Host, Process};
+pub use leaks::Snapshot;
 pub use run::Output;
 pub use service::Service;
 
@@ -66,8 +71,8 @@ pub struct Options {
     pub pavo: Option<PathBuf>,
     /// Seconds after which an unused token of etcd's is forgotten.
     pub token_ttl: u32,
-    /// etcd asks its clients for certificates, and takes the common name of one for a
-    /// user where no password was given.
+    /// etcd talks to nobody without a certificate, and takes the common name of one for
+    /// the user where no password was given. Otherwise it asks for none.
     pub client_certs: bool,
     /// More arguments of etcd.
     pub etcd_args: Vec<String>,
@@ -95,7 +100,7 @@ impl Default for Options {
 /// A cluster that is up.
 #[derive(Debug)]
 pub struct Lab {
-    // In the order in which they go.
+    // In the order in which they go: the folder last, when nothing runs in it.
     hosts: Vec<Host>,
     store: Option<Store>,
     site: Arc<Site>,
@@ -106,7 +111,7 @@ impl Lab {
     /// Brings a lab up; it is ready for jobs when this returns.
     pub fn up(options: Options) -> Result<Self> {
         let folder = Folder::take()?;
-        let site = Arc::new(Site::make(&folder.path, &options)?);
+        let site = Arc::new(Site::make(&folder, &options)?);
         let wire = Arc::new(Wire::start(&folder.path.join("keepers"))?);
         let host = |short: String, role, port| {
             Host::new(&folder.prefix, short, role, port, site.clone(), wire.clone())
@@ -134,11 +139,18 @@ impl Lab {
     fn start(&self, options: &Options) -> Result<()> {
         std::thread::scope(|scope| {
             let store = scope.spawn(|| etcd::start(&self.hosts, options));
+            let switches = scope.spawn(|| match options.ovs {
+                true => each(self.computes().collect(), ovs::start),
+                false => Ok(()),
+            });
             if options.slurmd {
                 slurm::start(&self.hosts)?;
                 self.wait_idle()?;
             }
-            store.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            for started in [store, switches] {
+                started.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            }
+            Ok(())
         })
     }
 
@@ -205,6 +217,24 @@ impl Lab {
         self.site.home().join(user)
     }
 
+    /// What is there now that a job could leave behind; see [`Snapshot`].
+    #[track_caller]
+    pub fn leaks(&self, host: &str) -> Result<Snapshot> {
+        leaks::snapshot(self.host(host))
+    }
+
+    /// Waits until every member of the store whose host is up follows a leader.
+    pub fn wait_store(&self) -> Result<()> {
+        etcd::wait_healthy(self.stores().filter(|host| host.is_up()).collect())
+    }
+
+    /// Waits until a host is as it was in `before`: kernel and daemons tidy in their own
+    /// time. What still differs after `limit` is the error.
+    #[track_caller]
+    pub fn settled(&self, host: &str, before: &Snapshot, limit: Duration) -> Result<()> {
+        leaks::settle(self.host(host), before, limit)
+    }
+
     /// Everything that the lab keeps on the machine.
     pub fn dir(&self) -> &Path {
         &self.folder.path
@@ -220,6 +250,13 @@ impl Lab {
     #[track_caller]
     pub fn wait_state(&self, host: &str, state: &str) -> Result<()> {
         slurm::wait_for(self.login(), &[self.host(host).name()], state)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // At the same time: each one's end is waited for. One that is down is no error.
+        let _ = each(self.hosts.iter().filter(|host| host.is_up()).collect(), Host::kill);
     }
 }
 

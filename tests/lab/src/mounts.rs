@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
@@ -10,13 +10,21 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use crate::error::{Context, Result};
 use crate::site::Site;
 
-/// Mounts what makes a host of the namespaces that the caller has entered. `dir` keeps
-/// what a host keeps over a restart.
-pub(crate) fn set_up(name: &str, dir: &Path, site: &Site) -> Result<()> {
+/// What a host keeps over a restart, on the machine.
+#[derive(Debug)]
+pub(crate) struct Folders {
+    tmp: PathBuf,
+    var: PathBuf,
+    var_work: PathBuf,
+    pub node: PathBuf,
+}
+
+/// Mounts what makes a host of the namespaces that the caller has entered.
+pub(crate) fn set_up(name: &str, folders: &Folders, site: &Site) -> Result<()> {
     nix::unistd::sethostname(name).while_doing(|| format!("naming {name}"))?;
-    overlay(site, dir)?;
+    overlay(site, folders)?;
     bind(&site.etc(), Path::new("/etc"))?;
-    bind(&dir.join("node"), Path::new("/etc/pavo/node"))?;
+    bind(&folders.node, Path::new("/etc/pavo/node"))?;
     bind(&site.home(), Path::new("/home"))?;
     programs(site)?;
     // First of these three: what the others mount aside is made in it.
@@ -24,26 +32,36 @@ pub(crate) fn set_up(name: &str, dir: &Path, site: &Site) -> Result<()> {
     device_files()?;
     kernel_files()?;
     // Last: the lab's own folder is below.
-    bind(&dir.join("tmp"), Path::new("/tmp"))
+    bind(&folders.tmp, Path::new("/tmp"))
 }
 
-/// Folders of the machine in which the host's own files live.
-pub(crate) fn make_folders(dir: &Path) -> Result<()> {
-    let _ = fs::remove_dir_all(dir.join("tmp"));
-    for (folder, mode) in [("tmp", 0o1777), ("node", 0o700), ("var", 0o755), ("var.work", 0o755)] {
-        let folder = dir.join(folder);
-        fs::create_dir_all(&folder)?;
-        fs::set_permissions(folder, fs::Permissions::from_mode(mode))?;
+impl Folders {
+    pub fn of(host: &str, site: &Site) -> Self {
+        let memory = site.memory.join("hosts").join(host);
+        Self {
+            tmp: site.dir.join("hosts").join(host).join("tmp"),
+            var: memory.join("var"),
+            var_work: memory.join("var.work"),
+            node: memory.join("node"),
+        }
     }
-    Ok(())
+
+    /// Makes those that are not there; `/tmp` is emptied.
+    pub fn make(&self) -> Result<()> {
+        let _ = fs::remove_dir_all(&self.tmp);
+        make_dir(&self.tmp, 0o1777)?;
+        make_dir(&self.var, 0o755)?;
+        make_dir(&self.var_work, 0o755)?;
+        make_dir(&self.node, 0o700)
+    }
 }
 
-fn overlay(site: &Site, dir: &Path) -> Result<()> {
+fn overlay(site: &Site, folders: &Folders) -> Result<()> {
     let usr = format!("lowerdir={}:/usr", site.usr().display());
     let var = format!(
         "lowerdir=/var,upperdir={},workdir={}",
-        dir.join("var").display(),
-        dir.join("var.work").display()
+        folders.var.display(),
+        folders.var_work.display()
     );
     for (target, options) in [("/usr", usr), ("/var", var)] {
         fs_mount("overlay", Path::new(target), MsFlags::empty(), &options)?;

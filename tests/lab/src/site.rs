@@ -4,23 +4,27 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use crate::Options;
 use crate::error::{Context, Error, Result};
+use crate::folder::Folder;
 use crate::keeper::USERS;
 
 /// Where things lie on the machine; each is mounted into the hosts.
 #[derive(Debug)]
 pub(crate) struct Site {
+    /// On disk.
     pub dir: PathBuf,
+    /// In memory.
+    pub memory: PathBuf,
     pub pavo: Option<PathBuf>,
     pub plugin: Option<PathBuf>,
 }
 
 impl Site {
-    pub fn make(dir: &Path, options: &Options) -> Result<Self> {
+    pub fn make(folder: &Folder, options: &Options) -> Result<Self> {
         let absolute = |path: &Option<PathBuf>| match path {
             Some(path) => {
                 let found = path.canonicalize();
@@ -30,7 +34,7 @@ impl Site {
         };
         let pavo = absolute(&options.pavo)?;
         let plugin = absolute(&options.plugin)?;
-        let site = Self { dir: dir.to_owned(), pavo, plugin };
+        let site = Self { dir: folder.path.clone(), memory: folder.memory.clone(), pavo, plugin };
         site.copy_etc()?;
         site.add_users()?;
         site.make_munge_key()?;
@@ -39,7 +43,7 @@ impl Site {
     }
 
     pub fn etc(&self) -> PathBuf {
-        self.dir.join("etc")
+        self.memory.join("etc")
     }
 
     pub fn home(&self) -> PathBuf {
@@ -48,11 +52,11 @@ impl Site {
 
     /// Lies over the machine's `/usr`.
     pub fn usr(&self) -> PathBuf {
-        self.dir.join("usr")
+        self.memory.join("usr")
     }
 
     pub fn certs(&self) -> PathBuf {
-        self.dir.join("certs")
+        self.memory.join("certs")
     }
 
     /// The file in which a host finds its neighbours' addresses.

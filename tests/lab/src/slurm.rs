@@ -90,8 +90,14 @@ pub(crate) fn start(hosts: &[Host]) -> Result<()> {
     each(of(Role::Compute).into_iter().chain(of(Role::Login)).collect(), |host| {
         host.install(munged())
     })?;
-    each(of(Role::Login), |host| host.install(Daemon::new("slurmctld", &["slurmctld", "-D"])))?;
-    each(of(Role::Compute), |host| host.install(Daemon::new("slurmd", &["slurmd", "-D"])))
+    // Nodes that find no controller ask again a second later.
+    let mut controller = Daemon::new("slurmctld", &["slurmctld", "-D"]);
+    controller.ready = "scontrol ping 2>/dev/null | grep -q UP".into();
+    each(of(Role::Login), |host| host.install(controller.clone()))?;
+    let mut node = Daemon::new("slurmd", &["slurmd", "-D"]);
+    node.before = "rm -f /run/slurmd.pid".into();
+    node.ready = "test -s /run/slurmd.pid".into();
+    each(of(Role::Compute), |host| host.install(node.clone()))
 }
 
 fn munged() -> Daemon {
