@@ -243,13 +243,13 @@ impl Lab {
     /// Waits until all nodes are idle.
     pub fn wait_idle(&self) -> Result<()> {
         let names: Vec<&str> = self.computes().map(Host::name).collect();
-        slurm::wait_for(self.login(), &names, "idle")
+        slurm::wait_for(self.login(), &names, &["idle"])
     }
 
-    /// Waits until Slurm gives the state of a node as `state…`.
+    /// Waits until Slurm gives the state of a node as one that begins like one of `states`.
     #[track_caller]
-    pub fn wait_state(&self, host: &str, state: &str) -> Result<()> {
-        slurm::wait_for(self.login(), &[self.host(host).name()], state)
+    pub fn wait_state(&self, host: &str, states: &[&str]) -> Result<()> {
+        slurm::wait_for(self.login(), &[self.host(host).name()], states)
     }
 }
 
@@ -263,6 +263,26 @@ impl Drop for Lab {
 /// Removes what labs left whose owners are gone.
 pub fn sweep() {
     folder::sweep_all();
+}
+
+/// Whether a lab can run here. If not, it says so loudly; where `CI` is set it is an
+/// error instead.
+#[expect(clippy::print_stderr, reason = "a test that is skipped must be seen")]
+pub fn can_run() -> bool {
+    let programs = ["slurmctld", "slurmd", "munged", "etcd", "etcdctl", "ovs-vswitchd", "nft"];
+    let dirs = ["/usr/sbin", "/usr/bin"].map(Path::new);
+    let missing: Vec<&str> = programs
+        .into_iter()
+        .filter(|program| !dirs.iter().any(|dir| dir.join(program).exists()))
+        .collect();
+    let why = match missing.as_slice() {
+        [] if nix::unistd::geteuid().is_root() => return true,
+        [] => "a lab needs root".to_owned(),
+        missing => format!("not installed: {} (scripts/packages test)", missing.join(" ")),
+    };
+    assert!(std::env::var_os("CI").is_none(), "{why}");
+    eprintln!("skipped: {why}");
+    false
 }
 
 /// Does something with all hosts at the same time; the first failure is told.

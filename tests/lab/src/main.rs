@@ -27,6 +27,7 @@ A cluster on this machine: Slurm, etcd and Open vSwitch on hosts in namespaces.
   --hosts N       compute hosts (default: 2)
   --etcd N        members of the store: 0, 1 or 3 (default: 3)
   --no-ovs        no Open vSwitch
+  --no-pavo       neither of the next two
   --pavo FILE     /usr/bin/pavo of the hosts (default: the one beside this program)
   --plugin FILE   Slurm's plugin (default: libspank_pavo.so beside this program)
 ";
@@ -83,6 +84,7 @@ fn ask(words: &[String]) -> Result<Ask> {
                     other => return Err(wrong(other)),
                 }
             }
+            "--no-pavo" => (ask.options.pavo, ask.options.plugin) = (None, None),
             "--no-ovs" => ask.options.ovs = false,
             "--pavo" => ask.options.pavo = Some(PathBuf::from(value()?)),
             "--plugin" => ask.options.plugin = Some(PathBuf::from(value()?)),

@@ -29,10 +29,12 @@ pub(crate) fn start(host: &Host) -> Result<()> {
 
     let pidfile = "--pidfile=/run/openvswitch/ovs-vswitchd.pid";
     let mut switch = Daemon::new("ovs-vswitchd", &["ovs-vswitchd", pidfile, quiet]);
+    // A bridge that the database knows from before the restart comes a little later.
     // Sums of packets from the kernel's side would not be there: TCP would hang.
     switch.after = format!(
         "ovs-vsctl --may-exist add-br br-phy -- set bridge br-phy datapath_type=netdev \
              -- --may-exist add-port br-phy eth1 -- set interface br-phy mtu_request=1600
+         until ip link show br-phy >/dev/null 2>&1; do sleep 0.02; done
          ip addr flush dev eth1
          ip addr replace {address}/24 dev br-phy
          ip link set br-phy up

@@ -109,8 +109,8 @@ fn munged() -> Daemon {
     daemon
 }
 
-/// Waits until Slurm says that all of `nodes` are in a state that starts with `state`.
-pub(crate) fn wait_for(login: &Host, nodes: &[&str], state: &str) -> Result<()> {
+/// Waits until Slurm says that each of `nodes` is in a state that begins like one of `states`.
+pub(crate) fn wait_for(login: &Host, nodes: &[&str], states: &[&str]) -> Result<()> {
     if nodes.is_empty() {
         return Ok(());
     }
@@ -120,19 +120,21 @@ pub(crate) fn wait_for(login: &Host, nodes: &[&str], state: &str) -> Result<()> 
         let ask = ["sinfo", "-h", "-p", "main", "-N", "-n", &names, "-o", "%N %T"];
         let answer = login.run(None, &ask)?;
         let lines = || answer.stdout.lines();
-        let there = |line: &str| line.split(' ').nth(1).is_some_and(|now| now.starts_with(state));
+        let wanted = |now: &str| states.iter().any(|state| now.starts_with(state));
+        // With an asterisk a node does not answer.
+        let there = |line: &str| {
+            let now = line.split(' ').nth(1).unwrap_or_default();
+            wanted(now) && (now.starts_with("down") || !now.contains('*'))
+        };
         if answer.status.success() && lines().count() == nodes.len() && lines().all(there) {
-            // With an asterisk a node does not answer.
-            if !answer.stdout.contains('*') || state.starts_with("down") {
-                return Ok(());
-            }
+            return Ok(());
         }
         if Instant::now() > deadline {
             let log = login.service("slurmctld")?.log();
             let tail: Vec<&str> = log.lines().rev().take(10).collect();
             let tail = tail.into_iter().rev().collect::<Vec<_>>().join("\n");
             return Err(Error::new(format!(
-                "{names} are not {state}:\n{}{}\nslurmctld: {tail}",
+                "{names} are not {states:?}:\n{}{}\nslurmctld: {tail}",
                 answer.stdout, answer.stderr
             )));
         }
