@@ -82,7 +82,7 @@ async fn driven(specs: Vec<VmSpec>) -> (Duration, Duration) {
     for spec in specs {
         let (report, reports) = mpsc::channel(16);
         let (stop, stops) = mpsc::channel(1);
-        running.push((tokio::spawn(driver::run(spec, report, stops)), reports, stop));
+        running.push((tokio::spawn(driver::run(spec, report, stops, None)), reports, stop));
     }
     for (_, reports, _) in &mut running {
         while reports.recv().await.expect("it starts").state != VmState::Paused {}

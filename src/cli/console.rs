@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
 use super::App;
@@ -15,7 +14,9 @@ use super::job::JobSelector;
 use crate::error::{Context, Error, Result};
 use crate::model::job::JobRecord;
 use crate::model::vmset::VmSet;
-use crate::vm::{console, control};
+use crate::ops::reach::{Reach, reach};
+use crate::vm::console;
+use crate::vm::control::Viewer;
 
 /// Ctrl-C, as a raw terminal sends it.
 const CTRL_C: u8 = 3;
@@ -49,13 +50,16 @@ pub struct Console {
 impl Console {
     pub fn run(self, app: &App) -> Result<u8> {
         app.block_on(async {
-            let (_, job) = self.job.find(app).await?;
+            let (store, job) = self.job.find(app).await?;
             let rank = one(&self.vm, &job)?;
-            match (self.log, self.follow) {
-                (false, false) => attach(app, &job, rank).await,
-                (_, follow) => show_log(app, &job, rank, follow).await,
-            }
-            .while_doing(|| format!("opening the console of vm{rank}"))?;
+            let show = async {
+                let vm = reach(&store, &job, rank).await?;
+                match (self.log, self.follow) {
+                    (false, false) => attach(app, &vm, rank).await,
+                    (_, follow) => show_log(app, &vm, follow).await,
+                }
+            };
+            show.await.while_doing(|| format!("opening the console of vm{rank}"))?;
             Ok(0)
         })
     }
@@ -69,13 +73,11 @@ fn one(set: &VmSet, job: &JobRecord) -> Result<u32> {
 }
 
 /// Prints the log; if `follow`, goes on until the VM ends.
-async fn show_log(app: &App, job: &JobRecord, rank: u32, follow: bool) -> Result<()> {
-    let dir = super::vm_dir(job, rank);
+async fn show_log(app: &App, vm: &Reach, follow: bool) -> Result<()> {
     if !follow {
-        let log = console::newest(&dir, usize::MAX)?;
-        return app.out.data(&String::from_utf8_lossy(&log));
+        return app.out.data(&String::from_utf8_lossy(&vm.log().await?));
     }
-    let mut stream = open(job, rank, console::LOG as usize)?;
+    let mut stream = vm.connect().await?.console(console::LOG as usize).await?.stream;
     let mut said = [0; 8192];
     loop {
         match stream.read(&mut said).await {
@@ -83,15 +85,6 @@ async fn show_log(app: &App, job: &JobRecord, rank: u32, follow: bool) -> Result
             Ok(count) => app.out.raw(&said[..count])?,
         }
     }
-}
-
-/// A connection to the console, beginning with the newest `replay` bytes of its log.
-fn open(job: &JobRecord, rank: u32, replay: usize) -> Result<UnixStream> {
-    let stream = control::Client::connect(&super::vm_dir(job, rank))?.console(replay)?;
-    stream
-        .set_nonblocking(true)
-        .and_then(|()| UnixStream::from_std(stream))
-        .while_doing(|| "opening the connection".into())
 }
 
 /// The terminal in raw mode, as it was again when this goes.
@@ -135,18 +128,18 @@ impl Leaving {
     }
 }
 
-async fn attach(app: &App, job: &JobRecord, rank: u32) -> Result<()> {
-    let stream = open(job, rank, REPLAY)?;
+async fn attach(app: &App, vm: &Reach, rank: u32) -> Result<()> {
+    let viewer = vm.connect().await?.console(REPLAY).await?;
     app.out.status(&format!("Console of vm{rank}; leave with three times Ctrl-C."));
     let raw = RawTerminal::new();
-    let outcome = pump(app, stream).await;
+    let outcome = pump(app, viewer).await;
     drop(raw);
     app.out.status("");
     outcome
 }
 
-async fn pump(app: &App, stream: UnixStream) -> Result<()> {
-    let (mut from, mut to) = stream.into_split();
+async fn pump(app: &App, viewer: Viewer) -> Result<()> {
+    let (mut from, mut to) = tokio::io::split(viewer.stream);
     // tokio's own standard input would keep a thread that cannot be stopped.
     let mut stdin = super::terminal::input()?;
     let mut leaving = Leaving::default();
@@ -165,14 +158,18 @@ async fn pump(app: &App, stream: UnixStream) -> Result<()> {
                 if leaving.typed(&typed[..count], Instant::now()) {
                     return Ok(());
                 }
-                to.write_all(&typed[..count]).await.while_doing(|| "writing to the guest".into())?;
+                let sent = async {
+                    to.write_all(&typed[..count]).await?;
+                    to.flush().await
+                };
+                sent.await.while_doing(|| "writing to the guest".into())?;
             }
         }
     }
 }
 
 /// Input has ended (a script's): give the guest a moment to answer.
-async fn drain(app: &App, mut from: tokio::net::unix::OwnedReadHalf) -> Result<()> {
+async fn drain(app: &App, mut from: impl AsyncRead + Unpin) -> Result<()> {
     let mut said = [0; 8192];
     let moment = Duration::from_secs(1);
     while let Ok(Ok(count @ 1..)) = tokio::time::timeout(moment, from.read(&mut said)).await {

@@ -34,7 +34,6 @@ mod wait;
 use crate::config::Config;
 use crate::error::{Context, Error, Kind, Result};
 use crate::image::library::Library;
-use crate::model::job::JobRecord;
 use crate::store::embedded;
 use out::Out;
 
@@ -117,11 +116,6 @@ impl App {
     pub fn warn_of(&self, library: &Library) {
         library.take_warnings().iter().for_each(|warning| self.out.warn(warning));
     }
-}
-
-/// Where a VM's process keeps its files.
-fn vm_dir(job: &JobRecord, rank: u32) -> PathBuf {
-    job.dir.join(format!("vm{rank}"))
 }
 
 /// Seconds, as people read them: `4s`, `2m05s`, `1h02m`, `3d04h`.

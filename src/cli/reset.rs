@@ -6,7 +6,7 @@ use super::App;
 use super::job::JobSelector;
 use crate::error::{Context, Result};
 use crate::model::vmset::{VmSet, fold};
-use crate::vm::control;
+use crate::ops::reach::reach;
 
 /// Reset VMs of a running cluster
 ///
@@ -25,13 +25,13 @@ pub struct Reset {
 impl Reset {
     pub fn run(self, app: &App) -> Result<u8> {
         app.block_on(async {
-            let (_, job) = self.job.find(app).await?;
+            let (store, job) = self.job.find(app).await?;
             let count = u32::try_from(job.vms.len()).unwrap_or(u32::MAX);
             let ranks = self.vms.select(count)?;
             for rank in &ranks {
-                control::Client::connect(&super::vm_dir(&job, *rank))
-                    .and_then(|mut vm| vm.reset())
-                    .while_doing(|| format!("resetting vm{rank}"))?;
+                let reset =
+                    async { reach(&store, &job, *rank).await?.connect().await?.reset().await };
+                reset.await.while_doing(|| format!("resetting vm{rank}"))?;
             }
             app.out.status(&format!("Reset {}.", fold(&ranks)));
             Ok(0)

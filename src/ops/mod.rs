@@ -27,6 +27,7 @@ pub mod launch;
 pub mod pasta;
 pub mod publish;
 pub mod queue;
+pub mod reach;
 pub mod resolve;
 pub mod setup;
 pub mod site;

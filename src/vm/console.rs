@@ -11,9 +11,9 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::error::{Context, Result};
 
@@ -33,6 +33,17 @@ const DROPPED: &[u8] = b"\r\n[pavo: this viewer is too slow; some output is only
 pub struct Console {
     output: Arc<Mutex<Output>>,
     input: mpsc::Sender<Vec<u8>>,
+    /// Each viewer holds a receiver.
+    viewers: Arc<watch::Sender<()>>,
+}
+
+/// What one viewer is to see, from a moment on.
+#[derive(Debug)]
+pub struct Viewing {
+    past: Vec<u8>,
+    live: Option<broadcast::Receiver<Arc<[u8]>>>,
+    input: mpsc::Sender<Vec<u8>>,
+    _present: watch::Receiver<()>,
 }
 
 #[derive(Debug)]
@@ -54,7 +65,8 @@ impl Console {
         let output = Arc::new(Mutex::new(Output { log, live: Some(live) }));
         let (input, mut typed) = mpsc::channel::<Vec<u8>>(4);
         let (mut from_guest, mut to_guest) = guest.into_split();
-        let console = Self { output: output.clone(), input };
+        let viewers = Arc::new(watch::Sender::new(()));
+        let console = Self { output: output.clone(), input, viewers };
         tokio::spawn(async move {
             let mut chunk = [0; CHUNK];
             while let Ok(count @ 1..) = from_guest.read(&mut chunk).await {
@@ -72,18 +84,39 @@ impl Console {
         Ok(console)
     }
 
-    /// Shows a viewer the newest `replay` bytes of the log and then, without a
-    /// gap, what the guest writes; gives the guest what the viewer types. Ends
-    /// with either side.
-    pub async fn attach(&self, viewer: UnixStream, replay: usize) {
-        let (past, live) = {
-            let output = locked(&self.output);
-            (output.log.newest(replay), output.live.as_ref().map(broadcast::Sender::subscribe))
-        };
-        let (mut from_viewer, mut to_viewer) = viewer.into_split();
+    /// The newest `replay` bytes of the log and then, without a gap, what the guest
+    /// writes.
+    pub fn view(&self, replay: usize) -> Viewing {
+        let output = locked(&self.output);
+        Viewing {
+            past: output.log.newest(replay),
+            live: output.live.as_ref().map(broadcast::Sender::subscribe),
+            input: self.input.clone(),
+            _present: self.viewers.subscribe(),
+        }
+    }
+
+    /// Waits until all viewers have gone, which they do once they have seen the guest's
+    /// end; one that does not read never does.
+    pub async fn seen(&self) {
+        self.viewers.closed().await;
+    }
+}
+
+impl Viewing {
+    /// How many bytes of the log come first.
+    pub fn replay(&self) -> usize {
+        self.past.len()
+    }
+
+    /// Shows all that to a viewer, and gives the guest what it types. Ends with either
+    /// side.
+    pub async fn show(&mut self, viewer: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
+        let (mut from_viewer, mut to_viewer) = tokio::io::split(viewer);
         let show = async {
-            to_viewer.write_all(&past).await?;
-            let Some(mut live) = live else { return Ok(()) };
+            to_viewer.write_all(&self.past).await?;
+            to_viewer.flush().await?;
+            let Some(live) = &mut self.live else { return Ok(()) };
             loop {
                 match live.recv().await {
                     Ok(bytes) => to_viewer.write_all(&bytes).await?,
@@ -92,6 +125,7 @@ impl Console {
                     }
                     Err(broadcast::error::RecvError::Closed) => return Ok::<_, std::io::Error>(()),
                 }
+                to_viewer.flush().await?;
             }
         };
         let typed = async {
@@ -207,9 +241,9 @@ mod tests {
 
     /// Attaches a viewer.
     fn viewer(console: &Console, replay: usize) -> UnixStream {
-        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
         let console = console.clone();
-        tokio::spawn(async move { console.attach(theirs, replay).await });
+        tokio::spawn(async move { console.view(replay).show(&mut theirs).await });
         ours
     }
 

@@ -1,32 +1,38 @@
-//! How commands reach a VM's process: `control.sock` in the VM's directory.
+//! How commands reach a VM's process: `control.sock` in the VM's directory, and from
+//! other hosts the cluster's [`channel`](super::channel).
 //!
 //! A connection carries requests, one JSON object a line, and an answer line for
-//! each; `console` turns the connection into the console itself. Only the user
-//! that the process runs as, and root, are listened to: the directory is 0700, and
-//! the kernel says who connected.
+//! each; `console` turns the connection into the console itself. At the socket only
+//! the user that the process runs as, and root, are listened to: the directory is
+//! 0700, and the kernel says who connected. On the channel, members of the cluster are.
 //!
 //! ```text
 //! → {"version":1,"op":"monitor","command":"info status"}
 //! ← {"return":"VM status: running\r\n"}   or   {"error":{"kind":"system","what":…}}
+//! → {"version":1,"op":"console","replay":2000}
+//! ← {"return":{"replay":1234}}   then 1234 bytes of the log, then the console
 //! ```
 
-use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::console::Console;
+use super::console::{Console, Viewing};
 use super::machine::Stop;
-use super::qmp;
-use crate::error::{Context, Error, Kind, Result, WireError};
+use super::{channel, qmp};
+use crate::error::{Context, Error, Result, WireError};
 use crate::model::job::VmStatus;
+
+mod client;
+
+pub use client::{Client, Viewer};
 
 /// The version of this protocol. A process answers requests of its own version
 /// and older ones.
@@ -43,8 +49,10 @@ const MAX_ANSWER: usize = 2 * qmp::MAX_LINE;
 const REQUEST_TIME: Duration = Duration::from_secs(10);
 /// How long the process may take to answer: what QEMU may, and something for us.
 const ANSWER_TIME: Duration = Duration::from_secs(40);
-/// Connections served at once; more wait.
+/// Connections served at once, from this host and from others each; more wait.
 const CONNECTIONS: usize = 64;
+/// How long one that has ended may take to be told so.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What can be asked of a VM's process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,7 +125,14 @@ pub struct Endpoint {
     pub stop: mpsc::Sender<Stop>,
 }
 
-/// Answers requests until it is dropped.
+/// What the answer to `console` returns.
+#[derive(Debug, Serialize, Deserialize)]
+struct Replay {
+    /// As many bytes of the log come first.
+    replay: usize,
+}
+
+/// Answers requests at the socket until it is dropped.
 pub async fn serve(listener: UnixListener, endpoint: Endpoint) {
     let us = nix::unistd::geteuid().as_raw();
     let mut connections = JoinSet::new();
@@ -144,20 +159,49 @@ pub async fn serve(listener: UnixListener, endpoint: Endpoint) {
     }
 }
 
-/// One connection, until it ends or sends what is no request.
-async fn converse(mut stream: UnixStream, endpoint: Endpoint) {
+/// Answers requests of the cluster's members until it is dropped.
+pub async fn serve_members(mut listener: channel::Listener, endpoint: Endpoint) {
+    let mut connections = JoinSet::new();
     loop {
-        let line = tokio::time::timeout(REQUEST_TIME, request_line(&mut stream)).await;
-        let Ok(Some(line)) = line else { return };
+        if connections.len() >= CONNECTIONS {
+            connections.join_next().await;
+        }
+        tokio::select! {
+            stream = listener.accept() => {
+                connections.spawn(converse(stream, endpoint.clone()));
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+/// One connection, until it ends or sends what is no request.
+async fn converse(mut stream: impl AsyncRead + AsyncWrite + Unpin, endpoint: Endpoint) {
+    let mut console = answer_requests(&mut stream, &endpoint).await;
+    if let Some(console) = &mut console {
+        console.show(&mut stream).await;
+    }
+    // While the console is held, the VM's process waits (if not for long).
+    let _ = tokio::time::timeout(FAREWELL, stream.shutdown()).await;
+}
+
+/// Answers requests until one is for the console, or there are no more.
+async fn answer_requests(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    endpoint: &Endpoint,
+) -> Option<Viewing> {
+    loop {
+        let line = tokio::time::timeout(REQUEST_TIME, request_line(stream)).await.ok()??;
         let request = parse(&line);
         let known = request.is_ok();
         let console = match &request {
-            Ok(Op::Console { replay }) => Some(*replay),
+            Ok(Op::Console { replay }) => Some(endpoint.console.view(*replay)),
             _ => None,
         };
-        let answer = match request {
-            Ok(op) => endpoint.carry_out(op).await,
-            Err(error) => Err(error),
+        let answer = match (request, &console) {
+            (_, Some(console)) => Ok(json!(Replay { replay: console.replay() })),
+            (Ok(op), None) => endpoint.carry_out(op).await,
+            (Err(error), None) => Err(error),
         };
         let answer = match answer {
             Ok(value) => Answer::Return(value),
@@ -165,18 +209,19 @@ async fn converse(mut stream: UnixStream, endpoint: Endpoint) {
         };
         let mut line = serde_json::to_vec(&answer).expect("an answer is always valid JSON");
         line.push(b'\n');
-        let sent = tokio::time::timeout(ANSWER_TIME, stream.write_all(&line)).await;
-        if !matches!(sent, Ok(Ok(()))) || !known {
-            return;
-        }
-        if let Some(replay) = console {
-            return endpoint.console.attach(stream, replay).await;
+        let sent = async {
+            stream.write_all(&line).await?;
+            stream.flush().await
+        };
+        tokio::time::timeout(ANSWER_TIME, sent).await.ok()?.ok()?;
+        if console.is_some() || !known {
+            return console;
         }
     }
 }
 
 /// A line, without reading past it: what follows may be the console's.
-async fn request_line(stream: &mut UnixStream) -> Option<Vec<u8>> {
+async fn request_line(stream: &mut (impl AsyncRead + Unpin)) -> Option<Vec<u8>> {
     let mut line = Vec::new();
     loop {
         match stream.read_u8().await.ok()? {
@@ -227,6 +272,7 @@ impl Endpoint {
                     qapi::qmp::human_monitor_command { command_line: command, cpu_index: None };
                 return self.execute(command).await.map(Value::String);
             }
+            // Answered before this.
             Op::Console { .. } => Ok(()),
         }
         .map(|()| Value::Null)
@@ -259,102 +305,12 @@ impl From<String> for Outcome<String> {
     }
 }
 
-/// A command's side of the connection; it blocks.
-#[derive(Debug)]
-pub struct Client {
-    stream: std::os::unix::net::UnixStream,
-}
-
-impl Client {
-    /// Connects to the process of the VM whose directory this is.
-    ///
-    /// # Errors
-    /// When nobody listens there: the VM has ended or has not begun.
-    pub fn connect(dir: &Path) -> Result<Self> {
-        let stream = through_descriptor(dir, SOCKET, std::os::unix::net::UnixStream::connect)
-            .map_err(|error| {
-                Error::new(Kind::NotFound, "the VM's process does not answer")
-                    .because(error)
-                    .help("see how it is: `pavo status`")
-            })?;
-        stream
-            .set_read_timeout(Some(ANSWER_TIME))
-            .and_then(|()| stream.set_write_timeout(Some(REQUEST_TIME)))
-            .while_doing(|| "preparing the control connection".into())?;
-        Ok(Self { stream })
-    }
-
-    /// # Errors
-    /// As all requests: when the process is gone, does not answer in time, or
-    /// refuses.
-    pub fn status(&mut self) -> Result<VmStatus> {
-        let value = self.ask(Op::Status)?;
-        serde_json::from_value(value).while_doing(|| "reading the VM's status".into())
-    }
-
-    /// Presses the reset button.
-    ///
-    /// # Errors
-    /// As [`status`](Self::status).
-    pub fn reset(&mut self) -> Result<()> {
-        self.ask(Op::Reset).map(drop)
-    }
-
-    /// Asks anything that is not `console`.
-    ///
-    /// # Errors
-    /// As [`status`](Self::status).
-    pub fn ask(&mut self, op: Op) -> Result<Value> {
-        let request = Request { version: VERSION, op };
-        let mut line = serde_json::to_vec(&request).expect("a request is always valid JSON");
-        line.push(b'\n');
-        let mut exchange = || {
-            self.stream.write_all(&line)?;
-            answer_line(&mut self.stream)
-        };
-        let line = exchange().while_doing(|| "asking the VM's process".into())?;
-        match serde_json::from_slice(&line).while_doing(|| "reading the answer".into())? {
-            Answer::Return(value) => Ok(value),
-            Answer::Error(error) => Err(error.into()),
-        }
-    }
-
-    /// Turns the connection into the VM's console: the newest `replay` bytes of
-    /// its log, then whatever the guest writes. No time limit is on it.
-    ///
-    /// # Errors
-    /// As [`status`](Self::status).
-    pub fn console(mut self, replay: usize) -> Result<std::os::unix::net::UnixStream> {
-        self.ask(Op::Console { replay })?;
-        self.stream
-            .set_read_timeout(None)
-            .and_then(|()| self.stream.set_write_timeout(None))
-            .while_doing(|| "opening the console".into())?;
-        Ok(self.stream)
-    }
-}
-
-/// A line, without reading past it.
-fn answer_line(stream: &mut impl Read) -> std::io::Result<Vec<u8>> {
-    let mut line = Vec::new();
-    let mut byte = [0];
-    loop {
-        stream.read_exact(&mut byte)?;
-        match byte[0] {
-            b'\n' => return Ok(line),
-            _ if line.len() == MAX_ANSWER => {
-                return Err(std::io::Error::other("the answer is too long"));
-            }
-            byte => line.push(byte),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Kind;
     use crate::model::job::VmState;
-    use std::io::{BufRead, BufReader};
+    use tokio::net::UnixStream;
 
     struct Fixture {
         dir: tempfile::TempDir,
@@ -382,32 +338,28 @@ mod tests {
         Fixture { dir, guest, stops, _status: status_sender, _qmp: qmp_sender, _serving: serving }
     }
 
-    /// Runs a blocking client beside the server.
-    async fn beside<T: Send + 'static>(
-        fixture: &Fixture,
-        client: impl FnOnce(&Path) -> T + Send + 'static,
-    ) -> T {
-        let dir = fixture.dir.path().to_owned();
-        tokio::task::spawn_blocking(move || client(&dir)).await.unwrap()
+    /// A connection of somebody who need not speak the protocol.
+    fn connected(fixture: &Fixture) -> UnixStream {
+        let connect = std::os::unix::net::UnixStream::connect;
+        let stream = through_descriptor(fixture.dir.path(), SOCKET, connect).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        UnixStream::from_std(stream).unwrap()
     }
 
     #[tokio::test]
     async fn requests_are_answered_in_turn_on_one_connection() {
         let mut fixture = serving();
-        beside(&fixture, |dir| {
-            let mut client = Client::connect(dir).unwrap();
-            assert_eq!(client.ask(Op::Hello).unwrap()["vm"], "vm0");
-            assert_eq!(client.status().unwrap().since, 7);
-            client.ask(Op::Quit).unwrap();
-        })
-        .await;
+        let mut client = Client::connect(fixture.dir.path()).unwrap();
+        assert_eq!(client.ask(Op::Hello).await.unwrap()["vm"], "vm0");
+        assert_eq!(client.status().await.unwrap().since, 7);
+        client.ask(Op::Quit).await.unwrap();
         assert_eq!(fixture.stops.recv().await, Some(Stop::Now));
     }
 
     #[tokio::test]
     async fn before_qemu_answers_a_command_says_so() {
         let fixture = serving();
-        let error = beside(&fixture, |dir| Client::connect(dir).unwrap().reset()).await;
+        let error = Client::connect(fixture.dir.path()).unwrap().reset().await;
         assert_eq!(error.unwrap_err().to_string(), "vm0 has not started yet");
     }
 
@@ -415,19 +367,16 @@ mod tests {
     async fn the_console_follows_its_answer_with_no_byte_lost() {
         let mut fixture = serving();
         fixture.guest.write_all(b"first light").await.unwrap();
-        let mut console =
-            beside(&fixture, |dir| Client::connect(dir).unwrap().console(1000).unwrap()).await;
-        let (text, console) = tokio::task::spawn_blocking(move || {
-            let mut text = [0; 11];
-            console.read_exact(&mut text).unwrap();
-            console.write_all(b"x").unwrap();
-            (text, console)
-        })
-        .await
-        .unwrap();
+        let client = Client::connect(fixture.dir.path()).unwrap();
+        let mut viewer = client.console(1000).await.unwrap();
+        let mut text = [0; 11];
+        viewer.stream.read_exact(&mut text).await.unwrap();
         assert_eq!(&text, b"first light");
+        // What the guest said at once is replayed, or comes after: both are right.
+        assert!(viewer.replay <= 11);
+        viewer.stream.write_all(b"x").await.unwrap();
+        viewer.stream.flush().await.unwrap();
         assert_eq!(fixture.guest.read_u8().await.unwrap(), b'x');
-        drop(console);
     }
 
     #[tokio::test]
@@ -438,32 +387,25 @@ mod tests {
             (b"{\"version\":9,\"op\":\"new\"}\n", "speaks version 1"),
         ] {
             let fixture = serving();
-            let answer = beside(&fixture, move |dir| {
-                let client = Client::connect(dir).unwrap();
-                (&client.stream).write_all(line).unwrap();
-                let mut lines = BufReader::new(client.stream).lines();
-                let answer = lines.next().unwrap().unwrap();
-                assert!(lines.next().is_none(), "it hangs up");
-                answer
-            })
-            .await;
+            let mut stream = connected(&fixture);
+            stream.write_all(line).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
             assert!(answer.contains(said), "{answer}");
+            assert_eq!(answer.lines().count(), 1, "it hangs up");
         }
     }
 
     #[tokio::test]
     async fn an_endless_request_is_not_read_to_its_end() {
         let fixture = serving();
-        beside(&fixture, |dir| {
-            let client = Client::connect(dir).unwrap();
-            let chunk = vec![b'x'; MAX_REQUEST];
-            while (&client.stream).write_all(&chunk).is_ok() {}
-        })
-        .await;
+        let mut stream = connected(&fixture);
+        let chunk = vec![b'x'; MAX_REQUEST];
+        while stream.write_all(&chunk).await.is_ok() {}
     }
 
-    #[test]
-    fn a_long_directory_is_no_obstacle() {
+    #[tokio::test]
+    async fn a_long_directory_is_no_obstacle() {
         let dir = tempfile::tempdir().unwrap();
         let long = dir.path().join("x".repeat(120));
         std::fs::create_dir(&long).unwrap();

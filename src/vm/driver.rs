@@ -20,6 +20,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::args::{self, Wiring};
+use super::channel::Listener;
 use super::console::Console;
 use super::machine::{self, Action, Event, State, Stop};
 use super::stderr::Stderr;
@@ -31,6 +32,8 @@ use crate::model::vm::VmSpec;
 
 /// How long after QEMU's end its last words are waited for.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long viewers of the console may take to be shown the last of it.
+const LAST_LOOK: Duration = Duration::from_millis(500);
 
 /// Runs a VM until it has ended, reporting each state it reaches. A message on
 /// `stops` asks it to leave by the door that it names; a later, more impatient
@@ -42,10 +45,11 @@ pub async fn run(
     spec: VmSpec,
     reports: mpsc::Sender<VmReport>,
     mut stops: mpsc::Receiver<Stop>,
+    remote: Option<Listener>,
 ) -> Result<()> {
     let mut driver = Driver::new(spec, reports);
     driver.report(VmState::Preparing, String::new(), None).await;
-    let started = driver.start();
+    let started = driver.start(remote);
     if let Err(error) = started {
         let why = error.to_string();
         driver.cause = Some(error);
@@ -54,6 +58,10 @@ pub async fn run(
     while driver.state != State::Over {
         let event = driver.next(&mut stops).await;
         driver.happened(event).await;
+    }
+    if let Some(console) = &driver.console {
+        // Whoever looks on sees it to its end.
+        let _ = tokio::time::timeout(LAST_LOOK, console.seen()).await;
     }
     driver.outcome
 }
@@ -66,6 +74,7 @@ struct Driver {
     status: watch::Sender<VmStatus>,
     qmp: watch::Sender<Option<qmp::Client>>,
     qemu: Option<Qemu>,
+    console: Option<Console>,
     /// Whether QMP ever did.
     answered: bool,
     deadline: Option<Instant>,
@@ -104,6 +113,7 @@ impl Driver {
             status: watch::Sender::new(status),
             qmp: watch::Sender::new(None),
             qemu: None,
+            console: None,
             answered: false,
             deadline: None,
             inbox,
@@ -118,7 +128,7 @@ impl Driver {
     }
 
     /// Makes what QEMU needs and starts it.
-    fn start(&mut self) -> Result<()> {
+    fn start(&mut self, remote: Option<Listener>) -> Result<()> {
         let spec = &self.spec;
         let files = Files::make(spec)?;
         let (console, qemu_console) = pair()?;
@@ -145,7 +155,7 @@ impl Driver {
         spawn::die_with_parent(&mut command);
 
         let console = Console::start(console, &spec.dir)?;
-        self.serve(console)?;
+        self.serve(console, remote)?;
         let mut command = tokio::process::Command::from(command);
         let mut child = command.kill_on_drop(true).spawn().map_err(|error| {
             Error::system(format!("`{}` does not start", self.spec.qemu_bin.display()))
@@ -163,8 +173,8 @@ impl Driver {
         self.post.try_send(Event::Started).while_doing(|| "starting QEMU".into())
     }
 
-    /// Answers at the control socket.
-    fn serve(&mut self, console: Console) -> Result<()> {
+    /// Answers at the control socket, and those on other hosts.
+    fn serve(&mut self, console: Console, remote: Option<Listener>) -> Result<()> {
         let listener = control::listen(&self.spec.dir, control::SOCKET)?;
         let listener =
             listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
@@ -173,9 +183,13 @@ impl Driver {
             name: self.spec.name(),
             status: self.status.subscribe(),
             qmp: self.qmp.subscribe(),
-            console,
+            console: console.clone(),
             stop: self.quit.clone(),
         };
+        self.console = Some(console);
+        if let Some(remote) = remote {
+            self.tasks.spawn(control::serve_members(remote, endpoint.clone()));
+        }
         self.tasks.spawn(control::serve(listener, endpoint));
         Ok(())
     }
@@ -450,7 +464,7 @@ mod tests {
         let dir = spec.dir.clone();
         let (report, reports) = mpsc::channel(16);
         let (stops, stop) = mpsc::channel(4);
-        let done = tokio::spawn(run(spec, report, stop));
+        let done = tokio::spawn(run(spec, report, stop, None));
         Running { dir, reports, stops, done, _dir: outer }
     }
 
@@ -473,14 +487,8 @@ mod tests {
             (error.report(), self)
         }
 
-        /// Runs a blocking client beside the VM.
-        async fn ask<T: Send + 'static>(
-            &self,
-            ask: impl FnOnce(&mut Client) -> T + Send + 'static,
-        ) -> T {
-            let dir = self.dir.clone();
-            let ask = move || ask(&mut Client::connect(&dir).unwrap());
-            tokio::task::spawn_blocking(ask).await.unwrap()
+        async fn ask(&self, op: Op) -> serde_json::Value {
+            Client::connect(&self.dir).unwrap().ask(op).await.unwrap()
         }
 
         fn qemu(&self) -> Option<nix::unistd::Pid> {
@@ -503,17 +511,16 @@ mod tests {
     async fn commands_at_the_control_socket_reach_the_guest() {
         let mut vm = start(|spec| spec.paused = true);
         vm.until(VmState::Paused).await;
-        vm.ask(|client| client.ask(Op::Resume).unwrap()).await;
+        vm.ask(Op::Resume).await;
         vm.until(VmState::Running).await;
-        vm.ask(|client| client.reset().unwrap()).await;
-        vm.ask(|client| client.ask(Op::Pause).unwrap()).await;
+        vm.ask(Op::Reset).await;
+        vm.ask(Op::Pause).await;
         vm.until(VmState::Paused).await;
-        let status = vm.ask(|client| client.status().unwrap()).await;
+        let status = Client::connect(&vm.dir).unwrap().status().await.unwrap();
         assert_eq!(status.state, VmState::Paused);
-        let command = Op::Monitor { command: "info status".into() };
-        let text = vm.ask(|client| client.ask(command).unwrap()).await;
+        let text = vm.ask(Op::Monitor { command: "info status".into() }).await;
         assert_eq!(text, "VM status: paused\r\n");
-        vm.ask(|client| client.ask(Op::Quit).unwrap()).await;
+        vm.ask(Op::Quit).await;
         vm.until(VmState::Stopped).await;
     }
 

@@ -24,7 +24,7 @@ use tokio::net::{UnixStream, unix::pipe};
 use tokio::time::timeout;
 
 use super::channel::{self, Identity, Stream};
-use super::process::Wish;
+use super::machine::{GRACE, Stop};
 use crate::error::{Context, Error, Result, WireError};
 use crate::model::job::{PublishedPort, VmReport};
 use crate::model::vm::{Accel, Nic, VmSpec};
@@ -77,6 +77,34 @@ pub enum ToTask {
         error: WireError,
     },
     Stop(Wish),
+}
+
+/// A wish of the launcher's, as it is on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "stop", rename_all = "lowercase")]
+pub enum Wish {
+    Graceful { seconds: Option<u64> },
+    Now,
+}
+
+impl From<Stop> for Wish {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Graceful { deadline } => Self::Graceful { seconds: Some(deadline.as_secs()) },
+            Stop::Now => Self::Now,
+        }
+    }
+}
+
+impl From<Wish> for Stop {
+    fn from(wish: Wish) -> Self {
+        match wish {
+            Wish::Graceful { seconds } => {
+                Self::Graceful { deadline: seconds.map_or(GRACE, Duration::from_secs) }
+            }
+            Wish::Now => Self::Now,
+        }
+    }
 }
 
 /// What a task is given to find its launcher, and to be believed.
@@ -149,6 +177,12 @@ impl<W: AsyncWrite + Unpin> Sender<W> {
         };
         sent.await.while_doing(|| "talking to the cluster's other process".into())
     }
+
+    /// Lets the other side see that nothing more comes.
+    pub async fn close(mut self) {
+        // It may be gone already, or not read what it was sent.
+        let _ = timeout(Duration::from_secs(1), self.0.shutdown()).await;
+    }
 }
 
 /// The half of a connection that receives messages.
@@ -220,7 +254,7 @@ pub async fn greet(stream: Stream) -> Result<(Hello, Sender, Receiver)> {
     match hello {
         Ok(hello) => Ok((hello, sender, receiver)),
         Err(error) => {
-            refuse(sender.0, &error).await;
+            refuse(sender, &error).await;
             Err(error)
         }
     }
@@ -242,15 +276,12 @@ fn read_hello(line: &[u8]) -> Result<Hello> {
     }
 }
 
-/// Tells a task that there is no VM for it, and hangs up.
-async fn refuse(mut writer: impl AsyncWrite + Unpin, error: &Error) {
-    let line = line_of(&ToTask::Refused { error: error.to_wire() });
-    let told = async {
-        writer.write_all(&line).await?;
-        writer.shutdown().await
-    };
+/// Tells a task that there is no VM for it, and why, and hangs up.
+pub async fn refuse(mut sender: Sender, error: &Error) {
+    let refused = ToTask::Refused { error: error.to_wire() };
     // It may be gone already.
-    let _ = timeout(Duration::from_secs(2), told).await;
+    let _ = timeout(Duration::from_secs(2), sender.send(&refused)).await;
+    sender.close().await;
 }
 
 /// The task's side: says hello to the launcher and is given its VM.
@@ -357,7 +388,6 @@ mod tests {
     use super::*;
     use crate::model::job::VmState;
     use crate::vm::channel::Listener;
-    use crate::vm::machine::Stop;
 
     const LIMIT: Duration = Duration::from_secs(20);
 

@@ -28,6 +28,9 @@ pub const QUIT: Duration = Duration::from_secs(5);
 /// How long the kernel has to end a killed process.
 pub const KILL: Duration = Duration::from_secs(5);
 
+/// How long a guest has for shutting down where nobody says otherwise.
+pub const GRACE: Duration = Duration::from_secs(10);
+
 /// How a VM is told to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {

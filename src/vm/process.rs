@@ -6,60 +6,30 @@
 //! ```
 //!
 //! One JSON value a line. The stream is also the life line: when the launcher's
-//! end closes, the VM ends at once.
+//! end closes, the VM ends at once. Where the launcher is on another host ([`task`])
+//! the stream is a [`link`](super::link), and the life line one more.
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use serde::Serialize;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
+use super::channel::Listener;
 use super::driver;
-use super::machine::Stop;
+use super::link::{LifeLine, Receiver, Sender, ToLauncher, ToTask, Wish};
+use super::machine::{GRACE, Stop};
 use crate::error::{Context, Error, Result};
 use crate::model::job::VmReport;
 use crate::model::vm::VmSpec;
 
-/// How long a guest has for shutting down where nobody says otherwise.
-pub const GRACE: Duration = Duration::from_secs(10);
-
-/// The longest line, in bytes: a spec with the largest user-data.
-const MAX_LINE: u64 = 16 << 20;
 /// How long the launcher may take to hand over the spec.
 const SPEC_TIME: Duration = Duration::from_secs(60);
 /// How long reports are written for after the VM's end.
 pub const FAREWELL: Duration = Duration::from_secs(2);
-
-/// A wish of the launcher's, as it is on the wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "stop", rename_all = "lowercase")]
-pub enum Wish {
-    Graceful { seconds: Option<u64> },
-    Now,
-}
-
-impl From<Stop> for Wish {
-    fn from(stop: Stop) -> Self {
-        match stop {
-            Stop::Graceful { deadline } => Self::Graceful { seconds: Some(deadline.as_secs()) },
-            Stop::Now => Self::Now,
-        }
-    }
-}
-
-impl From<Wish> for Stop {
-    fn from(wish: Wish) -> Self {
-        match wish {
-            Wish::Graceful { seconds } => {
-                Self::Graceful { deadline: seconds.map_or(GRACE, Duration::from_secs) }
-            }
-            Wish::Now => Self::Now,
-        }
-    }
-}
 
 /// The line by which a launcher asks a VM's process to stop.
 pub fn stop_line(stop: Stop) -> String {
@@ -76,49 +46,81 @@ pub async fn main(stream: std::os::unix::net::UnixStream) -> Result<()> {
     let stream = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
     let (reader, writer) =
         stream.while_doing(|| "taking over the launcher's connection".into())?.into_split();
-    let mut reader = BufReader::new(reader);
-    let spec = tokio::time::timeout(SPEC_TIME, line(&mut reader)).await;
-    let spec = spec.map_err(|_| Error::system(format!("no VM was given within {SPEC_TIME:?}")))?;
+    let mut receiver = Receiver::new(reader);
+    let spec = tokio::time::timeout(SPEC_TIME, receiver.line()).await;
+    let spec =
+        spec.map_err(|_| Error::system(format!("no VM was given within {SPEC_TIME:?}")))??;
     let spec = spec.ok_or_else(|| Error::system("the launcher ended before it gave a VM"))?;
     let spec: VmSpec = serde_json::from_slice(&spec).while_doing(|| "reading the VM".into())?;
 
     let (stop, stops) = mpsc::channel(4);
+    let read = |line: &[u8]| serde_json::from_slice(line).map(|wish: Wish| wish.into());
+    let wishes = tokio::spawn(wishes(receiver, stop.clone(), read));
     let (report, reports) = mpsc::channel(16);
-    let wishes = tokio::spawn(wishes(reader, stop.clone()));
+    let writing = tokio::spawn(write_reports(Sender::new(writer), reports, |report| report));
     let signals = tokio::spawn(signals(stop)?);
-    let mut writing = tokio::spawn(write_reports(writer, reports));
-    let outcome = driver::run(spec, report, stops).await;
-    // The sender is gone; the task ends once the last report is written.
-    let _ = tokio::time::timeout(FAREWELL, &mut writing).await;
-    for task in [wishes, signals, writing] {
-        task.abort();
-    }
+    let outcome = driver::run(spec, report, stops, None).await;
+    farewell(writing, &[wishes, signals]).await;
     outcome
 }
 
-/// A line without its end; `None` at the end of the stream, or where it is longer
-/// than [`MAX_LINE`].
-async fn line(reader: &mut (impl AsyncBufRead + Unpin)) -> Option<Vec<u8>> {
-    let mut line = Vec::new();
-    reader.take(MAX_LINE).read_until(b'\n', &mut line).await.ok()?;
-    line.pop().filter(|last| *last == b'\n').map(|_| line)
+/// Runs the VM that a launcher, on whatever host, gave to this task of its step, until it
+/// has ended: also when the connection or the life line does. Signals as in [`main`].
+/// On `remote`, other members of the cluster control the VM.
+///
+/// # Errors
+/// Why the VM failed; the launcher has been told.
+pub async fn task(
+    spec: VmSpec,
+    (sender, receiver): (Sender, Receiver),
+    mut life: LifeLine,
+    remote: Option<Listener>,
+) -> Result<()> {
+    let (stop, stops) = mpsc::channel(4);
+    let read = |line: &[u8]| match serde_json::from_slice(line)? {
+        ToTask::Stop(wish) => Ok(wish.into()),
+        ToTask::Spec(_) | ToTask::Refused { .. } => {
+            Err(serde::de::Error::custom("it has a VM already"))
+        }
+    };
+    let wishes = tokio::spawn(wishes(receiver, stop.clone(), read));
+    let cut = stop.clone();
+    let life = tokio::spawn(async move {
+        life.cut().await;
+        // The VM has ended by itself already: as good.
+        let _ = cut.send(Stop::Now).await;
+    });
+    let (report, reports) = mpsc::channel(16);
+    let writing = tokio::spawn(write_reports(sender, reports, ToLauncher::Report));
+    let signals = tokio::spawn(signals(stop)?);
+    let outcome = driver::run(spec, report, stops, remote).await;
+    farewell(writing, &[wishes, life, signals]).await;
+    outcome
+}
+
+/// Lets the last report be written, and ends the rest.
+async fn farewell(mut writing: JoinHandle<()>, rest: &[JoinHandle<()>]) {
+    // The sender of reports is gone; the task ends once the last is written.
+    let _ = tokio::time::timeout(FAREWELL, &mut writing).await;
+    writing.abort();
+    rest.iter().for_each(JoinHandle::abort);
 }
 
 /// Passes on what the launcher wishes; its end means: now.
-async fn wishes(mut reader: BufReader<OwnedReadHalf>, stop: mpsc::Sender<Stop>) {
-    while let Some(line) = line(&mut reader).await {
-        let wish = match serde_json::from_slice(&line) {
-            Ok(Wish::Graceful { seconds }) => {
-                Stop::Graceful { deadline: seconds.map_or(GRACE, Duration::from_secs) }
+async fn wishes<R: AsyncRead + Unpin>(
+    mut receiver: Receiver<R>,
+    stop: mpsc::Sender<Stop>,
+    read: fn(&[u8]) -> serde_json::Result<Stop>,
+) {
+    // A line without end is an end, too.
+    while let Ok(Some(line)) = receiver.line().await {
+        match read(&line) {
+            Ok(wish) => {
+                if stop.send(wish).await.is_err() {
+                    return;
+                }
             }
-            Ok(Wish::Now) => Stop::Now,
-            Err(error) => {
-                tracing::warn!("the launcher's wish is not understood: {error}");
-                continue;
-            }
-        };
-        if stop.send(wish).await.is_err() {
-            return;
+            Err(error) => tracing::warn!("the launcher's wish is not understood: {error}"),
         }
     }
     // The VM has ended by itself already: as good.
@@ -142,26 +144,32 @@ pub fn signals(stop: mpsc::Sender<Stop>) -> Result<impl Future<Output = ()>> {
     })
 }
 
-async fn write_reports(mut writer: OwnedWriteHalf, mut reports: mpsc::Receiver<VmReport>) {
+async fn write_reports<W: AsyncWrite + Unpin, M: Serialize>(
+    mut sender: Sender<W>,
+    mut reports: mpsc::Receiver<VmReport>,
+    message: fn(VmReport) -> M,
+) {
     while let Some(report) = reports.recv().await {
-        let mut line = serde_json::to_vec(&report).expect("a report is always valid JSON");
-        line.push(b'\n');
-        if writer.write_all(&line).await.is_err() {
+        if sender.send(&message(report)).await.is_err() {
             // The launcher is gone. Reports are still taken, so that none blocks.
             while reports.recv().await.is_some() {}
         }
     }
+    sender.close().await;
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt;
+
     use super::*;
 
     #[tokio::test]
     async fn wishes_are_read_and_the_launchers_end_means_now() {
         let (mut launcher, ours) = UnixStream::pair().unwrap();
         let (stop, mut stops) = mpsc::channel(1);
-        tokio::spawn(wishes(BufReader::new(ours.into_split().0), stop));
+        let read = |line: &[u8]| serde_json::from_slice(line).map(|wish: Wish| wish.into());
+        tokio::spawn(wishes(Receiver::new(ours.into_split().0), stop, read));
         let graceful = Stop::Graceful { deadline: Duration::from_secs(3) };
         launcher.write_all(stop_line(graceful).as_bytes()).await.unwrap();
         launcher.write_all(b"{\"stop\":\"graceful\"}\n{\"sing\":true}\n").await.unwrap();
@@ -179,19 +187,19 @@ mod tests {
         let disk = spec.dir.join("disk.qcow2");
         let (launcher, ours) = std::os::unix::net::UnixStream::pair().unwrap();
         launcher.set_nonblocking(true).unwrap();
-        let mut launcher = BufReader::new(UnixStream::from_std(launcher).unwrap());
+        let (reader, mut writer) = UnixStream::from_std(launcher).unwrap().into_split();
+        let mut reader = Receiver::new(reader);
         let launch = async {
             let spec = serde_json::to_string(&spec).unwrap() + "\n";
-            launcher.write_all(spec.as_bytes()).await.unwrap();
+            writer.write_all(spec.as_bytes()).await.unwrap();
             loop {
-                let report = line(&mut launcher).await.unwrap();
-                let report: VmReport = serde_json::from_slice(&report).unwrap();
+                let report: VmReport = reader.receive().await.unwrap().unwrap();
                 if report.state == crate::model::job::VmState::Running {
                     break;
                 }
             }
             assert!(crate::vm::testing::process_with(&disk).is_some());
-            drop(launcher);
+            drop((reader, writer));
         };
         let (outcome, ()) = tokio::join!(main(ours), launch);
         outcome.unwrap();

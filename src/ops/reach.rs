@@ -1,0 +1,113 @@
+//! Where commands reach the process of a VM: on this host, or on another.
+
+use std::fs::File;
+use std::io::Read;
+use std::net::SocketAddr;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::{Context, Error, Result};
+use crate::model::job::JobRecord;
+use crate::store::Store;
+use crate::vm::channel::Identity;
+use crate::vm::console::{self, LOG};
+use crate::vm::control::Client;
+
+/// The file, in the job's directory, that makes its reader a member of the cluster.
+pub const IDENTITY: &str = "identity.json";
+
+/// The most bytes of it.
+const MAX_IDENTITY: u64 = 16 << 10;
+/// How long a process on another host may take until it is connected.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// Where the process of a VM is reached.
+#[derive(Debug)]
+pub enum Reach {
+    /// On this host, by the socket in this directory.
+    Here(PathBuf),
+    /// On another, by the cluster's secure channel.
+    Remote(SocketAddr, Identity),
+}
+
+/// Where the process of a VM of a running job is reached.
+///
+/// # Errors
+/// When it is on another host that no way leads to.
+pub async fn reach(store: &dyn Store, job: &JobRecord, rank: u32) -> Result<Reach> {
+    let vm = job.vms.iter().find(|vm| vm.rank == rank);
+    let vm = vm.ok_or_else(|| Error::not_found(format!("the cluster has no vm{rank}")))?;
+    let dir = job.dir.join(format!("vm{rank}"));
+    match vm.control {
+        Some(address) if !(is_this_host(&vm.host) && is_ours(&dir)) => {
+            Ok(Reach::Remote(address, identity(store, job).await?))
+        }
+        // A cluster of this machine, or the short way to one that has both.
+        _ => Ok(Reach::Here(dir)),
+    }
+}
+
+/// What makes this process a member of the job's cluster.
+///
+/// # Errors
+/// When it is not in the job's directory, or not only ours.
+pub async fn identity(_store: &dyn Store, job: &JobRecord) -> Result<Identity> {
+    let path = job.dir.join(IDENTITY);
+    read_identity(&path).while_doing(|| format!("reading `{}`", path.display()))
+}
+
+fn read_identity(path: &Path) -> Result<Identity> {
+    let no_links = nix::fcntl::OFlag::O_NOFOLLOW.bits();
+    let file = File::options().read(true).custom_flags(no_links).open(path);
+    let file = file.while_doing(|| "opening it".into())?;
+    let about = file.metadata().while_doing(|| "looking at it".into())?;
+    let us = nix::unistd::geteuid().as_raw();
+    let foreign = about.uid() != us && us != 0;
+    if foreign || about.mode() & 0o077 != 0 {
+        return Err(Error::system("others may have read or written it")
+            .help("start the cluster anew; its folder must be yours alone"));
+    }
+    let mut text = Vec::new();
+    file.take(MAX_IDENTITY).read_to_end(&mut text).while_doing(|| "reading it".into())?;
+    // What serde quotes may be secret.
+    serde_json::from_slice(&text).map_err(|_| Error::system("it is no identity of a cluster"))
+}
+
+fn is_this_host(name: &str) -> bool {
+    let ours = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    let short = |name: &str| name.split('.').next().unwrap_or_default().to_owned();
+    ours.is_some_and(|ours| short(&ours) == short(name))
+}
+
+fn is_ours(dir: &Path) -> bool {
+    let about = std::fs::symlink_metadata(dir);
+    let us = nix::unistd::geteuid().as_raw();
+    about.is_ok_and(|about| about.is_dir() && (about.uid() == us || us == 0))
+}
+
+impl Reach {
+    /// Connects to the VM's process.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn connect(&self) -> Result<Client> {
+        match self {
+            Self::Here(dir) => Client::connect(dir),
+            Self::Remote(address, identity) => {
+                Client::connect_remote(*address, identity, CONNECT).await
+            }
+        }
+    }
+
+    /// What the VM's console has said so far, the newest [`LOG`] bytes.
+    ///
+    /// # Errors
+    /// When there is no log, or it does not come from the other host.
+    pub async fn log(&self) -> Result<Vec<u8>> {
+        match self {
+            Self::Here(dir) => console::newest(dir, usize::MAX),
+            Self::Remote(..) => self.connect().await?.log(LOG as usize).await,
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! A command's side of the control protocol.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::super::channel::{self, Identity};
+use super::{
+    ANSWER_TIME, Answer, MAX_ANSWER, Op, Replay, Request, SOCKET, VERSION, through_descriptor,
+};
+use crate::error::{Context, Error, Kind, Result};
+use crate::model::job::VmStatus;
+
+/// Either kind of connection.
+pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
+
+/// A connection to a VM's process.
+pub struct Client {
+    stream: BufReader<Box<dyn Connection>>,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Client")
+    }
+}
+
+impl Client {
+    fn new(stream: impl Connection + 'static) -> Self {
+        Self { stream: BufReader::new(Box::new(stream)) }
+    }
+
+    /// Connects to the process, on this host, of the VM whose directory this is.
+    ///
+    /// # Errors
+    /// When nobody listens there: the VM has ended or has not begun.
+    pub fn connect(dir: &Path) -> Result<Self> {
+        let stream = through_descriptor(dir, SOCKET, std::os::unix::net::UnixStream::connect);
+        let stream = stream.and_then(|stream| {
+            stream.set_nonblocking(true)?;
+            UnixStream::from_std(stream)
+        });
+        stream.map(Self::new).map_err(unanswered)
+    }
+
+    /// Connects to the process of a VM on whatever host, as a member of its cluster.
+    ///
+    /// # Errors
+    /// When nobody answers there within `limit`, or somebody else does.
+    pub async fn connect_remote(
+        address: SocketAddr,
+        identity: &Identity,
+        limit: Duration,
+    ) -> Result<Self> {
+        channel::connect(&[address], identity, limit).await.map(Self::new).map_err(unanswered)
+    }
+
+    /// # Errors
+    /// As all requests: when the process is gone, does not answer in time, or
+    /// refuses.
+    pub async fn status(&mut self) -> Result<VmStatus> {
+        let value = self.ask(Op::Status).await?;
+        serde_json::from_value(value).while_doing(|| "reading the VM's status".into())
+    }
+
+    /// Presses the reset button.
+    ///
+    /// # Errors
+    /// As [`status`](Self::status).
+    pub async fn reset(&mut self) -> Result<()> {
+        self.ask(Op::Reset).await.map(drop)
+    }
+
+    /// Asks anything that is not `console`.
+    ///
+    /// # Errors
+    /// As [`status`](Self::status).
+    pub async fn ask(&mut self, op: Op) -> Result<Value> {
+        let request = Request { version: VERSION, op };
+        let mut line = serde_json::to_vec(&request).expect("a request is always valid JSON");
+        line.push(b'\n');
+        let mut answer = Vec::new();
+        let exchange = async {
+            self.stream.write_all(&line).await?;
+            self.stream.flush().await?;
+            let mut bounded = (&mut self.stream).take(MAX_ANSWER as u64 + 1);
+            bounded.read_until(b'\n', &mut answer).await?;
+            match answer.pop() {
+                Some(b'\n') => Ok(()),
+                Some(_) if answer.len() == MAX_ANSWER => {
+                    Err(std::io::Error::other("the answer is too long"))
+                }
+                _ => Err(std::io::ErrorKind::UnexpectedEof.into()),
+            }
+        };
+        let doing = || "asking the VM's process".to_owned();
+        match timeout(ANSWER_TIME, exchange).await {
+            Ok(exchanged) => exchanged.while_doing(doing)?,
+            Err(_) => {
+                let why = format!("it has not answered within {ANSWER_TIME:?}");
+                return Err(Error::system(why)).while_doing(doing);
+            }
+        }
+        match serde_json::from_slice(&answer).while_doing(|| "reading the answer".into())? {
+            Answer::Return(value) => Ok(value),
+            Answer::Error(error) => Err(error.into()),
+        }
+    }
+
+    /// Turns the connection into the VM's console: the newest `replay` bytes of
+    /// its log, then whatever the guest writes. No time limit is on it.
+    ///
+    /// # Errors
+    /// As [`status`](Self::status).
+    pub async fn console(mut self, replay: usize) -> Result<Viewer> {
+        let answer = self.ask(Op::Console { replay }).await?;
+        let Replay { replay } =
+            serde_json::from_value(answer).while_doing(|| "opening the console".into())?;
+        Ok(Viewer { stream: Box::new(self.stream), replay })
+    }
+
+    /// The newest `limit` bytes of what the VM's console has said.
+    ///
+    /// # Errors
+    /// As [`status`](Self::status).
+    pub async fn log(self, limit: usize) -> Result<Vec<u8>> {
+        let mut viewer = self.console(limit).await?;
+        let mut log = vec![0; viewer.replay.min(limit)];
+        let read = timeout(ANSWER_TIME, viewer.stream.read_exact(&mut log)).await;
+        read.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+            .while_doing(|| "reading the console's log".into())?;
+        Ok(log)
+    }
+}
+
+/// A VM's console, as it is attached to.
+pub struct Viewer {
+    /// Flush what was written: it may be kept until then.
+    pub stream: Box<dyn Connection>,
+    /// As many of the first bytes are from the log.
+    pub replay: usize,
+}
+
+impl std::fmt::Debug for Viewer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Viewer({} from the log)", self.replay)
+    }
+}
+
+fn unanswered(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::new(Kind::NotFound, "the VM's process does not answer")
+        .because(error)
+        .help("see how it is: `pavo status`")
+}
