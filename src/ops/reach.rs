@@ -111,3 +111,73 @@ impl Reach {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::model::job::{ProcessId, VmRecord};
+    use crate::model::owner::Owner;
+    use crate::store::embedded;
+
+    /// A job with one VM, on `host`, in a folder that holds the VM's if `local`.
+    fn job(dir: &Path, host: &str, control: Option<SocketAddr>, local: bool) -> JobRecord {
+        if local {
+            std::fs::create_dir(dir.join("vm0")).unwrap();
+        }
+        JobRecord {
+            version: JobRecord::VERSION,
+            owner: Owner::local(7),
+            name: "tiny".into(),
+            user: "alice".into(),
+            definition: "tiny:1".into(),
+            started: 0,
+            time_limit: None,
+            launcher: ProcessId { pid: 1, start_time: 1 },
+            dir: dir.into(),
+            host: "login".into(),
+            vms: vec![VmRecord {
+                rank: 0,
+                template: "tiny".into(),
+                image: None,
+                cores: 1,
+                memory_mib: 64,
+                host: host.into(),
+                addresses: Vec::new(),
+                ports: Vec::new(),
+                ssh_user: "root".into(),
+                control,
+            }],
+        }
+    }
+
+    #[tokio::test]
+    async fn a_vm_is_reached_by_its_folder_only_on_its_own_host() {
+        let ours = nix::unistd::gethostname().unwrap().into_string().unwrap();
+        let long = format!("{ours}.example.org");
+        let control = Some(SocketAddr::from(([127, 0, 0, 1], 9)));
+        for (host, control, local, here) in [
+            (ours.as_str(), None, true, true),
+            ("renamed-since", None, true, true),
+            (&ours, control, true, true),
+            (&long, control, true, true),
+            (&ours, control, false, false),
+            // A shared folder shows another host's socket.
+            ("elsewhere", control, true, false),
+        ] {
+            let temp = tempfile::tempdir().unwrap();
+            let store = embedded::open(&temp.path().join("state")).await.unwrap();
+            let dir = temp.path().join("job");
+            std::fs::create_dir(&dir).unwrap();
+            let identity = serde_json::to_vec(&Identity::generate("7").unwrap()).unwrap();
+            std::fs::write(dir.join(IDENTITY), identity).unwrap();
+            let private = std::fs::Permissions::from_mode(0o600);
+            std::fs::set_permissions(dir.join(IDENTITY), private).unwrap();
+            let job = job(&dir, host, control, local);
+            let way = reach(&store, &job, 0).await.unwrap();
+            assert_eq!(matches!(way, Reach::Here(_)), here, "{host} {local} {way:?}");
+            assert!(reach(&store, &job, 1).await.is_err());
+        }
+    }
+}

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::error::{Context, Result};
@@ -117,15 +118,24 @@ impl Viewing {
             to_viewer.write_all(&self.past).await?;
             to_viewer.flush().await?;
             let Some(live) = &mut self.live else { return Ok(()) };
+            let mut shown = Vec::new();
             loop {
                 match live.recv().await {
-                    Ok(bytes) => to_viewer.write_all(&bytes).await?,
-                    Err(broadcast::error::RecvError::Lagged(_)) => {
-                        to_viewer.write_all(DROPPED).await?;
-                    }
-                    Err(broadcast::error::RecvError::Closed) => return Ok::<_, std::io::Error>(()),
+                    Ok(bytes) => shown.extend_from_slice(&bytes),
+                    Err(RecvError::Lagged(_)) => shown.extend_from_slice(DROPPED),
+                    Err(RecvError::Closed) => return Ok::<_, std::io::Error>(()),
                 }
+                // A guest writes byte by byte: what is there already goes with the first.
+                while shown.len() < CHUNK {
+                    match live.try_recv() {
+                        Ok(bytes) => shown.extend_from_slice(&bytes),
+                        Err(TryRecvError::Lagged(_)) => shown.extend_from_slice(DROPPED),
+                        Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+                    }
+                }
+                to_viewer.write_all(&shown).await?;
                 to_viewer.flush().await?;
+                shown.clear();
             }
         };
         let typed = async {

@@ -15,13 +15,14 @@
 
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::console::{Console, Viewing};
@@ -49,8 +50,13 @@ const MAX_ANSWER: usize = 2 * qmp::MAX_LINE;
 const REQUEST_TIME: Duration = Duration::from_secs(10);
 /// How long the process may take to answer: what QEMU may, and something for us.
 const ANSWER_TIME: Duration = Duration::from_secs(40);
-/// Connections served at once, from this host and from others each; more wait.
+/// Connections served at once, from this host and from others each; more wait for their
+/// turn.
 const CONNECTIONS: usize = 64;
+/// How long they wait until they are told that they wait in vain.
+const TURN: Duration = Duration::from_secs(3);
+/// How many may be connected at all.
+const CROWD: usize = 4 * CONNECTIONS;
 /// How long one that has ended may take to be told so.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -135,43 +141,65 @@ struct Replay {
 /// Answers requests at the socket until it is dropped.
 pub async fn serve(listener: UnixListener, endpoint: Endpoint) {
     let us = nix::unistd::geteuid().as_raw();
-    let mut connections = JoinSet::new();
+    let mut connections = Connections::new(endpoint);
     loop {
-        if connections.len() >= CONNECTIONS {
-            connections.join_next().await;
-        }
-        tokio::select! {
-            connection = listener.accept() => match connection {
-                Ok((stream, _)) => {
-                    let peer = stream.peer_cred().map(|peer| peer.uid());
-                    if peer.is_ok_and(|uid| uid == us || uid == 0) {
-                        connections.spawn(converse(stream, endpoint.clone()));
-                    }
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let peer = stream.peer_cred().map(|peer| peer.uid());
+                if peer.is_ok_and(|uid| uid == us || uid == 0) {
+                    connections.take(stream).await;
                 }
-                // Out of descriptors: connections that end will free some.
-                Err(error) => {
-                    tracing::warn!("the control socket: {error}");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
-            },
-            Some(_) = connections.join_next() => {}
+            }
+            // Out of descriptors: connections that end will free some.
+            Err(error) => {
+                tracing::warn!("the control socket: {error}");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
         }
     }
 }
 
 /// Answers requests of the cluster's members until it is dropped.
 pub async fn serve_members(mut listener: channel::Listener, endpoint: Endpoint) {
-    let mut connections = JoinSet::new();
+    let mut connections = Connections::new(endpoint);
     loop {
-        if connections.len() >= CONNECTIONS {
-            connections.join_next().await;
+        let stream = listener.accept().await;
+        connections.take(stream).await;
+    }
+}
+
+/// Those who are connected; they end with it.
+struct Connections {
+    endpoint: Endpoint,
+    turns: Arc<Semaphore>,
+    tasks: JoinSet<()>,
+}
+
+impl Connections {
+    fn new(endpoint: Endpoint) -> Self {
+        let turns = Arc::new(Semaphore::new(CONNECTIONS));
+        Self { endpoint, turns, tasks: JoinSet::new() }
+    }
+
+    /// Serves one more; waits only where there is a crowd already.
+    async fn take(&mut self, mut stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
+        while self.tasks.try_join_next().is_some() {}
+        if self.tasks.len() >= CROWD {
+            self.tasks.join_next().await;
         }
-        tokio::select! {
-            stream = listener.accept() => {
-                connections.spawn(converse(stream, endpoint.clone()));
+        let (endpoint, turns) = (self.endpoint.clone(), self.turns.clone());
+        self.tasks.spawn(async move {
+            match tokio::time::timeout(TURN, turns.acquire()).await {
+                Ok(_turn) => converse(stream, endpoint).await,
+                Err(_) => {
+                    let busy = format!("{} is asked by {CONNECTIONS} others", endpoint.name);
+                    let busy = Error::system(busy).help("close consoles that nobody looks at");
+                    // It may be gone already.
+                    let _ = say(&mut stream, &Answer::Error(busy.to_wire())).await;
+                    let _ = tokio::time::timeout(FAREWELL, stream.shutdown()).await;
+                }
             }
-            Some(_) = connections.join_next() => {}
-        }
+        });
     }
 }
 
@@ -183,6 +211,17 @@ async fn converse(mut stream: impl AsyncRead + AsyncWrite + Unpin, endpoint: End
     }
     // While the console is held, the VM's process waits (if not for long).
     let _ = tokio::time::timeout(FAREWELL, stream.shutdown()).await;
+}
+
+/// Sends an answer; `None` if it is not taken.
+async fn say(stream: &mut (impl AsyncWrite + Unpin), answer: &Answer) -> Option<()> {
+    let mut line = serde_json::to_vec(answer).expect("an answer is always valid JSON");
+    line.push(b'\n');
+    let sent = async {
+        stream.write_all(&line).await?;
+        stream.flush().await
+    };
+    tokio::time::timeout(ANSWER_TIME, sent).await.ok()?.ok()
 }
 
 /// Answers requests until one is for the console, or there are no more.
@@ -207,13 +246,7 @@ async fn answer_requests(
             Ok(value) => Answer::Return(value),
             Err(error) => Answer::Error(error.to_wire()),
         };
-        let mut line = serde_json::to_vec(&answer).expect("an answer is always valid JSON");
-        line.push(b'\n');
-        let sent = async {
-            stream.write_all(&line).await?;
-            stream.flush().await
-        };
-        tokio::time::timeout(ANSWER_TIME, sent).await.ok()?.ok()?;
+        say(stream, &answer).await?;
         if console.is_some() || !known {
             return console;
         }

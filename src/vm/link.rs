@@ -506,8 +506,8 @@ mod tests {
                 let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
                 (ours.into(), Box::new(theirs))
             } else {
-                let (reader, writer) = std::io::pipe().unwrap();
-                (reader.into(), Box::new(writer))
+                let (reader, writer) = nix::unistd::pipe().unwrap();
+                (reader, Box::new(std::fs::File::from(writer)))
             };
             let watch = reader.try_clone().unwrap();
             let mut line = bootstrap.line();
@@ -545,9 +545,9 @@ mod tests {
             assert!(report.contains(expected), "{report}");
             assert!(report.len() < 500, "{report}");
         }
-        let (reader, _writer) = std::io::pipe().unwrap();
+        let (reader, _writer) = nix::unistd::pipe().unwrap();
         let soon = Duration::from_millis(20);
-        let late = read_bootstrap(reader.into(), soon).await.unwrap_err().report();
+        let late = read_bootstrap(reader, soon).await.unwrap_err().report();
         assert!(late.contains("nothing has come within 20ms"), "{late}");
         let null = std::fs::File::open("/dev/null").unwrap();
         let error = read_bootstrap(null.into(), LIMIT).await.unwrap_err().to_string();

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! process   one stream to the launcher: spec and wishes in, reports out
+//!   link channel             the same where the launcher is on another host
 //!   driver    the loop: events in, actions out
 //!     machine   what to do on which event; pure
 //!     overlay seed args        what QEMU is given
