@@ -50,10 +50,10 @@ pub struct Console {
 impl Console {
     pub fn run(self, app: &App) -> Result<u8> {
         app.block_on(async {
-            let (store, job) = self.job.find(app).await?;
+            let (known, job) = self.job.find(app).await?;
             let rank = one(&self.vm, &job)?;
             let show = async {
-                let vm = reach(&store, &job, rank).await?;
+                let vm = reach(known.store(), &job, rank).await?;
                 match (self.log, self.follow) {
                     (false, false) => attach(app, &vm, rank).await,
                     (_, follow) => show_log(app, &vm, follow).await,

@@ -25,12 +25,13 @@ pub struct Reset {
 impl Reset {
     pub fn run(self, app: &App) -> Result<u8> {
         app.block_on(async {
-            let (store, job) = self.job.find(app).await?;
+            let (known, job) = self.job.find(app).await?;
             let count = u32::try_from(job.vms.len()).unwrap_or(u32::MAX);
             let ranks = self.vms.select(count)?;
             for rank in &ranks {
-                let reset =
-                    async { reach(&store, &job, *rank).await?.connect().await?.reset().await };
+                let reset = async {
+                    reach(known.store(), &job, *rank).await?.connect().await?.reset().await
+                };
                 reset.await.while_doing(|| format!("resetting vm{rank}"))?;
             }
             app.out.status(&format!("Reset {}.", fold(&ranks)));

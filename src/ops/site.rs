@@ -3,7 +3,7 @@
 //! | who | logs in with |
 //! |---|---|
 //! | a node | `/etc/pavo/node/node.pem` and `node-key.pem` (0600), common name `pavo-node`; where they are missing, as pcocc, etcd's root and `/etc/pavo/etcd-password` (0600) |
-//! | a person | `pavo-user-NAME` and the secret in `~/.pavo/etcd-secret` |
+//! | a person | `pavo-user-NAME` and the secret in `~/.pavo/etcd-secret`; with `/etc/pavo/user.pem` and `user-key.pem`, anybody's to read, where etcd has `--client-cert-auth` (as it must for certificates to be log-ins) |
 //! | the administrator | `/etc/pavo/node/root.pem` and `root-key.pem` (0600), or `etcd-password` |
 
 use std::path::Path;
@@ -11,7 +11,7 @@ use std::path::Path;
 use super::setup::SITE_DIR;
 use crate::config;
 use crate::error::{Error, Result};
-use crate::store::etcd::{Access, Login};
+use crate::store::etcd::{Access, Certificate, Login};
 use crate::store::secret::Secret;
 
 /// How the site's etcd is reached by who logs in so.
@@ -26,10 +26,14 @@ pub fn access(etcd: &config::Etcd, login: Login) -> Access {
             _ => format!("{}://{server}:{port}", etcd.protocol),
         }
     };
+    // Where etcd lets in only who shows a certificate, people show one that is the site's.
+    let site = Path::new(SITE_DIR);
+    let (cert, key) = (site.join("user.pem"), site.join("user-key.pem"));
+    let certificate = (cert.exists() && key.exists()).then_some(Certificate { cert, key });
     Access {
         endpoints: etcd.servers.iter().map(endpoint).collect(),
         ca: etcd.ca_cert.clone(),
-        certificate: None,
+        certificate,
         login,
     }
 }

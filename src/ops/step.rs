@@ -26,6 +26,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::book::{Book, JobDir, random};
 use super::children::failed;
 use super::cleanup;
+use super::reach::IDENTITY;
 use super::resolve::{Blueprint, Job};
 use super::ssh::{self, SshFiles};
 use crate::batch::local::Allocation;
@@ -35,9 +36,8 @@ use crate::model::job::VmReport;
 use crate::model::vm::HostKey;
 use crate::store::Store;
 use crate::vm::channel::{Identity, Listener};
-use crate::vm::link::{self, Bootstrap, Hello, ToLauncher, ToTask};
+use crate::vm::link::{self, Bootstrap, Hello, ToLauncher, ToTask, Wish};
 use crate::vm::machine::Stop;
-use crate::vm::process::Wish;
 
 /// How long tasks may take to end beyond their guests' grace.
 const END_LIMIT: Duration = Duration::from_secs(8);
@@ -143,7 +143,7 @@ impl Step {
         let bootstrap = Bootstrap::new(addresses.collect(), identity.clone());
         // For commands on this host.
         let text = serde_json::to_vec(&identity).expect("an identity is always valid JSON");
-        write_atomically(&book.record.dir.join("identity.json"), &text, 0o600)?;
+        write_atomically(&book.record.dir.join(IDENTITY), &text, 0o600)?;
         tokio::spawn(accept(listener, self.tell.clone()));
         self.start_srun(&bootstrap).await
     }

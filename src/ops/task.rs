@@ -8,19 +8,15 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
-use tokio::sync::mpsc;
-
 use super::accel;
 use super::setup::host_report::{HostReport, LocalVm};
 use crate::batch::slurm::{Environment, Task};
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::host::cgroup;
-use crate::model::job::VmReport;
 use crate::model::vm::{Accel, VmSpec};
-use crate::vm::link::{self, Hello, LifeLine, ToLauncher, ToTask};
-use crate::vm::machine::Stop;
-use crate::vm::{driver, process};
+use crate::vm::channel::Listener;
+use crate::vm::link::{self, Hello};
+use crate::vm::process;
 
 /// How long srun may take to hand the bootstrap over.
 const BOOTSTRAP_LIMIT: Duration = Duration::from_secs(60);
@@ -46,23 +42,12 @@ pub async fn main(input: OwnedFd, environment: &Environment) -> Result<()> {
     })?;
     let accel = accel::choose(&host.scratch, &|_| {}).await;
     let any = SocketAddr::from(([0, 0, 0, 0], 0));
-    let control = TcpListener::bind(any).await.while_doing(|| "listening for commands".into())?;
-    let port = control.local_addr().while_doing(|| "finding the port for commands".into())?.port();
-    let hello = hello(&task, &host, local, (host.address, port).into(), accel)?;
+    let control = Listener::bind(any, &bootstrap.identity)?;
+    let address = (host.address, control.address()?.port()).into();
+    let hello = hello(&task, &host, local, address, accel)?;
     let (spec, sender, receiver) = link::join(&bootstrap, hello, LAUNCHER_LIMIT).await?;
     let spec = VmSpec { dir: host.scratch.join(format!("vm{}", task.rank)), ..spec };
-    let (report, reports) = mpsc::channel(16);
-    let (stop, stops) = mpsc::channel(4);
-    let telling = tokio::spawn(tell(sender, reports));
-    let hearing = tokio::spawn(hear(receiver, life_line, stop.clone()));
-    let signals = tokio::spawn(process::signals(stop)?);
-    let _remote = Some((control, bootstrap.identity));
-    let outcome = driver::run(spec, report, stops).await;
-    // The sender of reports is gone; its last words are still on their way.
-    let _ = tokio::time::timeout(process::FAREWELL, telling).await;
-    hearing.abort();
-    signals.abort();
-    outcome
+    process::task(spec, (sender, receiver), life_line, Some(control)).await
 }
 
 fn hello(
@@ -102,36 +87,6 @@ fn memory(limit: Option<u64>, task: &Task) -> Result<u64> {
     }
     // QEMU takes whole pages; whole 2 MiB are huge pages, too.
     Ok(guest & !1)
-}
-
-/// Passes on what the VM reports.
-async fn tell(mut sender: link::Sender, mut reports: mpsc::Receiver<VmReport>) {
-    while let Some(report) = reports.recv().await {
-        if sender.send(&ToLauncher::Report(report)).await.is_err() {
-            // The launcher is gone. Reports are still taken, so that none blocks.
-            while reports.recv().await.is_some() {}
-        }
-    }
-}
-
-/// Passes on what the launcher wishes. Its end, however it is noticed, means: now.
-async fn hear(mut receiver: link::Receiver, mut life_line: LifeLine, stop: mpsc::Sender<Stop>) {
-    loop {
-        let order = tokio::select! {
-            order = receiver.receive::<ToTask>() => order,
-            () = life_line.cut() => break,
-        };
-        match order {
-            Ok(Some(ToTask::Stop(wish))) => {
-                if stop.send(wish.into()).await.is_err() {
-                    return;
-                }
-            }
-            Ok(Some(ToTask::Spec(_) | ToTask::Refused { .. })) => {}
-            Ok(None) | Err(_) => break,
-        }
-    }
-    let _ = stop.send(Stop::Now).await;
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ impl Site {
     pub fn with(options: Options) -> Self {
         let options = Options {
             plugin: Some(plugin()),
+            client_certs: true,
             pavo: Some(env!("CARGO_BIN_EXE_pavo").into()),
             etcd: match options.etcd {
                 Etcd::None => Etcd::One,
@@ -47,14 +48,24 @@ impl Site {
             let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc").join(file);
             self.write(file, &fs::read_to_string(example).unwrap());
         }
-        let login = self.lab.address("login");
+        let store = self.lab.store().unwrap();
+        let servers: Vec<&str> = store
+            .endpoints
+            .iter()
+            .map(|endpoint| endpoint.strip_prefix("https://").unwrap())
+            .collect();
         self.write(
             "batch.yaml",
             &format!(
-                "type: slurm\nsettings:\n  etcd-servers: [{login}]\n  etcd-client-port: 2379\n  \
-                 etcd-protocol: https\n  etcd-auth-type: password\n"
+                "type: slurm\nsettings:\n  etcd-servers: [{}]\n  etcd-client-port: 2379\n  \
+                 etcd-protocol: https\n  etcd-ca-cert: /etc/pavo/ca.pem\n  \
+                 etcd-auth-type: password\n",
+                servers.iter().map(|server| format!("\"{server}\"")).collect::<Vec<_>>().join(", ")
             ),
         );
+        let argv = ["pavo", "internal", "setup", "store"];
+        let prepared = self.lab.login().run(None, &argv).unwrap();
+        assert!(prepared.status.success(), "{prepared:?}");
     }
 
     /// Writes a file of the site's configuration.
