@@ -11,6 +11,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::cgroups;
 use crate::error::{Context, Error, Result};
 use crate::keeper::{Keeper, USERS, User};
 use crate::mounts::{self, Folders};
@@ -226,6 +227,8 @@ impl Host {
         lock(&self.paused).clear();
         *lock(&self.keeper) = None;
         keeper.kill();
+        // They are the machine's, and would outlive the reboot.
+        cgroups::remove(&self.name);
         // The kernel takes the links away in its own time; neighbours would see them.
         self.wire.unplug(self.port);
         Ok(())
@@ -240,14 +243,20 @@ impl Host {
         self.wire.mend(self.port)
     }
 
-    /// The host comes back as after a reboot: fresh `/run` and `/tmp`, its `/var` kept,
-    /// its daemons started.
+    /// Reboots the host: its daemons are told to end, unless it hangs or is down. It
+    /// comes back with fresh `/run` and `/tmp`, its `/var` kept, its daemons started.
+    /// To have it crash, `kill` it before.
     pub fn restart(&self) -> Result<()> {
+        let daemons = lock(&self.daemons).clone();
         if self.is_up() {
+            let hangs = !lock(&self.paused).is_empty();
+            for daemon in daemons.iter().rev().filter(|_| !hangs) {
+                // One that is dead already need not end, one that does not end is killed.
+                let _ = Service { host: self, daemon: daemon.clone() }.stop();
+            }
             self.kill()?;
         }
         self.boot()?;
-        let daemons = lock(&self.daemons).clone();
         let start = |daemon| Service { host: self, daemon }.start();
         daemons.into_iter().try_for_each(start)
     }

@@ -22,6 +22,7 @@ A cluster on this machine: Slurm, etcd and Open vSwitch on hosts in namespaces.
 
 `shell` and `run` enter the lab that is open in another terminal, if there is one.
 
+  --new           not that one: a lab of its own
   --host HOST     login, n1, n2, …, e1, … (default: login)
   --user USER     alice, bob or root (default: alice)
   --hosts N       compute hosts (default: 2)
@@ -48,6 +49,7 @@ struct Ask {
     verb: String,
     host: String,
     user: String,
+    new: bool,
     options: Options,
     command: Vec<String>,
 }
@@ -68,11 +70,12 @@ fn ask(words: &[String]) -> Result<Ask> {
     let mut words = words.iter().cloned();
     let verb = words.next().unwrap_or_else(|| "help".into());
     let (host, user) = ("login".into(), "alice".into());
-    let mut ask = Ask { verb, host, user, options, command: Vec::new() };
+    let mut ask = Ask { verb, host, user, new: false, options, command: Vec::new() };
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| Error::new(format!("{word} what?")));
         let wrong = |value| Error::new(format!("{word} {value}: see `pavo-lab help`"));
         match word.as_str() {
+            "--new" => ask.new = true,
             "--host" => ask.host = value()?,
             "-u" | "--user" => ask.user = value()?,
             "--hosts" => ask.options.hosts = value()?.parse().map_err(|_| wrong("?"))?,
@@ -135,7 +138,7 @@ fn up(ask: &Ask) -> Result<ExitCode> {
 fn within(ask: &Ask, argv: &[String]) -> Result<ExitCode> {
     let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
     let user = Some(ask.user.as_str());
-    if let Some(open) = people::open().first() {
+    if let Some(open) = people::open().first().filter(|_| !ask.new) {
         return Err(terminal(open.command(&ask.host, user, &argv)?).exec().into());
     }
     let signals = signals()?;

@@ -31,7 +31,8 @@ pub(crate) fn set_up(name: &str, folders: &Folders, site: &Site) -> Result<()> {
     run_files()?;
     device_files()?;
     kernel_files()?;
-    // Last: the lab's own folder is below.
+    // Last: the lab's folder, and all that was mounted above, may lie below these.
+    bind(&site.home().join("root"), Path::new("/root"))?;
     bind(&folders.tmp, Path::new("/tmp"))
 }
 

@@ -110,12 +110,17 @@ impl Site {
                 let mut file = fs::OpenOptions::new().append(true).open(&path)?;
                 file.write_all(line.as_bytes())?;
             }
-            let home = self.home().join(name);
-            fs::create_dir_all(&home)?;
-            fs::set_permissions(&home, fs::Permissions::from_mode(0o700))?;
-            chown(&home, Some(id), Some(id))?;
+            self.make_home(name, id)?;
         }
-        Ok(())
+        // What root leaves behind in a test is not left to the machine's.
+        self.make_home("root", 0)
+    }
+
+    fn make_home(&self, name: &str, id: u32) -> Result<()> {
+        let home = self.home().join(name);
+        fs::create_dir_all(&home)?;
+        fs::set_permissions(&home, fs::Permissions::from_mode(0o700))?;
+        Ok(chown(&home, Some(id), Some(id))?)
     }
 
     fn make_munge_key(&self) -> Result<()> {

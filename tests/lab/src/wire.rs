@@ -66,13 +66,14 @@ impl Wire {
     pub fn plug(&self, port: Port, host: &Keeper) -> Result<()> {
         let Port { number, underlay } = port;
         let (switch_pid, pid) = (self.switch.pid(), host.pid());
-        let veth = |name, mtu, peer| {
+        // The same cards after a reboot: neighbours remember.
+        let veth = |name, mtu, peer, card| {
             format!(
-                "link add name {name}{number} mtu {mtu} netns {switch_pid} \
-                 type veth peer name {peer} mtu {mtu} netns {pid}\n"
+                "link add name {name}{number} mtu {mtu} netns {switch_pid} type veth \
+                 peer name {peer} address 02:00:00:00:{card:02x}:{number:02x} mtu {mtu} netns {pid}\n"
             )
         };
-        let mut pairs = veth("p", 1500, "eth0");
+        let mut pairs = veth("p", 1500, "eth0", 0);
         let mut inside = format!(
             "link set lo up
              addr add {}/24 dev eth0
@@ -82,7 +83,7 @@ impl Wire {
         );
         let mut ports = format!("link set p{number} master br0 up\n");
         if let Some(address) = port.underlay_address().filter(|_| underlay) {
-            pairs += &veth("u", 1600, "eth1");
+            pairs += &veth("u", 1600, "eth1", 1);
             inside += &format!("addr add {address}/24 dev eth1\nlink set eth1 up\n");
             ports += &format!("link set u{number} master br1 up\n");
         }

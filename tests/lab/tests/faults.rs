@@ -70,6 +70,28 @@ fn a_host_dies_and_restarts_as_after_a_reboot() {
 }
 
 #[test]
+fn nothing_of_a_job_is_left_on_a_host_that_died_with_it() {
+    if !can_run() {
+        return;
+    }
+    let lab = Lab::up(Options { hosts: 1, ..Options::default() }).unwrap();
+    let n1 = lab.host("n1");
+    let before = lab.leaks("n1").unwrap();
+    let argv = ["srun", "-N1", "sh", "-c", "touch /tmp/left; sleep 1000"];
+    let mut srun = lab.login().command(Some("alice"), &argv).unwrap().spawn().unwrap();
+    let file = n1.root().unwrap().join("tmp/left");
+    until("the job does not start", || file.exists());
+    n1.kill().unwrap();
+    // Slurm would find out in half a minute.
+    lab.login().sh(&format!("scontrol update node={} state=down reason=dead", n1.name())).unwrap();
+    lab.wait_state("n1", &["down"]).unwrap();
+    until("the job goes on without the host", || srun.try_wait().unwrap().is_some());
+    n1.restart().unwrap();
+    lab.settled("n1", &before, Duration::from_secs(5)).unwrap();
+    lab.wait_idle().unwrap();
+}
+
+#[test]
 fn the_login_host_restarts_and_jobs_are_remembered() {
     if !can_run() {
         return;
@@ -78,6 +100,7 @@ fn the_login_host_restarts_and_jobs_are_remembered() {
     let job = ["sbatch", "-o", "said", "--wrap", "sleep 1000"];
     lab.login().run(Some("alice"), &job).unwrap().ok().unwrap();
     lab.wait_state("n1", &["mix", "alloc"]).unwrap();
+    // Not killed: the controller would not have written what it knows.
     lab.login().restart().unwrap();
     lab.wait_state("n1", &["mix", "alloc"]).unwrap();
     let queue = lab.login().run(None, &["squeue", "-h", "-o", "%u %T"]).unwrap().ok().unwrap();

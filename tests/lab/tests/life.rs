@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use pavo_lab::{Etcd, Lab, Options, can_run};
+use pavo_lab::{Etcd, Lab, Options, can_run, people};
 
 /// What a lab could leave on the machine.
 struct Traces {
@@ -42,12 +42,9 @@ impl Traces {
     }
 }
 
-/// Mounts and links of the machine itself.
-fn machine() -> (usize, String) {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let links = fs::read_to_string("/proc/self/net/dev").unwrap();
-    let names = links.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim());
-    (mounts.lines().count(), names.collect::<Vec<_>>().join(" "))
+/// Whether the machine itself has mounts of labs.
+fn mounted() -> bool {
+    fs::read_to_string("/proc/self/mountinfo").unwrap().contains("pavo-lab")
 }
 
 #[test]
@@ -55,7 +52,6 @@ fn two_labs_at_once_do_not_meet_and_nothing_is_left_of_either() {
     if !can_run() {
         return;
     }
-    let before = machine();
     let options = || Options { hosts: 2, etcd: Etcd::One, ovs: true, ..Options::default() };
     let (one, two) = std::thread::scope(|scope| {
         let one = scope.spawn(|| Lab::up(options()).unwrap());
@@ -77,12 +73,12 @@ fn two_labs_at_once_do_not_meet_and_nothing_is_left_of_either() {
     }
     let traces = [Traces::of(&one), Traces::of(&two)];
     assert!(traces[0].left().len() > 10, "the test sees what is there");
+    assert!(!mounted());
     drop(one);
     assert_eq!(traces[0].left(), Vec::<PathBuf>::new());
     two.login().run(Some("bob"), &["srun", "-N2", "true"]).unwrap().ok().unwrap();
     drop(two);
     assert_eq!(traces[1].left(), Vec::<PathBuf>::new());
-    assert_eq!(machine(), before);
 }
 
 #[test]
@@ -180,10 +176,14 @@ fn a_lab_of_people_goes_when_it_is_told_to() {
     if !can_run() {
         return;
     }
-    for words in [&["up"][..], &["shell"][..]] {
+    for words in [&["up"][..], &["shell", "--new"][..]] {
         let (mut owner, prefix) = open(words);
         let traces = traces(&prefix);
-        kill(Pid::from_raw(owner.id().cast_signed()), Signal::SIGTERM).unwrap();
+        let open = people::open().into_iter().find(|open| open.prefix() == prefix).unwrap();
+        // From another terminal.
+        let said = open.command("n1", Some("bob"), &["id", "-un"]).unwrap().output().unwrap();
+        assert_eq!(said.stdout, b"bob\n");
+        open.end().unwrap();
         assert!(owner.wait().unwrap().success());
         assert_eq!(traces.left(), Vec::<PathBuf>::new());
     }
