@@ -242,10 +242,11 @@ fn a_full_etcd_says_so_and_is_still_read() {
         let store = open(&cluster).await;
         let large = "x".repeat(1_000_000);
         let mut error = None;
-        for number in 0..10 {
+        for number in 0..100 {
             let change = put(&format!("/t/{number}"), &large);
             match store.commit(&[], &[change]).await {
-                Ok(_) => {}
+                // etcd counts what it has written, a tenth of a second later.
+                Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
                 Err(full) => {
                     error = Some(full);
                     break;
@@ -308,16 +309,17 @@ fn an_id_is_taken_quickly_however_many_are_held() {
             times.push(time);
         }
         times.sort_unstable();
-        // One of the first is free again: all the others lie behind it.
-        assert_eq!(pool.free(held, &[5]).await.unwrap(), 1);
+        // Some of the first are free again: all the others lie behind them.
+        assert_eq!(pool.free(held, &[5, 7]).await.unwrap(), 2);
         let (id, low) = measure().await;
         assert_eq!(id, 5);
+        assert_eq!(measure().await.0, 7);
         let (id, after) = measure().await;
         assert_eq!(id, 60_021);
         println!(
             "60,000 ids held: take {:.1?} (median of 20), a low one {low:.1?}, then {after:.1?}",
             times[10]
         );
-        assert!(times[10] < Duration::from_millis(100), "{times:?}");
+        assert!(times[10].max(low).max(after) < Duration::from_millis(100), "{times:?}");
     });
 }

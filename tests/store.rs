@@ -578,6 +578,34 @@ async fn a_pool_gives_the_smallest_ids_first<P: Place>(place: P) {
     assert!(Pool::new(store, "other", 5..=300).owners().await.unwrap().is_empty());
 }
 
+async fn a_pool_remembers_what_was_freed<P: Place>(place: P) {
+    let store = &*P::open(&place.address()).await;
+    let (pool, owner) = (Pool::new(store, "p", 10..=2000), Owner::local(1));
+    for _ in 0..10 {
+        pool.take(owner, 100).await.unwrap();
+    }
+    // More than are remembered, in any order; and ones that nobody has.
+    let freed: Vec<u32> = (10..1010).filter(|id| id % 3 != 0).rev().chain([5, 1500]).collect();
+    assert_eq!(pool.free(owner, &freed).await.unwrap(), freed.len() - 2);
+    assert_eq!(pool.take(owner, 3).await.unwrap(), [10, 11, 13]);
+    // One that is named is taken by other hands, which do not say so.
+    done(store, &[], &[Change::put_json(keys::pool_id("p", 14), &Owner::local(2)).unwrap()]).await;
+    assert_eq!(pool.take(owner, 2).await.unwrap(), [16, 17]);
+    let mut mine = vec![];
+    while let Ok(some) = pool.take(owner, 50).await {
+        mine.extend(some);
+    }
+    while let Ok(some) = pool.take(owner, 1).await {
+        mine.extend(some);
+    }
+    assert_eq!(pool.owners().await.unwrap().len(), 1991, "all are found in the end");
+    assert_eq!(pool.free_all(owner).await.unwrap(), 1990);
+    assert_eq!(pool.take(owner, 5).await.unwrap(), [10, 11, 12, 13, 15]);
+    // As an earlier version wrote it.
+    put_json(store, &keys::pool_floor("p"), &12).await.unwrap();
+    assert_eq!(pool.take(owner, 1).await.unwrap(), [16]);
+}
+
 async fn an_empty_pool_says_who_has_it_all<P: Place>(place: P) {
     let store = &*P::open(&place.address()).await;
     let top = u32::MAX - 2..=u32::MAX;
@@ -786,6 +814,7 @@ tests! {
     a_paused_holder_changes_nothing_when_it_wakes
     a_pool_gives_an_id_to_one_owner_only
     a_pool_gives_the_smallest_ids_first
+    a_pool_remembers_what_was_freed
     an_empty_pool_says_who_has_it_all
     job_ids_count_up_and_begin_again_at_the_end
     a_store_of_a_newer_pavo_is_refused

@@ -1,22 +1,24 @@
 //! Numbers that no two owners may have at once: ids from a pool, and job ids.
 //!
 //! Each taken id is one key that holds its owner, so that taking and freeing concern
-//! only the ids in question, however many there are. One number per pool, its *floor*,
-//! says below what no id is free; it changes in the same commits, and spares reading
-//! what lies below:
+//! only the ids in question, however many there are. One key per pool holds its *floor*:
+//! below it no id is free but those that were freed since and are named there. It
+//! changes in the same commits, and spares reading what lies below:
 //!
 //! ```text
 //!   0 1 2 3 4 5 6 7 …        taken: 0 1 2 4     floor: 3
-//!   ■ ■ ■ · ■ · · ·          take 2 → 3 and 5   floor: 6     free 4 → floor: 4
+//!   ■ ■ ■ · ■ · · ·          take 2 → 3 and 5   floor: 6     free 4 → floor: 6, but 4
 //! ```
 //!
-//! The floor only saves time. Should it ever be too high (ids deleted by other
-//! hands), the ids below it are found again before the pool counts as exhausted.
+//! The floor only saves time. Ids below it that it does not name (deleted by other
+//! hands, or too many to be named) are found again before the pool counts as exhausted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::RangeInclusive;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use super::{Change, Check, Commit, Entry, MAX_OPERATIONS, MAX_PAGE, Store, keys, list_all};
 use crate::error::{Context, Error, Result};
@@ -25,6 +27,9 @@ use crate::model::owner::{MAX_LOCAL_JOB, Owner};
 /// How often a commit is tried that others keep getting ahead of. With the pauses
 /// between, some 10 s.
 const ATTEMPTS: u32 = 200;
+
+/// How many freed ids a floor names.
+const MAX_NAMED: usize = 512;
 
 /// The longest pause between two attempts.
 const MAX_PAUSE: Duration = Duration::from_millis(100);
@@ -57,25 +62,26 @@ impl<'s> Pool<'s> {
         if count >= MAX_OPERATIONS {
             return Err(Error::bug(format!("{} ids at once are the limit", MAX_OPERATIONS - 1)));
         }
+        // Named as free, and not so: found out by a conflict.
+        let mut taken = BTreeSet::new();
         for attempt in 0..ATTEMPTS {
             pause(attempt).await;
             let (floor, entry) = self.floor().await?;
-            let mut free = self.free_from(floor, count).await?;
-            if free.len() < count && floor > *self.ids.start() {
-                free = self.free_from(*self.ids.start(), count).await?;
-            }
-            if free.len() < count {
-                return Err(self.exhausted(count, free.len()).await?);
-            }
-            let Some(last) = free.last() else { return Ok(free) };
+            let Some((free, floor)) = self.find(floor, count, &taken).await? else {
+                return Ok(Vec::new());
+            };
             let mut checks: Vec<Check> = vec![self.floor_unchanged(entry.as_ref())];
-            let mut changes = vec![self.put_floor(last.saturating_add(1))?];
+            let mut changes = vec![self.put_floor(&floor)?];
             for id in &free {
                 checks.push(Check::Absent(self.key(*id)));
                 changes.push(Change::put_json(self.key(*id), &owner)?);
             }
-            if let Commit::Done(_) = self.store.commit(&checks, &changes).await? {
-                return Ok(free);
+            match self.store.commit(&checks, &changes).await? {
+                Commit::Done(_) => return Ok(free),
+                Commit::Conflict(now) => {
+                    let ids = now.iter().filter_map(|entry| keys::parse_pool_id(&entry.key));
+                    taken.extend(ids.filter(|id| free.contains(id)));
+                }
             }
         }
         Err(self.too_busy())
@@ -100,13 +106,13 @@ impl<'s> Pool<'s> {
             pause(attempt).await;
             let (floor, entry) = self.floor().await?;
             let (mut checks, mut changes) = (Vec::new(), Vec::new());
-            let mut smallest = floor;
+            let mut named = floor.freed.clone();
             for id in ids {
                 let Some(taken) = self.store.get(&self.key(*id)).await? else { continue };
                 if taken.json::<Owner>()? == owner {
                     checks.push(Check::Revision(taken.key.clone(), taken.revision));
                     changes.push(Change::Delete { key: taken.key });
-                    smallest = smallest.min(*id);
+                    named.insert(*id);
                 }
             }
             let freed = changes.len();
@@ -114,8 +120,9 @@ impl<'s> Pool<'s> {
                 return Ok(0);
             }
             checks.push(self.floor_unchanged(entry.as_ref()));
-            if smallest < floor {
-                changes.push(self.put_floor(smallest)?);
+            let now = Floor { freed: named, ..floor.clone() }.tidy();
+            if now != floor {
+                changes.push(self.put_floor(&now)?);
             }
             if let Commit::Done(_) = self.store.commit(&checks, &changes).await? {
                 return Ok(freed);
@@ -142,6 +149,35 @@ impl<'s> Pool<'s> {
             .collect()
     }
 
+    /// The `count` smallest ids that are free, and the floor once they are taken; `None`
+    /// for none at all.
+    async fn find(
+        &self,
+        mut floor: Floor,
+        count: usize,
+        taken: &BTreeSet<u32>,
+    ) -> Result<Option<(Vec<u32>, Floor)>> {
+        if count == 0 {
+            return Ok(None);
+        }
+        floor.freed.retain(|id| self.ids.contains(id) && !taken.contains(id));
+        let mut free: Vec<u32> = floor.freed.iter().copied().take(count).collect();
+        floor.freed.retain(|id| !free.contains(id));
+        if free.len() < count {
+            let above = self.free_from(floor.below, count - free.len()).await?;
+            free.extend(above);
+        }
+        if free.len() < count && floor.below > *self.ids.start() {
+            free = self.free_from(*self.ids.start(), count).await?;
+            floor = Floor::default();
+        }
+        let Some(last) = free.last().copied().filter(|_| free.len() == count) else {
+            return Err(self.exhausted(count, free.len()).await?);
+        };
+        floor.below = floor.below.max(last.saturating_add(1));
+        Ok(Some((free, floor)))
+    }
+
     /// Up to `count` free ids from `first` on.
     async fn free_from(&self, first: u32, count: usize) -> Result<Vec<u32>> {
         let prefix = keys::pool(&self.name);
@@ -149,8 +185,9 @@ impl<'s> Pool<'s> {
         let (mut next, end) = (u64::from(first), u64::from(*self.ids.end()) + 1);
         let mut after = first.checked_sub(1).map(|before| self.key(before));
         let mut free: Vec<u32> = Vec::new();
+        // The first page is enough nearly always.
+        let mut limit = (count + 16).min(MAX_PAGE);
         loop {
-            let limit = (count - free.len() + 16).min(MAX_PAGE);
             let page = self.store.list(&prefix, after.as_deref(), limit).await?;
             let taken = page.entries.iter().filter_map(|entry| keys::parse_pool_id(&entry.key));
             // What lies behind the last page is free.
@@ -164,21 +201,23 @@ impl<'s> Pool<'s> {
                 return Ok(free);
             }
             after = page.entries.last().map(|entry| entry.key.clone());
+            limit = MAX_PAGE;
         }
     }
 
-    async fn floor(&self) -> Result<(u32, Option<Entry>)> {
+    async fn floor(&self) -> Result<(Floor, Option<Entry>)> {
         let entry = self.store.get(&keys::pool_floor(&self.name)).await?;
-        let floor = entry.as_ref().map_or(Ok(0), Entry::json)?;
-        Ok((floor.max(*self.ids.start()), entry))
+        let mut floor: Floor = entry.as_ref().map_or(Ok(Floor::default()), Entry::json)?;
+        floor.below = floor.below.max(*self.ids.start());
+        Ok((floor, entry))
     }
 
     fn floor_unchanged(&self, entry: Option<&Entry>) -> Check {
         Check::unchanged(&keys::pool_floor(&self.name), entry)
     }
 
-    fn put_floor(&self, floor: u32) -> Result<Change> {
-        Change::put_json(keys::pool_floor(&self.name), &floor)
+    fn put_floor(&self, floor: &Floor) -> Result<Change> {
+        Change::put_json(keys::pool_floor(&self.name), floor)
     }
 
     fn key(&self, id: u32) -> String {
@@ -210,6 +249,49 @@ impl<'s> Pool<'s> {
 
     fn too_busy(&self) -> Error {
         Error::system(format!("others were faster {ATTEMPTS} times")).help("try again")
+    }
+}
+
+/// What is known of a pool without reading it: a number, or `{"below":9,"freed":[2,5]}`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Stored", into = "Stored")]
+struct Floor {
+    /// No id below is free …
+    below: u32,
+    /// … but these.
+    freed: BTreeSet<u32>,
+}
+
+impl Floor {
+    /// Names what lies below only, and no more than is good.
+    fn tidy(mut self) -> Self {
+        self.freed = self.freed.into_iter().filter(|id| *id < self.below).take(MAX_NAMED).collect();
+        self
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Stored {
+    Below(u32),
+    Freed { below: u32, freed: BTreeSet<u32> },
+}
+
+impl From<Stored> for Floor {
+    fn from(stored: Stored) -> Self {
+        match stored {
+            Stored::Below(below) => Self { below, freed: BTreeSet::new() },
+            Stored::Freed { below, freed } => Self { below, freed },
+        }
+    }
+}
+
+impl From<Floor> for Stored {
+    fn from(floor: Floor) -> Self {
+        if floor.freed.is_empty() {
+            return Self::Below(floor.below);
+        }
+        Self::Freed { below: floor.below, freed: floor.freed }
     }
 }
 

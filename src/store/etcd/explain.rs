@@ -163,7 +163,12 @@ fn causes(error: &EtcdError) -> String {
         parts.push(error.to_string());
         cause = error.source();
     }
-    parts.retain(|part| !part.is_empty());
-    parts.dedup();
+    let all = parts.clone();
+    // Each layer repeats what the next one says.
+    let mut numbered = 0..;
+    parts.retain(|part| {
+        let later = numbered.next().map_or(0, |number: usize| number + 1);
+        !part.is_empty() && part != "transport error" && !all[later..].contains(part)
+    });
     parts.join(": ")
 }
