@@ -29,7 +29,7 @@ use crate::model::vm::VmSpec;
 /// How long the launcher may take to hand over the spec.
 const SPEC_TIME: Duration = Duration::from_secs(60);
 /// How long reports are written for after the VM's end.
-pub const FAREWELL: Duration = Duration::from_secs(2);
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// The line by which a launcher asks a VM's process to stop.
 pub fn stop_line(stop: Stop) -> String {
@@ -128,7 +128,7 @@ async fn wishes<R: AsyncRead + Unpin>(
 }
 
 /// Catches signals from now on; the future passes them on.
-pub fn signals(stop: mpsc::Sender<Stop>) -> Result<impl Future<Output = ()>> {
+fn signals(stop: mpsc::Sender<Stop>) -> Result<impl Future<Output = ()>> {
     let catch = |kind| signal(kind).while_doing(|| "catching signals".into());
     let mut terminate = catch(SignalKind::terminate())?;
     let ignored = [catch(SignalKind::interrupt())?, catch(SignalKind::hangup())?];
