@@ -143,7 +143,8 @@ impl Session<'_> {
                 if self.args.wait == For::Stopped { Goal::Running } else { self.args.wait.into() };
             let every = if app.out.stderr_is_terminal() { 1 } else { 10 };
             let progress = Progress { say: &|line| app.out.progress(line), every };
-            wait_until(cluster, goal, limit, progress).await
+            wait_until(cluster, goal, limit, progress).await?;
+            cluster.settle().await
         };
         tokio::select! {
             result = up => result?,

@@ -8,10 +8,12 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::{Flock, FlockArg};
+use tokio::time::{Instant, sleep_until};
 
+use super::reach::Secrets;
 use crate::error::{Context, Error, Result};
 use crate::host::process;
 use crate::model::job::{JobRecord, VmRecord, VmReport, VmState, VmStatus};
@@ -39,6 +41,7 @@ pub struct Book {
     /// thousand commits.
     site: bool,
     dirty: bool,
+    flush_at: Option<Instant>,
 }
 
 impl std::fmt::Debug for Book {
@@ -46,6 +49,9 @@ impl std::fmt::Debug for Book {
         write!(f, "book of job {}", self.record.owner)
     }
 }
+
+/// How often what has changed is stored, at most.
+const FLUSH: Duration = Duration::from_millis(500);
 
 /// Seconds since the epoch.
 pub fn now() -> u64 {
@@ -79,7 +85,16 @@ impl Book {
         };
         let (states, failures) = (Vec::new(), BTreeMap::new());
         let site = store.is_none();
-        Ok(Self { store, record, states, failures, begun: false, site, dirty: false })
+        Ok(Self {
+            store,
+            record,
+            states,
+            failures,
+            begun: false,
+            site,
+            dirty: false,
+            flush_at: None,
+        })
     }
 
     /// Says which VMs there are. Each waits.
@@ -125,7 +140,7 @@ impl Book {
         let change = Change::put_json(key, &status)?;
         self.states[rank as usize] = status;
         if self.site {
-            self.dirty = true;
+            self.touch();
             return Ok(());
         }
         // Who took the record away has ended the job: nothing may be written behind it.
@@ -135,15 +150,39 @@ impl Book {
 
     /// Begins to write to the site's store. What an earlier job of the same id has left
     /// there is removed first.
-    pub async fn attach(&mut self, store: Arc<dyn Store>) -> Result<()> {
-        super::cleanup::forget(&*store, &self.record.user, self.record.owner).await?;
+    pub async fn attach(&mut self, store: Arc<dyn Store>, secrets: &Secrets) -> Result<()> {
+        let (user, owner) = (&self.record.user, self.record.owner);
+        super::cleanup::forget(&*store, user, owner).await?;
+        let record = keys::job_record(user, owner);
+        let changes = [
+            Change::put_json(record.clone(), &self.record)?,
+            Change::put_json(keys::vm_states(user, owner), &self.states)?,
+            Change::put_json(keys::job_secrets(user, owner), secrets)?,
+        ];
         self.store = Some(store);
-        self.begin().await?;
-        self.flush().await
+        self.commit(&[Check::Absent(record)], &changes).await?;
+        self.begun = true;
+        self.dirty = false;
+        Ok(())
+    }
+
+    /// Something in the record, or in a state, has changed.
+    pub fn touch(&mut self) {
+        self.dirty = true;
+        self.flush_at.get_or_insert_with(|| Instant::now() + FLUSH);
+    }
+
+    /// When [`flush`](Self::flush) is due; pending while nothing has changed.
+    pub async fn due(&self) {
+        match self.flush_at {
+            Some(at) => sleep_until(at).await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Stores all that has changed since the last time.
     pub async fn flush(&mut self) -> Result<()> {
+        self.flush_at = None;
         if !self.site || !self.dirty || !self.begun {
             return Ok(());
         }

@@ -72,6 +72,11 @@ impl Cluster {
         self.book.set_state(rank, status).await
     }
 
+    /// What is stored is as far as what is known: for whoever reads it next.
+    pub async fn settle(&mut self) -> Result<()> {
+        self.book.flush().await
+    }
+
     /// Takes the error of the first VM that failed, if one did.
     pub fn take_failure(&mut self) -> Option<(u32, Error)> {
         self.book.take_failure()

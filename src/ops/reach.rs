@@ -7,9 +7,12 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Context, Error, Result};
 use crate::model::job::JobRecord;
-use crate::store::Store;
+use crate::model::vm::HostKey;
+use crate::store::{Store, get_json, keys};
 use crate::vm::channel::Identity;
 use crate::vm::console::{self, LOG};
 use crate::vm::control::Client;
@@ -48,13 +51,40 @@ pub async fn reach(store: Option<&dyn Store>, job: &JobRecord, rank: u32) -> Res
     }
 }
 
+/// What lets its reader into a job: the cluster's channels, and its guests by ssh. Kept in
+/// the store for the user's commands on other hosts than the launcher's.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Secrets {
+    pub identity: Identity,
+    pub key: HostKey,
+    /// The guests' public keys, by rank.
+    pub known: Vec<String>,
+}
+
 /// What makes this process a member of the job's cluster.
 ///
 /// # Errors
-/// When it is not in the job's directory, or not only ours.
-pub async fn identity(_store: Option<&dyn Store>, job: &JobRecord) -> Result<Identity> {
+/// When it is neither in the job's directory, and only ours, nor in the store.
+pub async fn identity(store: Option<&dyn Store>, job: &JobRecord) -> Result<Identity> {
     let path = job.dir.join(IDENTITY);
-    read_identity(&path).while_doing(|| format!("reading `{}`", path.display()))
+    if is_ours(&job.dir) {
+        return read_identity(&path).while_doing(|| format!("reading `{}`", path.display()));
+    }
+    secrets(store, job).await.map(|secrets| secrets.identity)
+}
+
+/// What the launcher has stored for commands on other hosts.
+pub async fn secrets(store: Option<&dyn Store>, job: &JobRecord) -> Result<Secrets> {
+    let key = keys::job_secrets(&job.user, job.owner);
+    let found = match store {
+        Some(store) => get_json(store, &key).await?,
+        None => None,
+    };
+    found.map(|(secrets, _)| secrets).ok_or_else(|| {
+        let (host, dir) = (&job.host, job.dir.display());
+        Error::system(format!("job {} is reached from `{host}` only", job.owner.job))
+            .help(format!("go there, or to where `{dir}` is seen"))
+    })
 }
 
 fn read_identity(path: &Path) -> Result<Identity> {

@@ -21,12 +21,12 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 
 use super::book::{Book, JobDir, random};
 use super::children::failed;
 use super::cleanup;
-use super::reach::IDENTITY;
+use super::reach::{IDENTITY, Secrets};
 use super::resolve::{Blueprint, Job};
 use super::ssh::{self, SshFiles};
 use crate::batch::local::Allocation;
@@ -45,8 +45,6 @@ const END_LIMIT: Duration = Duration::from_secs(8);
 const SRUN_LIMIT: Duration = Duration::from_secs(10);
 /// How long the rest of a host's report may take once it has begun.
 const REPORT_TIME: Duration = Duration::from_millis(300);
-/// How often what has changed is stored, at most.
-const FLUSH: Duration = Duration::from_millis(500);
 /// The most of srun's complaints that are kept, in lines.
 const MAX_COMPLAINTS: usize = 200;
 /// How a host's report begins on srun's standard error (see slurm-plugin).
@@ -89,6 +87,7 @@ pub struct Step {
     wanted: Wanted,
     dir: Option<JobDir>,
     keys: Option<(HostKey, Vec<HostKey>)>,
+    identity: Option<Identity>,
     srun: Option<Child>,
     life_line: Option<ChildStdin>,
     tasks: BTreeMap<u32, mpsc::Sender<ToTask>>,
@@ -96,7 +95,6 @@ pub struct Step {
     tell: mpsc::Sender<News>,
     complaints: Vec<String>,
     logging_in: bool,
-    flush_at: Option<Instant>,
 }
 
 impl std::fmt::Debug for Step {
@@ -113,6 +111,7 @@ impl Step {
             wanted,
             dir: None,
             keys: None,
+            identity: None,
             srun: None,
             life_line: None,
             tasks: BTreeMap::new(),
@@ -120,7 +119,6 @@ impl Step {
             tell,
             complaints: Vec::new(),
             logging_in: false,
-            flush_at: None,
         }
     }
 
@@ -144,6 +142,7 @@ impl Step {
         // For commands on this host.
         let text = serde_json::to_vec(&identity).expect("an identity is always valid JSON");
         write_atomically(&book.record.dir.join(IDENTITY), &text, 0o600)?;
+        self.identity = Some(identity);
         tokio::spawn(accept(listener, self.tell.clone()));
         self.start_srun(&bootstrap).await
     }
@@ -175,8 +174,7 @@ impl Step {
                 // What was said comes before that it is over.
                 biased;
                 Some(news) = self.news.recv() => news,
-                () = due(self.flush_at) => {
-                    self.flush_at = None;
+                () = book.due() => {
                     book.flush().await?;
                     continue;
                 }
@@ -189,16 +187,13 @@ impl Step {
                 News::Hello(hello, orders) => {
                     let rank = hello.rank;
                     self.welcome(book, *hello, orders).await?;
-                    self.changed();
                     return Ok(rank);
                 }
                 News::Report(report) => {
-                    self.changed();
                     return book.report(report).await;
                 }
                 News::Gone(rank) => {
                     if let Some(report) = self.lost(book, rank) {
-                        self.changed();
                         return book.report(report).await;
                     }
                 }
@@ -207,13 +202,9 @@ impl Step {
                         return Err(error);
                     }
                 }
-                News::Store(store) => book.attach(store?).await?,
+                News::Store(store) => book.attach(store?, &self.secrets()?).await?,
             }
         }
-    }
-
-    fn changed(&mut self) {
-        self.flush_at.get_or_insert_with(|| Instant::now() + FLUSH);
     }
 
     /// A task has said who it is: its VM's record is completed and its spec sent.
@@ -236,6 +227,7 @@ impl Step {
         record.ports = hello.ports.clone();
         record.control = hello.control;
         book.record.vms[rank] = record;
+        book.touch();
         let job = Job {
             owner: book.record.owner,
             // The task knows where its host has room.
@@ -255,6 +247,15 @@ impl Step {
         }
         self.log_in();
         Ok(())
+    }
+
+    /// What commands on other hosts need.
+    fn secrets(&self) -> Result<Secrets> {
+        let keys = self.keys.clone().zip(self.identity.clone());
+        let ((key, host_keys), identity) =
+            keys.ok_or_else(|| Error::bug("a step without keys has tasks"))?;
+        let known = host_keys.into_iter().map(|key| key.openssh_public).collect();
+        Ok(Secrets { identity, key, known })
     }
 
     fn write_ssh_files(&self, book: &Book) -> Result<()> {
@@ -368,13 +369,6 @@ async fn end_srun(srun: &mut Child) {
     if timeout(SRUN_LIMIT, srun.wait()).await.is_err() {
         let _ = srun.start_kill();
         let _ = srun.wait().await;
-    }
-}
-
-async fn due(at: Option<Instant>) {
-    match at {
-        Some(at) => sleep_until(at).await,
-        None => std::future::pending().await,
     }
 }
 
