@@ -129,7 +129,8 @@ async fn start() -> Running {
     std::fs::create_dir(outer.path().join("node")).unwrap();
     let identity = Identity::generate("7").unwrap();
     let mut listener = Listener::bind(any_port(), &identity).unwrap();
-    let (input, life) = nix::unistd::pipe().unwrap();
+    // No other child may hold the life line.
+    let (input, life) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
     let bootstrap = Bootstrap::new(vec![listener.address().unwrap()], identity.clone());
     let line = bootstrap.line();
     assert_eq!(nix::unistd::write(&life, line.as_bytes()).unwrap(), line.len());

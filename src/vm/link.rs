@@ -506,7 +506,7 @@ mod tests {
                 let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
                 (ours.into(), Box::new(theirs))
             } else {
-                let (reader, writer) = nix::unistd::pipe().unwrap();
+                let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
                 (reader, Box::new(std::fs::File::from(writer)))
             };
             let watch = reader.try_clone().unwrap();
@@ -545,7 +545,7 @@ mod tests {
             assert!(report.contains(expected), "{report}");
             assert!(report.len() < 500, "{report}");
         }
-        let (reader, _writer) = nix::unistd::pipe().unwrap();
+        let (reader, _writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
         let soon = Duration::from_millis(20);
         let late = read_bootstrap(reader, soon).await.unwrap_err().report();
         assert!(late.contains("nothing has come within 20ms"), "{late}");
