@@ -23,6 +23,8 @@ use pavo::store::{
 };
 use proptest::prelude::*;
 
+// Killing and pausing is for `tests/etcd.rs`.
+#[expect(dead_code)]
 #[path = "etcd/server.rs"]
 mod server;
 

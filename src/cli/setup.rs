@@ -8,16 +8,17 @@ use clap::Subcommand;
 use super::App;
 use super::internal::stdin;
 use crate::error::{Context, Error, Kind, Result};
-use crate::host::file::write_atomically;
 use crate::ops::setup::ask::{Ask, MAX_ASK};
-use crate::ops::setup::{SITE_DIR, create, delete, guard, site_config, sweep};
+use crate::ops::setup::{SITE_DIR, create, delete, guard, init, site_config, sweep};
 use crate::ops::site;
 use crate::ops::site_store::{Persons, prepare};
-use crate::store::secret::{Secret, SiteKey};
+use crate::store::secret::SiteKey;
 
 /// Root's part of clusters on this host
 #[derive(Debug, Subcommand)]
 pub enum Setup {
+    /// Make this host ready for clusters: once, and at each boot
+    Init,
     /// Make what the VMs of a step need; the ask is on standard input
     Create,
     /// Remove what `create` made for the same ask
@@ -43,6 +44,7 @@ impl Setup {
                 .help("Slurm's plugin runs it; by hand, as root: `pavo internal setup sweep`"));
         }
         match &self {
+            Self::Init => app.block_on(init()).map(|()| 0),
             Self::Create => self.for_plugin(app, app.block_on(async { create(&ask()?).await })),
             Self::Delete => app.block_on(async { delete(&ask()?).await }).map(|()| 0),
             Self::Sweep => {
@@ -66,11 +68,7 @@ impl Setup {
         let persons = if closed { Persons::MadeByAdministrator } else { Persons::MadeByNodes };
         let dir = Path::new(SITE_DIR);
         let report = app.block_on(async {
-            let keep = |password: &Secret| {
-                let line = format!("{}\n", password.expose());
-                write_atomically(&dir.join("etcd-password"), line.as_bytes(), 0o600)
-            };
-            prepare(&site::as_administrator_to_be(&etcd), persons, keep).await
+            prepare(&site::as_administrator_to_be(&etcd), persons, site::keep_password).await
         })?;
         let (_, new_key) = SiteKey::ensure(dir)?;
         for line in &report.done {

@@ -37,14 +37,18 @@ pub fn with_netns<T: Send>(path: &Path, inside: impl FnOnce() -> T + Send) -> Re
     })
 }
 
+/// Makes the folder in which namespaces are named, as `ip netns` does.
+pub fn prepare(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).while_doing(|| format!("creating `{}`", dir.display()))?;
+    share(dir).while_doing(|| format!("sharing mounts below `{}`", dir.display()))
+}
+
 /// Makes a namespace and names it, unless it exists.
 pub fn create(path: &Path) -> Result<Outcome> {
     if is_netns(path) {
         return Ok(Outcome::AlreadySo);
     }
-    let dir = path.parent().ok_or_else(|| Error::bug("a namespace needs a folder"))?;
-    fs::create_dir_all(dir).while_doing(|| format!("creating `{}`", dir.display()))?;
-    share(dir).while_doing(|| format!("sharing mounts below `{}`", dir.display()))?;
+    prepare(path.parent().ok_or_else(|| Error::bug("a namespace needs a folder"))?)?;
     // A crash may have left the file without the mount.
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(path);
     file.while_doing(|| format!("creating `{}`", path.display()))?;

@@ -11,6 +11,7 @@ use std::path::Path;
 use super::setup::SITE_DIR;
 use crate::config;
 use crate::error::{Error, Result};
+use crate::host::file::write_atomically;
 use crate::store::etcd::{Access, Certificate, Login};
 use crate::store::secret::Secret;
 
@@ -51,6 +52,12 @@ pub fn as_administrator_to_be(etcd: &config::Etcd) -> Access {
 /// As a person.
 pub fn as_person(etcd: &config::Etcd, name: &str, secret: &Secret) -> Access {
     access(etcd, Login::person(name, secret))
+}
+
+/// Keeps the password of etcd's root where pcocc keeps it: in a file of root's.
+pub fn keep_password(password: &Secret) -> Result<()> {
+    let line = format!("{}\n", password.expose());
+    write_atomically(&Path::new(SITE_DIR).join("etcd-password"), line.as_bytes(), 0o600)
 }
 
 fn login(etcd: &config::Etcd, who: &str) -> Result<Login> {

@@ -62,6 +62,9 @@ const MAX_ANSWER: usize = 256 << 20;
 /// The largest page.
 const MAX_PAGE_BYTES: usize = 32 << 20;
 
+/// The longest life of a lease that etcd grants, in seconds.
+const MAX_TTL: i64 = 9_000_000_000;
+
 /// The etcd user, and the role, of the nodes: the common name of their certificate.
 pub const NODE: &str = "pavo-node";
 
@@ -199,9 +202,9 @@ impl Store for Etcd {
     fn lease(&self, ttl: Duration) -> BoxFuture<'_, Result<LeaseId>> {
         let lease = async move {
             let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
-            let seconds = seconds.clamp(1, i64::MAX.unsigned_abs()).cast_signed();
+            let seconds = i64::try_from(seconds).map_or(MAX_TTL, |s| s.clamp(1, MAX_TTL));
             // The id is ours, so that a second attempt does not make a second lease.
-            let id = (commit::random() >> 1).max(1).cast_signed();
+            let id = i64::try_from(commit::random() >> 1).map_or(1, |id| id.max(1));
             let request = |client: etcd_client::Client| async move {
                 let options = LeaseGrantOptions::new().with_id(id);
                 match client.lease_client().grant(seconds, Some(options)).await {

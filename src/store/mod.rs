@@ -1,9 +1,9 @@
 //! What is known of jobs: a small, versioned map of keys that many processes share.
 //!
 //! [`Store`] is the part of etcd v3 that pavo needs, and no more: reads, pages of a
-//! prefix, one conditional commit, watches that resume, leases. One machine uses
-//! [`embedded`]; everything above is written to the trait, and `tests/store.rs` holds
-//! what every implementation must pass.
+//! prefix, one conditional commit, watches that resume, leases. There are two: one
+//! machine uses [`embedded`], a site [`etcd`]. Everything above is written to the trait,
+//! and `tests/store.rs` holds what both must pass.
 //!
 //! # What holds
 //!
@@ -14,11 +14,13 @@
 //!   nothing.
 //! - A watch gives every change once, in order, commit by commit; resumed with the last
 //!   revision it gave, it goes on behind it.
-//! - An entry with a lease is gone for every reader as soon as the lease has run out.
+//! - An entry with a lease is gone, for every reader at once, when the lease has run out
+//!   (in etcd up to some seconds later, never earlier).
 //! - etcd's limits are kept everywhere ([`MAX_OPERATIONS`], [`MAX_COMMIT_BYTES`],
 //!   [`MAX_PAGE`]), so that what works on a laptop works at a site.
 //!
-//! Only [`keys`] builds keys. Numbers that must be unique come from [`pool`].
+//! Only [`keys`] builds keys. Numbers that must be unique come from [`pool`]. What lets
+//! a person into a site's store is a [`secret`].
 
 use std::time::Duration;
 
@@ -35,7 +37,7 @@ pub mod keys;
 pub mod pool;
 pub mod secret;
 
-/// Counts the commits of a store; the first is 1.
+/// Counts the commits of a store.
 pub type Revision = u64;
 
 /// The most checks, and the most changes, of one commit (etcd's `--max-txn-ops`).
@@ -182,7 +184,8 @@ pub struct LeaseId(pub i64);
 
 /// A shared map of keys. Prefixes end in `/`.
 ///
-/// A lost connection may hide that a commit was done: repeat only commits whose checks
+/// A store hides failures as long as it is sensible to. Behind an error of a commit, it
+/// may have been done nevertheless, or may still be: repeat only commits whose checks
 /// would then fail.
 pub trait Store: Send + Sync + std::fmt::Debug {
     fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>>>;

@@ -5,19 +5,48 @@ use super::world::Site;
 #[test]
 fn a_cluster_on_one_host_answers_ssh_and_leaves_nothing() {
     let site = Site::up(1);
+    let before = site.snapshot();
     let argv = ["pavo", "alloc", "-c1", "--wait", "ssh", "-E", "pavo ssh vm1 hostname", "tiny:2"];
     let output = site.run("alice", &argv);
-    eprintln!("{output:?}");
-    assert_eq!(output.stdout, "vm1\n");
+    assert_eq!(output.stdout, "vm1\n", "{output:?}");
+    assert!(output.status.success(), "{output:?}");
+    site.nothing_left(&before);
 }
 
 #[test]
 fn a_cluster_on_two_hosts_is_one_network() {
     let site = Site::up(2);
-    let script =
-        "pavo ssh vm0 ping -c1 -W5 vm1 && pavo status && pavo ps && pavo console -l vm1 | tail -3";
+    let before = site.snapshot();
+    let script = "set -e; pavo ssh vm0 ping -c1 -W5 vm1 | grep -q '1 packets received'
+        pavo status -o json; pavo ps -o ndjson; pavo console -l vm1 | grep -c root; pavo reset vm1";
     let argv = ["pavo", "alloc", "-c1", "-N2", "--wait", "ssh", "-E", script, "tiny:2"];
     let output = site.run("alice", &argv);
-    eprintln!("{}\n{}", output.stdout, output.stderr);
-    assert!(output.status.success());
+    assert!(output.status.success(), "{output:?}");
+    let prefix = site.lab.prefix();
+    for expected in
+        ["\"state\": \"ssh\"", &format!("\"host\": \"{prefix}n2\""), "\"definition\":\"tiny:2\""]
+    {
+        assert!(output.stdout.contains(expected), "{expected} in {}", output.stdout);
+    }
+    site.nothing_left(&before);
+}
+
+#[test]
+fn a_host_that_cannot_be_set_up_says_why_and_the_next_job_runs() {
+    let site = Site::up(2);
+    let before = site.snapshot();
+    // Root cannot write there: nothing can be begun.
+    site.lab.host("n2").sh("mount -t tmpfs -o ro none /run/pavo").unwrap();
+    let argv = ["pavo", "alloc", "-c1", "-N2", "-E", "true", "tiny:2"];
+    let output = site.run("alice", &argv);
+    assert!(!output.status.success(), "{output:?}");
+    let host = format!("host {}n2", site.lab.prefix());
+    for expected in [&*host, "/run/pavo", "Read-only file system"] {
+        assert!(output.stderr.contains(expected), "{expected} in {}", output.stderr);
+    }
+    site.lab.host("n2").sh("umount /run/pavo").unwrap();
+    site.nothing_left(&before);
+    let output = site.run("alice", &["pavo", "alloc", "-c1", "-N2", "-E", "true", "tiny:2"]);
+    assert!(output.status.success(), "{output:?}");
+    site.nothing_left(&before);
 }

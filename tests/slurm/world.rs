@@ -4,14 +4,23 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use pavo_lab::{Etcd, Lab, Options, Output};
+use pavo_lab::{Etcd, Lab, Options, Output, Snapshot};
 
 use super::tiny::{repository, shared_images};
 
 /// How long a command on the site may take before the test gives up.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long leaving may take after a command has ended.
+const LEAK_PATIENCE: Duration = Duration::from_secs(20);
+
+/// A site as it was.
+pub struct Before {
+    hosts: Vec<(String, Snapshot)>,
+    keys: Vec<String>,
+}
 
 /// A site that is up.
 pub struct Site {
@@ -73,6 +82,40 @@ impl Site {
         let path = self.lab.etc_pavo().join(name);
         fs::write(&path, text).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    }
+
+    /// What there is on all hosts, and in the store, that a job could leave.
+    pub fn snapshot(&self) -> Before {
+        for host in self.lab.computes() {
+            host.sh("pavo internal setup init").unwrap();
+        }
+        let hosts = self.lab.hosts().iter().map(|host| host.name());
+        let hosts = hosts.map(|name| (name.to_owned(), self.lab.leaks(name).unwrap())).collect();
+        Before { hosts, keys: self.keys() }
+    }
+
+    /// The keys of jobs and ids in the store.
+    fn keys(&self) -> Vec<String> {
+        let list = |prefix: &str| {
+            let words = ["get", "--prefix", "--keys-only", prefix];
+            self.lab.etcdctl(&words).unwrap()
+        };
+        let all = ["/pavo/v1/job/", "/pavo/v1/host/", "/pavo/v1/pool/"].map(list).concat();
+        all.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+    }
+
+    /// Waits until everything is as it was.
+    #[track_caller]
+    pub fn nothing_left(&self, before: &Before) {
+        for (name, snapshot) in &before.hosts {
+            let settled = self.lab.settled(name, snapshot, LEAK_PATIENCE);
+            settled.unwrap_or_else(|left| panic!("{left}"));
+        }
+        let start = Instant::now();
+        while self.keys() != before.keys {
+            assert!(start.elapsed() < LEAK_PATIENCE, "{:?} {:?}", before.keys, self.keys());
+            std::thread::sleep(Duration::from_millis(200));
+        }
     }
 
     /// Runs a command on the login host.

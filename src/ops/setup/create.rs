@@ -40,10 +40,21 @@ pub async fn create(ask: &Ask) -> Result<()> {
         tracing::warn!("{}", error.report());
     }
     let config = site_config()?;
-    let wanted = Wanted::new(&config, ask)?;
     let user = user_name(ask.uid)?;
+    let outcome = set_up(&config, ask, &user).await;
+    if let (Err(error), Some(etcd)) = (&outcome, &config.batch.etcd) {
+        if ask.nodes > 1 {
+            // If that fails, too, the others wait for their limit.
+            let _ = tell_others(etcd, ask, &user, error).await;
+        }
+    }
+    outcome
+}
+
+async fn set_up(config: &Config, ask: &Ask, user: &str) -> Result<()> {
+    let wanted = Wanted::new(config, ask)?;
     let slots = network::uplink_slots(&wanted.networks);
-    let holding = Holding::begin(&Claim::wait()?, ask, &user, slots)?;
+    let holding = Holding::begin(&Claim::wait()?, ask, user, slots)?;
     let outcome = wanted.build(holding.clone()).await;
     if outcome.is_err() {
         let remains = Holding::of(ask.job, ask.step)?.unwrap_or(holding);
@@ -52,6 +63,11 @@ pub async fn create(ask: &Ask) -> Result<()> {
         }
     }
     outcome
+}
+
+async fn tell_others(etcd: &config::Etcd, ask: &Ask, user: &str, error: &Error) -> Result<()> {
+    let store = Etcd::connect(&site::as_node(etcd)?).await?;
+    fabric::give_up(&store, ask, user, error).await
 }
 
 fn user_name(uid: u32) -> Result<String> {

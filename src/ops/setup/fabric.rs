@@ -25,7 +25,7 @@ use tokio::time::timeout;
 use super::ask::Ask;
 use super::holding::Holding;
 use crate::config::Network;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, WireError};
 use crate::model::hostlist;
 use crate::network::{Fabric, Peer, VmNetworks};
 use crate::store::keys::{self, HostKey};
@@ -49,6 +49,28 @@ struct HostRecord {
     /// Of this start of the job: an earlier one may have left its records.
     step: u32,
     restart: u32,
+    /// Why this host could not be set up: nobody need wait for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    failure: Option<WireError>,
+}
+
+/// How long it is said that a host failed. Nobody else is there to take it back.
+const FAILURE_TTL: Duration = Duration::from_secs(60);
+
+/// Tells the other hosts of the job that this one could not be set up.
+pub async fn give_up(store: &dyn Store, ask: &Ask, user: &str, error: &Error) -> Result<()> {
+    let record = HostRecord {
+        node: ask.node.clone(),
+        address: Ipv4Addr::UNSPECIFIED,
+        ranks: Vec::new(),
+        step: ask.step,
+        restart: ask.restart,
+        failure: Some(error.to_wire()),
+    };
+    let key = keys::host_record(user, ask.owner(), ask.node_id);
+    let lease = store.lease(FAILURE_TTL).await?;
+    let put = Change::put_json(key, &record)?.with_lease(lease);
+    store.commit(&[], &[put]).await.map(drop)
 }
 
 /// This host's place on the network that carries the tunnels.
@@ -123,6 +145,7 @@ async fn publish(
         ranks: ask.ranks.clone(),
         step: ask.step,
         restart: ask.restart,
+        failure: None,
     };
     let mut changes = vec![Change::put_json(keys::host_record(user, owner, ask.node_id), &record)?];
     if ask.node_id == 0 && !networks.is_empty() {
@@ -151,10 +174,9 @@ impl Known {
         holding: &Holding,
         networks: &[(String, Network)],
     ) -> Result<Self> {
-        let (known, revision) = Self::read(store, holding).await?;
-        let mut known = known;
+        let (mut known, revision) = Self::read(store, holding).await?;
         let prefix = keys::job_hosts(&holding.user, holding.ask.owner());
-        if known.is_complete(&holding.ask, networks) {
+        if known.is_complete(&holding.ask, networks)? {
             return Ok(known);
         }
         let mut watch = store.watch(&prefix, revision).await?;
@@ -169,7 +191,7 @@ impl Known {
                     known.learn(&entry.key, &entry.value, &holding.ask);
                 }
             }
-            if known.is_complete(&holding.ask, networks) {
+            if known.is_complete(&holding.ask, networks)? {
                 return Ok(known);
             }
         }
@@ -202,9 +224,16 @@ impl Known {
         }
     }
 
-    fn is_complete(&self, ask: &Ask, networks: &[(String, Network)]) -> bool {
-        (0..ask.nodes).all(|id| self.hosts.contains_key(&id))
-            && networks.iter().all(|(name, _)| self.keys.contains_key(name))
+    /// # Errors
+    /// When a host has said that it could not be set up.
+    fn is_complete(&self, ask: &Ask, networks: &[(String, Network)]) -> Result<bool> {
+        let failed = self.hosts.values().find_map(|host| Some((host, host.failure.clone()?)));
+        if let Some((host, failure)) = failed {
+            return Err(Error::system(format!("host {} could not be set up", host.node))
+                .because(Error::from(failure)));
+        }
+        Ok((0..ask.nodes).all(|id| self.hosts.contains_key(&id))
+            && networks.iter().all(|(name, _)| self.keys.contains_key(name)))
     }
 }
 
@@ -245,8 +274,11 @@ pub async fn leave(store: &dyn Store, holding: &Holding) -> Result<()> {
     for entry in &entries {
         match keys::parse_host_key(&entry.key) {
             Some((_, HostKey::NetworkKey { .. })) => ids.extend(entry.json::<u32>().ok()),
-            // Somebody else's turn.
-            Some((_, HostKey::Record { .. })) => return Ok(()),
+            // Somebody else's turn; one that failed has none.
+            Some((_, HostKey::Record { .. })) => match entry.json::<HostRecord>() {
+                Ok(record) if record.failure.is_some() => {}
+                _ => return Ok(()),
+            },
             None => {}
         }
     }

@@ -18,6 +18,7 @@ mod fabric;
 mod guard;
 pub mod holding;
 pub mod host_report;
+mod node;
 mod release;
 
 use std::collections::BTreeMap;
@@ -28,6 +29,7 @@ use crate::error::Result;
 
 pub use create::create;
 pub use guard::main as guard;
+pub use node::init;
 pub use release::{delete, sweep};
 
 /// The site's configuration.
