@@ -17,6 +17,8 @@ use server::{Cluster, Setup};
 
 #[path = "etcd/certificates.rs"]
 mod certificates;
+#[path = "etcd/lost.rs"]
+mod lost;
 #[path = "etcd/server.rs"]
 mod server;
 #[path = "etcd/site.rs"]
