@@ -99,20 +99,20 @@ fn a_commit_whose_answer_is_lost_is_done_once_and_known_to_be() {
         let a = get(&store, "/t/a").await;
         assert_eq!(outcome, Commit::Done(a.revision));
         // One that would not be repeated with its check.
-        let check = Check::Revision("/t/a".into(), a.revision);
-        let outcome = commit(&way, &store, &[check.clone()], &[put("/t/a", "2")]).await;
+        let check = [Check::Revision("/t/a".into(), a.revision)];
+        let outcome = commit(&way, &store, &check, &[put("/t/a", "2")]).await;
         assert_eq!(outcome, Commit::Done(get(&store, "/t/a").await.revision));
         // One whose check holds afterwards as well.
-        let exists = Check::Exists("/t/a".into());
-        let outcome = commit(&way, &store, &[exists.clone()], &[put("/t/b", "1")]).await;
+        let exists = [Check::Exists("/t/a".into())];
+        let outcome = commit(&way, &store, &exists, &[put("/t/b", "1")]).await;
         let b = get(&store, "/t/b").await;
         assert_eq!((outcome, b.created), (Commit::Done(b.revision), b.revision), "not put twice");
         // One that fails stays a failure, and does not happen later.
-        let outcome = commit(&way, &store, &[check], &[put("/t/a", "3")]).await;
+        let outcome = commit(&way, &store, &check, &[put("/t/a", "3")]).await;
         assert_eq!(outcome, Commit::Conflict(vec![get(&store, "/t/a").await]));
         assert_eq!(value(&store, "/t/a").await, "2");
         // A deletion.
-        let outcome = commit(&way, &store, &[exists], &[Change::delete("/t/a")]).await;
+        let outcome = commit(&way, &store, &exists, &[Change::delete("/t/a")]).await;
         assert!(matches!(outcome, Commit::Done(revision) if revision > b.revision));
         assert_eq!(store.get("/t/a").await.unwrap(), None);
         // One that changes nothing, which has no fence.
