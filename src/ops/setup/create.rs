@@ -16,7 +16,7 @@ use super::host_report::{HostReport, LocalVm};
 use super::release::{release, sweep};
 use super::{SITE_DIR, site_config};
 use crate::config::{self, Config, Network};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::host::Host;
 use crate::host::file::write_atomically;
 use crate::host::journal::Journal;
@@ -43,7 +43,8 @@ pub async fn create(ask: &Ask) -> Result<()> {
     let user = user_name(ask.uid)?;
     let outcome = set_up(&config, ask, &user).await;
     if let (Err(error), Some(etcd)) = (&outcome, &config.batch.etcd) {
-        if ask.nodes > 1 {
+        // Another host's failure is known to the others already.
+        if ask.nodes > 1 && error.kind() != Kind::Partial {
             // If that fails, too, the others wait for their limit.
             let _ = tell_others(etcd, ask, &user, error).await;
         }

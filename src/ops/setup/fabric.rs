@@ -25,7 +25,7 @@ use tokio::time::timeout;
 use super::ask::Ask;
 use super::holding::Holding;
 use crate::config::Network;
-use crate::error::{Context, Error, Result, WireError};
+use crate::error::{Context, Error, Kind, Result, WireError};
 use crate::model::hostlist;
 use crate::network::{Fabric, Peer, VmNetworks};
 use crate::store::keys::{self, HostKey};
@@ -225,12 +225,12 @@ impl Known {
     }
 
     /// # Errors
-    /// When a host has said that it could not be set up.
+    /// [`Kind::Partial`] when a host has said that it could not be set up.
     fn is_complete(&self, ask: &Ask, networks: &[(String, Network)]) -> Result<bool> {
         let failed = self.hosts.values().find_map(|host| Some((host, host.failure.clone()?)));
         if let Some((host, failure)) = failed {
-            return Err(Error::system(format!("host {} could not be set up", host.node))
-                .because(Error::from(failure)));
+            let text = format!("host {} could not be set up", host.node);
+            return Err(Error::new(Kind::Partial, text).because(Error::from(failure)));
         }
         Ok((0..ask.nodes).all(|id| self.hosts.contains_key(&id))
             && networks.iter().all(|(name, _)| self.keys.contains_key(name)))
