@@ -1,19 +1,21 @@
 //! A cluster of hosts on one machine: Slurm, etcd and Open vSwitch, in namespaces.
 //!
 //! ```no_run
+//! # fn main() -> pavo_lab::Result<()> {
 //! use pavo_lab::{Etcd, Lab, Options};
 //!
 //! let lab = Lab::up(Options { hosts: 2, etcd: Etcd::Three, ..Options::default() })?;
 //! let said = lab.login().run(Some("alice"), &["srun", "-N2", "hostname"])?.ok()?;
 //! lab.host("n2").cut_off()?;
-//! # pavo_lab::Result::Ok(())
+//! # Ok(())
+//! # }
 //! ```
 //!
 //! Hosts are named `login`, `n1`… and `e1`… (members of the store), with a prefix of the
 //! lab's own: `a1login`. Everything takes the names with or without it. All of a lab
 //! goes when it is dropped, and when its owner dies nothing keeps running.
 //!
-//! From the inside out: [`keeper`](Lab) holds namespaces, `mounts` makes a host of them,
+//! From the inside out: `keeper` holds namespaces, `mounts` makes a host of them,
 //! `wire` connects them, `service` runs daemons there, `slurm`, `etcd` and `ovs` know which.
 
 mod certs;
