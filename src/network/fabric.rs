@@ -138,8 +138,14 @@ pub fn table(owner: Owner, address: Ipv4Addr, tunnels: &[&Tunnel]) -> Table {
     let by_host: Vec<_> = hosts.iter().map(|host| (json!(host), goto(&from(host)))).collect();
     let ports = json!({ "range": [SOURCE_PORTS.0, SOURCE_PORTS.1] });
     let sent_here = [eq(field("ip", "saddr"), address), eq(field("udp", "sport"), ports), accept()];
-    let [to_ours, of_ours] = is_ours();
-    let [leaving, ours] = is_ours();
+    let judged = |hook: &str, to: &str| {
+        let [port, key] = is_ours();
+        rule(hook, &[port, key, goto(to)])
+    };
+    let untracked = |hook: &str| {
+        let [port, key] = is_ours();
+        rule(hook, &[port, key, json!({ "notrack": null })])
+    };
     objects.extend([
         map("hosts", "ipv4_addr", "verdict", &by_host),
         chain("arriving"),
@@ -147,13 +153,18 @@ pub fn table(owner: Owner, address: Ipv4Addr, tunnels: &[&Tunnel]) -> Table {
         dropped("arriving", "vxlan-host"),
         // At this hook fragments have been put together.
         hook("filter", "input", FIRST, "accept"),
-        rule("input", &[to_ours, of_ours, goto("arriving")]),
+        judged("input", "arriving"),
         chain("leaving"),
         rule("leaving", &sent_here),
         dropped("leaving", "vxlan-forged"),
         // Before NAT, which would make guests' packets look like the host's.
         hook("filter", "postrouting", FIRST, "accept"),
-        rule("postrouting", &[leaving, ours, goto("leaving")]),
+        judged("postrouting", "leaving"),
+        // Other rules of the host track connections; of these there is nothing to know.
+        hook("filter", "prerouting", FIRST, "accept"),
+        untracked("prerouting"),
+        hook("filter", "output", FIRST, "accept"),
+        untracked("output"),
     ]);
     Table { family: Family::Ip, name: format!("pavo_{owner}"), objects }
 }

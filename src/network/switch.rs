@@ -39,8 +39,9 @@
 //! And what goes into it is looked at, too:
 //!
 //! ```text
-//! forward ── by port: into the tunnel ──┬─ l3: nothing of the gateway, ARP or DHCP
-//!                                       └─ for all: so many frames a second of each guest
+//! forward ── by port ──┬─ tunnel, l3: nothing of the gateway, no ARP or DHCP
+//!                      ├─ tunnel: for all, so many frames a second of each guest
+//!                      └─ gateway: nothing of the tunnel
 //! ```
 //!
 //! - Each host is the gateway of its own guests: between gateway and tunnel nothing passes,
@@ -169,11 +170,12 @@ fn fabric(networks: &[Network<'_>]) -> Vec<Value> {
     let far: Vec<_> = far.into_iter().map(|mac| json!(mac)).collect();
     let tunnels: Vec<_> = across().map(|(_, tunnel)| json!(tunnel.link)).collect();
     let gateways: Vec<_> = across().filter_map(|(n, _)| Some(json!(n.gateway?))).collect();
-    let leaving: Vec<_> = across()
+    let across_to: Vec<_> = across()
         .map(|(network, tunnel)| {
             let chain = if network.layer == Layer::L2 { "leave-l2" } else { "leave-l3" };
             (json!(tunnel.link), goto(chain))
         })
+        .chain(across().filter_map(|(n, _)| Some((json!(n.gateway?), goto("to-gateway")))))
         .collect();
     let mut objects: Vec<Value> = FABRIC_DROPS.iter().map(|name| counter(name)).collect();
     objects.push(counter(TO_OTHERS));
@@ -184,8 +186,10 @@ fn fabric(networks: &[Network<'_>]) -> Vec<Value> {
         set("tunnels", &["ifname"], &tunnels),
         set("gateways", &["ifname"], &gateways),
     ]);
-    objects.extend(["far", "leave-l2", "leave-l3", "broadcast"].map(chain));
-    objects.push(map("leaving", "ifname", "verdict", &leaving));
+    objects.extend(
+        ["far", "leave-l2", "leave-l3", "to-gateway", "broadcast", "broadcast-l3"].map(chain),
+    );
+    objects.push(map("across", "ifname", "verdict", &across_to));
     objects.extend(fabric_rules());
     objects
 }
@@ -215,9 +219,9 @@ fn fabric_rules() -> Vec<Value> {
         ),
         // From other hosts' guests, who have been checked there.
         dropped("far", &[eq(field("ether", "type"), any(&["8021q", "8021ad"]))], "vlan"),
+        rule("far", &[ethertype("ip"), eq(source(), "@addresses"), goto("ipv4-own")]),
         dropped("far", &[ne(sender(), "@macs")], "source-mac"),
         dropped("far", &[ethertype("arp")], "arp"),
-        rule("far", &[ethertype("ip"), eq(source(), "@addresses"), goto("ipv4-own")]),
         dropped("far", &[ethertype("ip")], "source-address"),
         dropped("far", &[ethertype("ip6")], "ipv6"),
         dropped("far", &[], "ethertype"),
@@ -226,14 +230,16 @@ fn fabric_rules() -> Vec<Value> {
         rule("leave-l2", &[accept()]),
         stays("leave-l3", &[eq(port(), "@gateways")]),
         stays("leave-l3", &[ethertype("arp")]),
-        stays("leave-l3", &[ethertype("ip"), eq(field("udp", "dport"), dhcp)]),
-        rule("leave-l3", &[for_all(), goto("broadcast")]),
+        rule("leave-l3", &[for_all(), goto("broadcast-l3")]),
         rule("leave-l3", &[accept()]),
+        // Sent to one guest it does no harm: none can answer.
+        stays("broadcast-l3", &[ethertype("ip"), eq(field("udp", "dport"), dhcp)]),
+        rule("broadcast-l3", &[goto("broadcast")]),
         rule("broadcast", &[by_limit, accept()]),
         dropped("broadcast", &[], "broadcast"),
         hook("filter", "forward", FIRST, "accept"),
-        rule("forward", &[json!({ "vmap": { "key": meta("oifname"), "data": "@leaving" } })]),
-        stays("forward", &[eq(port(), "@tunnels"), eq(meta("oifname"), "@gateways")]),
+        rule("forward", &[json!({ "vmap": { "key": meta("oifname"), "data": "@across" } })]),
+        stays("to-gateway", &[eq(port(), "@tunnels")]),
     ]
 }
 
