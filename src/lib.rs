@@ -2,16 +2,21 @@
 //!
 //! ```text
 //!  4  cli            one file per verb or noun; parses, calls, prints through `cli::out`
-//!  3  ops            operations that join the peers below: launch, cell, run, sweep, wait
-//!  2  batch          who runs the job: local (Slurm to come)
+//!  3  ops            operations that join the peers below: launch here or as a step of Slurm,
+//!                    root's set-up of a host, the site's store, sweep, wait
+//!  2  batch          who runs the job: local, slurm
 //!     network        cluster + configuration -> plan for one host; the guests' DHCP and DNS
 //!     image          repositories, revisions, import, header checks, the demo image
-//!     vm             one VM: QEMU's arguments, QMP, state machine, console, seed
+//!     vm             one VM: QEMU's arguments, QMP, state machine, console, seed, and the
+//!                    secure channel between the hosts of a cluster
 //!  1  config         YAML files to typed values, all mistakes at once
 //!     store          what is known of jobs: conditional commits, watches, leases, pools
 //!     host           the only layer that changes a machine: steps, journal, netlink, nft
 //!  0  error, model   values and rules; no file, no clock, no environment
 //! ```
+//!
+//! Beside this crate: `slurm-plugin/` (Slurm's hook, which runs `pavo internal setup` as
+//! root) and `tests/lab/` (a Slurm cluster in namespaces, for tests and for people).
 //!
 //! A module uses layers below its own, never a peer: `tests/conventions.rs` holds the table.
 //!

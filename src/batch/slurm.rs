@@ -142,7 +142,19 @@ impl Environment {
             node: self.get("SLURMD_NODENAME").unwrap_or_default().to_owned(),
             cores: self.cores(),
             local_tasks: self.local_tasks()?,
+            memory_mib: self.memory()?,
         })
+    }
+
+    /// What Slurm grants each task on this host, where it says so: MiB.
+    fn memory(&self) -> Result<Option<u64>> {
+        let number = |name: &str| self.get(name).and_then(|value| value.parse::<u64>().ok());
+        let per_cpu = number("SLURM_MEM_PER_CPU").map(|mib| mib * u64::from(self.cores()));
+        let per_node = match number("SLURM_MEM_PER_NODE").filter(|mib| *mib > 0) {
+            Some(mib) => Some(mib / u64::from(self.local_tasks()?)),
+            None => None,
+        };
+        Ok(per_cpu.filter(|mib| *mib > 0).or(per_node))
     }
 
     /// How many tasks of the step are on this host: the entry of `SLURM_NODEID` in
@@ -170,6 +182,8 @@ pub struct Task {
     pub cores: u32,
     /// Tasks of the step on this host, this one among them.
     pub local_tasks: u32,
+    /// What was asked for for each task, if anything was.
+    pub memory_mib: Option<u64>,
 }
 
 fn tasks_of_node(text: &str, node: u32) -> Option<u32> {
@@ -276,9 +290,11 @@ mod tests {
             ("SLURMD_NODENAME", "n3"),
             ("SLURM_STEP_TASKS_PER_NODE", "2(x2),1"),
             ("SLURM_CPUS_PER_TASK", "4"),
+            ("SLURM_MEM_PER_CPU", "300"),
         ]);
         let task = task.task().unwrap();
         assert_eq!((task.rank, task.local_tasks, task.cores), (5, 1, 4));
+        assert_eq!(task.memory_mib, Some(1200));
         assert_eq!(tasks_of_node("2(x2),1", 1), Some(2));
         assert_eq!(tasks_of_node("2(x2),1", 3), None);
         assert!(environment(&[("SLURM_JOB_ID", "42")]).task().is_err());

@@ -9,7 +9,7 @@ use clap::Args;
 use super::App;
 use super::session::{Session, SessionArgs, Signals};
 use crate::batch::{Request, local, parse_memory, parse_time, slurm};
-use crate::config::{BatchManager, Config};
+use crate::config::{BatchManager, Config, Network};
 use crate::error::{Error, Result};
 use crate::model::cluster::{ClusterDef, plain_name};
 use crate::ops::accel;
@@ -93,7 +93,7 @@ impl JobArgs {
             cores: self.cores,
             memory: self.memory.clone(),
             time: self.time.clone(),
-            licences: Vec::new(),
+            licences: licences(blueprint),
             site: config.batch.batch_args.clone(),
             passed: self.passed().to_vec(),
         })
@@ -192,6 +192,16 @@ impl Alloc {
         }
         Ok(allocation)
     }
+}
+
+/// One licence of each network that has some: a job takes one of each network.
+fn licences(blueprint: &Blueprint) -> Vec<String> {
+    let of = |network: &Network| match network {
+        Network::Ethernet(ethernet) => ethernet.license.clone(),
+        Network::Unsupported { .. } => None,
+    };
+    let names = blueprint.networks.iter().filter_map(|(_, network)| of(network));
+    names.map(|name| format!("{name}:1")).collect()
 }
 
 /// The configuration, and the cluster as it says.

@@ -97,15 +97,47 @@ pub fn load(sources: &Sources) -> Loaded {
 /// When that file is wrong.
 pub fn load_batch(sources: &Sources) -> Result<Batch> {
     let sink = Sink::default();
-    let config = read_batch(sources, &sink);
+    let batch = read_batch(sources, &sink);
+    finish(Config { batch, ..Config::default() }, sink).map(|config| config.batch)
+}
+
+/// Reads what root needs to set a host up: the site's `batch.yaml`, networks and resource
+/// sets. Nobody's templates.
+///
+/// # Errors
+/// When one of these files is wrong.
+pub fn load_site(sources: &Sources) -> Result<Config> {
+    let sink = Sink::default();
+    let batch = read_batch(sources, &sink);
+    let (networks, resources) = read_networks(sources, &sink);
+    let networks = networks.unwrap_or_default();
+    let (resource_sets, default_resource_set) = resources.unwrap_or_default();
+    let config =
+        Config { batch, networks, resource_sets, default_resource_set, ..Config::default() };
+    finish(config, sink)
+}
+
+fn finish(config: Config, sink: Sink) -> Result<Config> {
     let problems = sink.problems.into_inner();
-    let loaded = Loaded {
-        config: Config { batch: config, ..Config::default() },
-        problems,
-        warnings: Vec::new(),
-        named_files: Vec::new(),
+    Loaded { config, problems, warnings: Vec::new(), named_files: Vec::new() }.into_config()
+}
+
+type Networks = BTreeMap<String, Network>;
+
+/// The site's networks and resource sets; `None` for a file that is broken.
+fn read_networks(sources: &Sources, sink: &Sink) -> (Option<Networks>, Option<Resources>) {
+    let system = |name: &str| Loading::of(sources.system.join(name), sink);
+    let networks = match system("networks.yaml") {
+        Loading::Done(file) => Some(networks::read(&root(&file, sink))),
+        Loading::Broken => None,
+        Loading::Absent => Some(default_networks()),
     };
-    loaded.into_config().map(|config| config.batch)
+    let resources = match system("resources.yaml") {
+        Loading::Done(file) => Some(resources::read(&root(&file, sink), networks.as_ref())),
+        Loading::Broken => None,
+        Loading::Absent => Some(default_resources(sources, networks.as_ref(), sink)),
+    };
+    (networks, resources)
 }
 
 fn read_batch(sources: &Sources, sink: &Sink) -> Batch {
@@ -122,16 +154,7 @@ fn read(sources: &Sources, sink: &Sink) -> Config {
         None => Loading::Absent,
     };
     let batch = read_batch(sources, sink);
-    let networks = match system("networks.yaml") {
-        Loading::Done(file) => Some(networks::read(&root(&file, sink))),
-        Loading::Broken => None,
-        Loading::Absent => Some(default_networks()),
-    };
-    let resources = match system("resources.yaml") {
-        Loading::Done(file) => Some(resources::read(&root(&file, sink), networks.as_ref())),
-        Loading::Broken => None,
-        Loading::Absent => Some(default_resources(sources, networks.as_ref(), sink)),
-    };
+    let (networks, resources) = read_networks(sources, sink);
     let templates = read_templates(sources, resources.as_ref(), sink);
     let repos = match [user("repos.yaml"), system("repos.yaml")] {
         [Loading::Absent, Loading::Absent] => vec![default_repo(&sources.home)],

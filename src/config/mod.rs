@@ -36,7 +36,7 @@ pub mod types;
 mod yaml;
 
 pub use expand::{Vars, expand};
-pub use load::{Loaded, load, load_batch};
+pub use load::{Loaded, load, load_batch, load_site};
 pub use problem::{Problem, nearest};
 pub use sources::Sources;
 pub use types::*;

@@ -24,6 +24,7 @@ pub const ETHERNET: &[&str] = &[
     "allow-outbound",
     "gateway",
     "manage-ip-forward",
+    "license",
 ];
 pub const REVERSE_NAT: &[&str] = &["vm-port", "min-host-port", "max-host-port"];
 pub const INFINIBAND: &[&str] = &[
@@ -167,6 +168,9 @@ fn ethernet(fields: &Fields) -> Ethernet {
     // forwarding is on in the job's namespace only: read, checked, not used.
     fields.get("dev-prefix").and_then(|item| {
         item.text_like("a letter, then at most seven letters, digits or `_`", is_device_prefix)
+    });
+    network.license = fields.get("license").and_then(|item| {
+        item.text_like("letters, digits, `_`, `-`, `.` and `@`", crate::model::cluster::plain_name)
     });
     fields.get("gateway").and_then(|item| item.word(&[("local-nat", ())]));
     fields.get("manage-ip-forward").and_then(Item::boolean);

@@ -81,6 +81,8 @@ pub struct Ethernet {
     /// Ports of each VM that are published on the host.
     pub reverse_nat: Vec<ReverseNat>,
     pub allow_outbound: bool,
+    /// Slurm's licence that a job with this network takes.
+    pub license: Option<String>,
 }
 
 impl Default for Ethernet {
@@ -99,6 +101,7 @@ impl Default for Ethernet {
             ntp_server: None,
             reverse_nat: Vec::new(),
             allow_outbound: true,
+            license: None,
         }
     }
 }

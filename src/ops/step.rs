@@ -33,7 +33,7 @@ use crate::batch::local::Allocation;
 use crate::error::{Context, Error, Result};
 use crate::host::file::write_atomically;
 use crate::model::job::VmReport;
-use crate::model::vm::HostKey;
+use crate::model::vm::{HostKey, Nic};
 use crate::store::Store;
 use crate::vm::channel::{Identity, Listener};
 use crate::vm::link::{self, Bootstrap, Hello, ToLauncher, ToTask, Wish};
@@ -238,7 +238,9 @@ impl Step {
             host_keys,
             nonce: random()?,
         };
-        let spec = vm.spec(&job, hello.nics);
+        // Root's side knows networks, not templates.
+        let model = |nic: Nic| Nic { model: vm.template.nic_model.clone(), ..nic };
+        let spec = vm.spec(&job, hello.nics.into_iter().map(model).collect());
         // A task that is gone says so by itself.
         let _ = orders.send(ToTask::Spec(Box::new(spec))).await;
         self.tasks.insert(hello.rank, orders);

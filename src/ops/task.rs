@@ -74,8 +74,11 @@ fn hello(
 /// The guest's memory in MiB: this task's share of what the step may use on this host,
 /// less what QEMU needs for itself.
 fn memory(limit: Option<u64>, task: &Task) -> Result<u64> {
-    let Some(limit) = limit else { return Ok(DEFAULT_MIB_PER_CORE * u64::from(task.cores)) };
-    let share = (limit >> 20) / u64::from(task.local_tasks.max(1));
+    let granted = limit.map(|limit| (limit >> 20) / u64::from(task.local_tasks.max(1)));
+    // Where nothing is enforced, what was asked for still is the share.
+    let Some(share) = granted.into_iter().chain(task.memory_mib).min() else {
+        return Ok(DEFAULT_MIB_PER_CORE * u64::from(task.cores));
+    };
     let guest = share.saturating_sub(OVERHEAD_MIB);
     let guest = guest - guest / OVERHEAD_SHARE;
     if guest < LEAST_MIB {
@@ -103,9 +106,12 @@ mod tests {
             node: "n1".into(),
             cores: 2,
             local_tasks: 2,
+            memory_mib: None,
         };
         assert_eq!(memory(None, &task).unwrap(), 1024);
         assert_eq!(memory(Some(2 << 30), &task).unwrap(), 898);
+        let asked = Task { memory_mib: Some(512), ..task.clone() };
+        assert_eq!(memory(Some(64 << 30), &asked).unwrap(), 402);
         let report = memory(Some(200 << 20), &task).unwrap_err().report();
         assert!(report.contains("grants 100 MiB to each VM"), "{report}");
     }

@@ -11,7 +11,7 @@ use nix::unistd::{Gid, Uid, User, chown};
 use super::ask::Ask;
 use super::fabric::{self, Underlay};
 use super::guard;
-use super::holding::{Claim, Holding, SCRATCH_DIR, make_dir};
+use super::holding::{Claim, Holding, SCRATCH_DIR, make_dir, remove_tree};
 use super::host_report::{HostReport, LocalVm};
 use super::release::{release, sweep};
 use super::{SITE_DIR, site_config};
@@ -233,6 +233,8 @@ fn make_scratch(holding: &Holding) -> Result<()> {
     let path = holding.scratch();
     let doing = || format!("creating `{}`", path.display());
     let (uid, gid) = (Uid::from_raw(holding.ask.uid), Gid::from_raw(holding.ask.gid));
+    // Of an earlier job with this id, whose end nobody saw.
+    remove_tree(&path)?;
     std::fs::DirBuilder::new().mode(0o700).create(&path).while_doing(doing)?;
     chown(&path, Some(uid), Some(gid)).while_doing(doing)
 }

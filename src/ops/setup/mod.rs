@@ -22,10 +22,11 @@ mod node;
 mod release;
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::config::{self, Config, Sources};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 pub use create::create;
 pub use guard::main as guard;
@@ -35,14 +36,32 @@ pub use release::{delete, sweep};
 /// The site's configuration.
 pub const SITE_DIR: &str = "/etc/pavo";
 
-/// The site's configuration, without any user's.
+/// What root needs of the site's configuration.
+///
+/// # Errors
+/// Also when somebody else than root could have written it.
 pub fn site_config() -> Result<Config> {
-    let sources = Sources {
-        system: Path::new(SITE_DIR).into(),
+    let system = Path::new(SITE_DIR);
+    for file in ["", "batch.yaml", "networks.yaml", "resources.yaml"] {
+        only_roots(&system.join(file))?;
+    }
+    config::load_site(&Sources {
+        system: system.into(),
         user: None,
         home: "/".into(),
         user_name: "root".into(),
         env: BTreeMap::new(),
-    };
-    config::load(&sources).into_config()
+    })
+}
+
+/// Refuses a file or folder that others than root may write to. One that does not exist
+/// nobody has written.
+fn only_roots(path: &Path) -> Result<()> {
+    let Ok(about) = std::fs::metadata(path) else { return Ok(()) };
+    if about.uid() == 0 && about.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    let path = path.display();
+    Err(Error::config(format!("others than root may write to `{path}`, and root relies on it"))
+        .help(format!("chown root:root {path}; chmod go-w {path}")))
 }
