@@ -159,6 +159,7 @@ fn spec(lab: &Lab, dir: PathBuf, rank: u32) -> VmSpec {
             gateway: subnet.gateway(),
             domain: "pavo.local".into(),
         }),
+        offloads: true,
     };
     VmSpec {
         owner: Owner::local(1),

@@ -3,8 +3,8 @@
 //! A set-up is a [`Plan`](journal::Plan): a list of [`Step`](step::Step)s, plain
 //! data. The [`Journal`](journal::Journal) writes it down, applies it and undoes it.
 //! Below them is one file per protocol or kernel facility: [`netlink`] (links,
-//! addresses, routes), [`tunnel`], [`tap`] (ioctl), [`cgroup`], [`nft`], [`netns`],
-//! [`process`], [`cmd`] (other programs) and [`file`](mod@file).
+//! addresses, routes), [`tunnel`], [`tap`] and [`offload`] (ioctl), [`cgroup`], [`nft`],
+//! [`ovs`], [`netns`], [`process`], [`cmd`] (other programs) and [`file`](mod@file).
 //!
 //! "The host's namespace" is always the network namespace of the calling thread: a
 //! machine's own for root, the cell's for an ordinary user. Nothing here can tell.
@@ -18,6 +18,8 @@ pub mod journal;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
+pub mod offload;
+pub mod ovs;
 pub mod process;
 pub mod spawn;
 pub mod step;
@@ -28,13 +30,33 @@ pub mod tunnel;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
     netns_dir: PathBuf,
+    ovs_dir: PathBuf,
 }
+
+/// Where Open vSwitch has its sockets.
+const OVS_DIR: &str = "/run/openvswitch";
 
 impl Host {
     /// `netns_dir` is where named network namespaces are mounted: `/run/netns` as
     /// root (where `ip netns` looks), a folder of the job in a cell.
     pub fn new(netns_dir: PathBuf) -> Self {
-        Self { netns_dir }
+        Self { netns_dir, ovs_dir: OVS_DIR.into() }
+    }
+
+    /// The same with the sockets of Open vSwitch in another folder.
+    #[must_use]
+    pub fn with_ovs_dir(self, ovs_dir: PathBuf) -> Self {
+        Self { ovs_dir, ..self }
+    }
+
+    /// Where Open vSwitch has its sockets.
+    pub fn ovs_dir(&self) -> &Path {
+        &self.ovs_dir
+    }
+
+    /// The socket of ovsdb-server.
+    pub fn ovs_db(&self) -> PathBuf {
+        self.ovs_dir.join("db.sock")
     }
 
     /// Where named network namespaces are mounted.

@@ -20,6 +20,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {
+    Arp,
     Bridge,
     Inet,
     Ip,
@@ -29,6 +30,7 @@ impl Family {
     /// As `nft` writes it.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Arp => "arp",
             Self::Bridge => "bridge",
             Self::Inet => "inet",
             Self::Ip => "ip",

@@ -12,16 +12,20 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
+use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
 
 use super::Host;
 use super::netlink::{LinkSettings, Netlink, VethPeer};
 use super::netns;
 use super::nft::{self, Table};
+use super::offload;
+use super::ovs::{self, flows::FlowTable};
 use super::tap::Tap;
 use super::tunnel::VxlanSettings;
 use crate::error::{Context, Error, Result};
 use crate::model::address::Mac;
+use crate::model::owner::Owner;
 
 /// Taps made at once. Each holds a descriptor until the batch is done.
 const TAP_BATCH: usize = 64;
@@ -104,9 +108,23 @@ pub enum Step {
     /// The host behind which each MAC is, seen from a VXLAN device, and the hosts that get
     /// what is for all.
     Forwarding { link: String, group: u32, known: Vec<(Mac, Ipv4Addr)>, all: Vec<Ipv4Addr> },
+    /// A link's frames leave it with their checksums and no larger than its MTU.
+    NoOffloads { namespace: Option<String>, link: String },
+    /// All bridges of an owner on Open vSwitch.
+    OvsBridges { owner: Owner, bridges: Vec<ovs::Bridge> },
+    /// What these bridges do with frames. It goes with them.
+    OvsFlows { tables: Vec<FlowTable> },
     /// TAP devices that `owner` may open, all ports of `bridge`. Undoing deletes every
-    /// link of the group, by one message: keep it last in a plan.
-    Taps { bridge: String, mtu: u16, group: u32, alias: String, owner: u32, names: Vec<String> },
+    /// link of the group, by one message: keep it last in a plan, but for what is made
+    /// of them.
+    Taps {
+        bridge: Option<String>,
+        mtu: u16,
+        group: u32,
+        alias: String,
+        owner: u32,
+        names: Vec<String>,
+    },
 }
 
 impl Step {
@@ -170,9 +188,21 @@ impl Step {
             }
             Self::Route { gateway, .. } => Netlink::open(place)?.add_default_route(*gateway).await,
             Self::LinkUp { link, .. } => Netlink::open(place)?.set_up(link, true).await,
+            Self::NoOffloads { link, .. } => match place {
+                Some(path) => netns::with_netns(path, || offload::switch_off(link))?,
+                None => offload::switch_off(link),
+            },
+            Self::OvsBridges { owner, bridges } => ovs::ensure(host, *owner, bridges).await,
+            Self::OvsFlows { tables } => {
+                try_join_all(tables.iter().map(|table| ovs::flows::replace(host, table))).await?;
+                Ok(Outcome::Changed)
+            }
             Self::Taps { bridge, mtu, group, alias, owner, names } => {
                 let netlink = Netlink::open(None)?;
-                let bridge = Some(netlink.require_link(bridge).await?.index);
+                let bridge = match bridge {
+                    Some(bridge) => Some(netlink.require_link(bridge).await?.index),
+                    None => None,
+                };
                 let link = LinkSettings { name: "", mtu: *mtu, group: *group, alias, bridge };
                 ensure_taps(&netlink, &link, *owner, names).await
             }
@@ -188,7 +218,10 @@ impl Step {
         }
         match self {
             Self::Namespace { name } => netns::delete(&host.netns(name)),
-            Self::Sysctl { .. } => Ok(Outcome::AlreadySo),
+            Self::Sysctl { .. } | Self::NoOffloads { .. } | Self::OvsFlows { .. } => {
+                Ok(Outcome::AlreadySo)
+            }
+            Self::OvsBridges { owner, .. } => ovs::delete(host, *owner).await,
             Self::NftTables { tables, .. } => nft::delete(place, tables).await,
             Self::Bridge { name, group, .. }
             | Self::Veth { name, group, .. }
@@ -231,6 +264,7 @@ impl Step {
             | Self::NftTables { namespace, .. }
             | Self::Address { namespace, .. }
             | Self::Neighbours { namespace, .. }
+            | Self::NoOffloads { namespace, .. }
             | Self::Route { namespace, .. }
             | Self::LinkUp { namespace, .. } => namespace.as_deref(),
             Self::Namespace { .. }
@@ -238,6 +272,8 @@ impl Step {
             | Self::Veth { .. }
             | Self::Vxlan { .. }
             | Self::Forwarding { .. }
+            | Self::OvsBridges { .. }
+            | Self::OvsFlows { .. }
             | Self::Taps { .. } => None,
         }
     }
@@ -323,9 +359,20 @@ impl fmt::Display for Step {
             Self::Forwarding { link, known, .. } => {
                 write!(f, "the ways to {} guests by `{link}`", known.len())
             }
-            Self::Taps { bridge, names, .. } => {
+            Self::NoOffloads { link, .. } => write!(f, "the frames of `{link}` in full"),
+            Self::OvsBridges { bridges, .. } => {
+                let names: Vec<_> =
+                    bridges.iter().map(|bridge| format!("`{}`", bridge.name)).collect();
+                write!(f, "Open vSwitch bridges {}", names.join(", "))
+            }
+            Self::OvsFlows { tables } => {
+                let count: usize = tables.iter().map(|table| table.flows.len()).sum();
+                write!(f, "{count} flows of Open vSwitch")
+            }
+            Self::Taps { bridge: Some(bridge), names, .. } => {
                 write!(f, "{} TAP devices on `{bridge}`", names.len())
             }
+            Self::Taps { names, .. } => write!(f, "{} TAP devices", names.len()),
         }?;
         match self.namespace() {
             Some(name) => write!(f, " in namespace `{name}`"),

@@ -118,6 +118,14 @@ pub struct Nic {
     pub mtu: u16,
     /// On an L3 network, what DHCP will tell the guest.
     pub ipv4: Option<NicIpv4>,
+    /// Whether the switch takes frames with half a checksum, and larger than the MTU.
+    /// Open vSwitch outside of the kernel does not.
+    #[serde(default = "offloads")]
+    pub offloads: bool,
+}
+
+fn offloads() -> bool {
+    true
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

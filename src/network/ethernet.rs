@@ -223,7 +223,7 @@ fn nic(vm: &VmNetworks, segment: &Segment<'_>, tap: String) -> Result<Nic> {
         NicIpv4 { address, subnet, gateway, domain }
     });
     let (network, model) = (segment.name.to_owned(), vm.nic_model.clone());
-    Ok(Nic { network, tap, mac, model, mtu: segment.mtu, ipv4 })
+    Ok(Nic { network, tap, mac, model, mtu: segment.mtu, ipv4, offloads: true })
 }
 
 /// The MAC of a VM on a network, and its address there on L3.
@@ -301,7 +301,7 @@ fn steps(request: &Request, segments: &[Segment<'_>]) -> Vec<Step> {
         }
     }
     steps.extend(segments.iter().map(|segment| Step::Taps {
-        bridge: segment.bridge.clone(),
+        bridge: Some(segment.bridge.clone()),
         mtu: segment.mtu,
         group: request.owner.link_group(),
         alias: alias(request, segment),

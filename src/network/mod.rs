@@ -8,6 +8,7 @@
 //! | [`ethernet`] | names, addresses, the order of steps |
 //! | [`fabric`] | how the hosts of a job reach each other |
 //! | [`switch`] | what guests may send: the Linux bridge and its rules |
+//! | [`ovs`] | the same for Open vSwitch: bridges and flows |
 //! | [`router`] | where guests' packets may go: NAT and rules of an L3 network |
 //! | [`ruleset`] | how rules are written down |
 
@@ -25,6 +26,7 @@ use crate::model::vm::Nic;
 
 pub mod ethernet;
 pub mod fabric;
+pub mod ovs;
 pub mod responder;
 pub mod router;
 pub mod ruleset;

@@ -141,20 +141,36 @@ fn main_disk(args: &mut Args, disk: &Disk, overlay: &str) {
     }));
 }
 
+/// What a virtio guest leaves to the switch, and the switch to it.
+const OFFLOADS: [&str; 10] = [
+    "csum",
+    "gso",
+    "guest_csum",
+    "guest_ecn",
+    "guest_tso4",
+    "guest_tso6",
+    "guest_ufo",
+    "host_tso4",
+    "host_tso6",
+    "host_ufo",
+];
+
 /// An interface on its TAP device. The firmware has no business on the network:
 /// no boot ROM.
 fn interface(args: &mut Args, index: usize, nic: &Nic) {
     let id = format!("net{index}");
-    args.json(
-        "-netdev",
-        json!({
-            "type": "tap",
-            "id": id,
-            "ifname": nic.tap,
-            "script": "no",
-            "downscript": "no",
-        }),
-    );
+    let mut netdev = json!({
+        "type": "tap",
+        "id": id,
+        "ifname": nic.tap,
+        "script": "no",
+        "downscript": "no",
+    });
+    if !nic.offloads {
+        // Without a header on frames nobody can be told what is still to be done to them.
+        netdev["vnet_hdr"] = false.into();
+    }
+    args.json("-netdev", netdev);
     let mut device = json!({
         "driver": nic.model,
         "id": format!("{id}-dev"),
@@ -165,6 +181,9 @@ fn interface(args: &mut Args, index: usize, nic: &Nic) {
     if nic.model.starts_with("virtio-net") {
         // Guests that ask nobody (layer 2) learn the MTU too.
         device["host_mtu"] = nic.mtu.into();
+        for feature in OFFLOADS.iter().filter(|_| !nic.offloads) {
+            device[*feature] = "off".into();
+        }
     }
     args.device(device);
 }
@@ -227,6 +246,7 @@ mod tests {
             model: if index == 0 { "virtio-net".into() } else { "e1000".into() },
             mtu: 1450,
             ipv4: None,
+            offloads: true,
         }
     }
 
@@ -236,6 +256,8 @@ mod tests {
         let mut networked = plain.clone();
         networked.cores = 4;
         networked.nics = vec![nic(0), nic(1)];
+        let mut whole = networked.clone();
+        whole.nics.iter_mut().for_each(|nic| nic.offloads = false);
         let mut scsi = plain.clone();
         let disk = scsi.disk.as_mut().unwrap();
         (disk.model, disk.cache) = (DiskModel::VirtioScsi, DiskCache::Directsync);
@@ -254,6 +276,7 @@ mod tests {
         vec![
             ("plain", plain),
             ("networked", networked),
+            ("no-offloads", whole),
             ("scsi", scsi),
             ("ide", ide),
             ("kernel", kernel),

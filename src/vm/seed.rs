@@ -340,6 +340,7 @@ mod tests {
             model: "virtio-net".into(),
             mtu: 1450,
             ipv4,
+            offloads: true,
         };
         let ipv4 = NicIpv4 {
             address: [10, 200, 0, 1].into(),

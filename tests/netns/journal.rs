@@ -109,7 +109,9 @@ fn broken(step: &Step) -> Step {
         Step::Address { link, .. }
         | Step::LinkUp { link, .. }
         | Step::Neighbours { link, .. }
-        | Step::Forwarding { link, .. } => *link = "absent".into(),
+        | Step::Forwarding { link, .. }
+        | Step::NoOffloads { link, .. } => *link = "absent".into(),
+        Step::OvsBridges { .. } | Step::OvsFlows { .. } => unreachable!("see tests/ovs"),
         Step::Route { gateway, .. } => *gateway = [203, 0, 113, 1].into(),
         Step::Taps { names, .. } => names.push(too_long()),
         Step::Vxlan { key, .. } => *key = 1 << 24,

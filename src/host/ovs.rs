@@ -1,0 +1,363 @@
+//! Open vSwitch: bridges, their ports and flows, without a process per object.
+//!
+//! Bridges and ports are rows of a database that ovsdb-server keeps and ovs-vswitchd
+//! acts upon ([`rpc`]). All bridges of an owner appear in one transaction and go in
+//! one; ours carry the owner in `external_ids`. What passes a bridge is decided by
+//! flows ([`flows`]), which go in whole by one `ovs-ofctl` each. A bridge without
+//! flows passes nothing (`fail_mode=secure`): so it is between the two, and after
+//! ovs-vswitchd was restarted.
+//!
+//! The database outlives the machine's reboot, the journal does not: see [`owners`].
+//!
+//! Nothing here waits for ever: see [`LIMIT`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tracing::warn;
+
+use super::Host;
+use super::step::Outcome;
+use crate::error::{Error, Result};
+use crate::model::owner::Owner;
+
+pub mod flows;
+mod rpc;
+
+use rpc::Client;
+
+/// How long one conversation with Open vSwitch may take, its own work included.
+pub const LIMIT: Duration = Duration::from_secs(10);
+
+const IS_IT_RUNNING: &str = "is Open vSwitch running? `systemctl status openvswitch-switch`";
+
+/// The key in `external_ids` that says whose a row is.
+const OWNER: &str = "pavo-owner";
+
+/// What moves the frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Datapath {
+    /// The kernel's module.
+    System,
+    /// ovs-vswitchd itself.
+    Netdev,
+}
+
+impl Datapath {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::Netdev => "netdev",
+        }
+    }
+}
+
+/// A bridge of a job's own, entire.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bridge {
+    pub name: String,
+    pub datapath: Datapath,
+    /// Links that exist and become ports, with OpenFlow's numbers from 1.
+    pub links: Vec<String>,
+    pub tunnel: Option<Tunnel>,
+}
+
+/// A VXLAN port, to and from whatever hosts the flows say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tunnel {
+    pub name: String,
+    pub key: u32,
+    /// The address of this host at its end.
+    pub local: Ipv4Addr,
+    pub udp_port: u16,
+}
+
+/// What is known of the Open vSwitch of a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    pub version: String,
+    /// Whether the kernel's module is there.
+    pub kernel: bool,
+    /// The bridges with their datapaths.
+    pub bridges: BTreeMap<String, String>,
+}
+
+/// Makes all bridges of an owner in one transaction, and waits until they work. What
+/// exists and differs is replaced.
+///
+/// # Errors
+/// When Open vSwitch does not answer in time, a name is taken, or a port cannot work.
+pub async fn ensure(host: &Host, owner: Owner, bridges: &[Bridge]) -> Result<Outcome> {
+    in_time(async {
+        let mut client = Client::open(&host.ovs_db()).await?;
+        let found = ours(&mut client, owner).await?;
+        let wanted = described(owner, bridges);
+        let outcome = if found.bridges == wanted { Outcome::AlreadySo } else { Outcome::Changed };
+        let mut operations = Vec::new();
+        if outcome == Outcome::Changed {
+            operations.extend(removal(&found));
+            operations.extend(insertion(owner, bridges));
+        }
+        commit(&mut client, operations).await?;
+        check_ports(&mut client, owner).await?;
+        Ok(outcome)
+    })
+    .await
+}
+
+/// Deletes all bridges of an owner, with their ports, in one transaction.
+pub async fn delete(host: &Host, owner: Owner) -> Result<Outcome> {
+    let mut client = in_time(Client::open(&host.ovs_db())).await?;
+    let found = in_time(ours(&mut client, owner)).await?;
+    if found.uuids.is_empty() {
+        return Ok(Outcome::AlreadySo);
+    }
+    let deleted = in_time(commit(&mut client, removal(&found))).await;
+    if let Err(error) = deleted {
+        // The database may have them deleted all the same; ovs-vswitchd follows when it is
+        // back, and there is nothing of ours to do then.
+        if !in_time(ours(&mut client, owner)).await?.uuids.is_empty() {
+            return Err(error);
+        }
+        warn!("{}", error.report());
+    }
+    Ok(Outcome::Changed)
+}
+
+/// The owners of all bridges that are ours. After a reboot these are leftovers.
+pub async fn owners(host: &Host) -> Result<BTreeSet<Owner>> {
+    let ask = json!({
+        "op": "select", "table": "Bridge", "where": [], "columns": ["external_ids"],
+    });
+    let answers = in_time(async { Client::open(&host.ovs_db()).await?.transact(vec![ask]).await });
+    let rows = rows(answers.await?.first());
+    let owner = |row: &Value| map(&row["external_ids"]).remove(OWNER)?.parse().ok();
+    Ok(rows.iter().filter_map(owner).collect())
+}
+
+/// What there is to work with.
+pub async fn probe(host: &Host) -> Result<Facts> {
+    let select = |table: &str, columns: &[&str]| json!({ "op": "select", "table": table, "where": [], "columns": columns });
+    let ask = vec![
+        select("Open_vSwitch", &["next_cfg", "ovs_version"]),
+        select("Bridge", &["name", "datapath_type"]),
+    ];
+    in_time(async {
+        let mut client = Client::open(&host.ovs_db()).await?;
+        let answers = client.transact(ask).await?;
+        let root = rows(answers.first());
+        let next = root.first().and_then(|row| row["next_cfg"].as_i64()).unwrap_or(0);
+        // The database alone moves no frame.
+        client.configured(next).await?;
+        let version = root.first().and_then(|row| row["ovs_version"].as_str());
+        let bridges = rows(answers.get(1)).into_iter().map(|row| {
+            let datapath = text(&row["datapath_type"]);
+            (text(&row["name"]), if datapath.is_empty() { "system".into() } else { datapath })
+        });
+        Ok(Facts {
+            version: version.unwrap_or("of an unknown version").to_owned(),
+            // Open vSwitch lists both datapaths, module or not.
+            kernel: std::path::Path::new("/sys/module/openvswitch").exists(),
+            bridges: bridges.collect(),
+        })
+    })
+    .await
+}
+
+/// The bridges of an owner: their rows, and what is in them.
+struct Found {
+    uuids: Vec<Value>,
+    bridges: BTreeMap<String, Vec<String>>,
+}
+
+/// A bridge in words to compare: as it is wanted, as it is found.
+fn described(owner: Owner, bridges: &[Bridge]) -> BTreeMap<String, Vec<String>> {
+    let describe = |bridge: &Bridge| {
+        let mut words: Vec<_> = interfaces(bridge)
+            .iter()
+            .map(|row| word(row["name"].as_str(), &row["type"], &row["options"]))
+            .collect();
+        words.push(format!("{} {owner}", bridge.datapath.as_str()));
+        words.sort();
+        (bridge.name.clone(), words)
+    };
+    bridges.iter().map(describe).collect()
+}
+
+fn word(name: Option<&str>, kind: &Value, options: &Value) -> String {
+    format!("{} {kind} {:?}", name.unwrap_or_default(), map(options))
+}
+
+async fn ours(client: &mut Client, owner: Owner) -> Result<Found> {
+    let mine = json!([["external_ids", "includes", ["map", [[OWNER, owner]]]]]);
+    let select = |table: &str, columns: &[&str]| json!({ "op": "select", "table": table, "where": mine, "columns": columns });
+    let answers = client
+        .transact(vec![
+            select("Bridge", &["_uuid", "name", "datapath_type", "ports"]),
+            select("Port", &["_uuid", "name"]),
+            select("Interface", &["name", "type", "options"]),
+        ])
+        .await?;
+    // A port has one interface, of the same name.
+    let interfaces: BTreeMap<_, _> = rows(answers.get(2))
+        .iter()
+        .map(|row| (text(&row["name"]), word(row["name"].as_str(), &row["type"], &row["options"])))
+        .collect();
+    let ports: BTreeMap<_, _> = rows(answers.get(1))
+        .iter()
+        .map(|row| (text(&row["_uuid"][1]), interfaces.get(row["name"].as_str().unwrap_or(""))))
+        .collect();
+    let (mut uuids, mut bridges) = (Vec::new(), BTreeMap::new());
+    for row in rows(answers.first()) {
+        let mut words: Vec<_> = set(&row["ports"])
+            .iter()
+            .filter_map(|uuid| ports.get(uuid[1].as_str()?).copied().flatten().cloned())
+            .collect();
+        words.push(format!("{} {owner}", text(&row["datapath_type"])));
+        words.sort();
+        bridges.insert(text(&row["name"]), words);
+        uuids.push(row["_uuid"].clone());
+    }
+    Ok(Found { uuids, bridges })
+}
+
+/// Ports and interfaces of no bridge are deleted by ovsdb-server.
+fn removal(found: &Found) -> Vec<Value> {
+    if found.uuids.is_empty() {
+        return Vec::new();
+    }
+    let mutation = json!(["bridges", "delete", ["set", found.uuids]]);
+    vec![json!({ "op": "mutate", "table": "Open_vSwitch", "where": [], "mutations": [mutation] })]
+}
+
+/// The interfaces of a bridge, its own among them.
+fn interfaces(bridge: &Bridge) -> Vec<Value> {
+    let none = json!(["map", []]);
+    let own = json!({ "name": bridge.name, "type": "internal", "options": none });
+    let links = (1..).zip(&bridge.links).map(|(number, link)| {
+        json!({ "name": link, "type": "", "options": none, "ofport_request": number })
+    });
+    let tunnel = bridge.tunnel.iter().map(|tunnel| {
+        let options = [
+            ("dst_port", tunnel.udp_port.to_string()),
+            ("key", tunnel.key.to_string()),
+            ("local_ip", tunnel.local.to_string()),
+            // The flows say to whom, and look from whom.
+            ("remote_ip", "flow".to_owned()),
+        ];
+        json!({
+            "name": tunnel.name, "type": "vxlan", "options": ["map", options],
+            "ofport_request": bridge.links.len() + 1,
+        })
+    });
+    std::iter::once(own).chain(links).chain(tunnel).collect()
+}
+
+fn insertion(owner: Owner, bridges: &[Bridge]) -> Vec<Value> {
+    let ids = json!(["map", [[OWNER, owner]]]);
+    let (mut operations, mut made) = (Vec::new(), Vec::new());
+    for (index, bridge) in bridges.iter().enumerate() {
+        let mut ports = Vec::new();
+        for (number, mut row) in interfaces(bridge).into_iter().enumerate() {
+            let (interface, port) = (format!("i{index}_{number}"), format!("p{index}_{number}"));
+            let name = row["name"].clone();
+            row["external_ids"] = ids.clone();
+            operations.push(insert("Interface", &interface, row));
+            let row = json!({
+                "name": name, "external_ids": ids, "interfaces": ["named-uuid", interface],
+            });
+            operations.push(insert("Port", &port, row));
+            ports.push(json!(["named-uuid", port]));
+        }
+        let name = format!("b{index}");
+        let row = json!({
+            "name": bridge.name,
+            "datapath_type": bridge.datapath.as_str(),
+            "fail_mode": "secure",
+            "external_ids": ids,
+            "other_config": ["map", [["disable-in-band", "true"]]],
+            "ports": ["set", ports],
+        });
+        operations.push(insert("Bridge", &name, row));
+        made.push(json!(["named-uuid", name]));
+    }
+    let mutation = json!(["bridges", "insert", ["set", made]]);
+    operations.push(
+        json!({ "op": "mutate", "table": "Open_vSwitch", "where": [], "mutations": [mutation] }),
+    );
+    operations
+}
+
+fn insert(table: &str, name: &str, row: Value) -> Value {
+    json!({ "op": "insert", "table": table, "uuid-name": name, "row": row })
+}
+
+/// Does these operations, and waits until ovs-vswitchd has followed.
+async fn commit(client: &mut Client, mut operations: Vec<Value>) -> Result<()> {
+    if !operations.is_empty() {
+        let mutation = json!(["next_cfg", "+=", 1]);
+        operations.push(json!({
+            "op": "mutate", "table": "Open_vSwitch", "where": [], "mutations": [mutation],
+        }));
+    }
+    operations.push(json!({
+        "op": "select", "table": "Open_vSwitch", "where": [], "columns": ["next_cfg"],
+    }));
+    let answers = client.transact(operations).await?;
+    let number = rows(answers.last()).first().and_then(|row| row["next_cfg"].as_i64());
+    client.configured(number.ok_or_else(|| Error::system("its database is empty"))?).await
+}
+
+/// A port that cannot work is in the database all the same, with the reason.
+async fn check_ports(client: &mut Client, owner: Owner) -> Result<()> {
+    let mine = json!([["external_ids", "includes", ["map", [[OWNER, owner]]]]]);
+    let ask = json!({
+        "op": "select", "table": "Interface", "where": mine, "columns": ["name", "error", "ofport"],
+    });
+    let answers = client.transact(vec![ask]).await?;
+    for row in rows(answers.first()) {
+        let reason = row["error"].as_str();
+        if reason.is_some() || row["ofport"].as_i64().is_none_or(|number| number < 0) {
+            let (name, reason) = (text(&row["name"]), reason.unwrap_or("no reason is given"));
+            return Err(Error::system(format!("port `{name}` does not work: {reason}"))
+                .help("see the log of ovs-vswitchd: `journalctl -u ovs-vswitchd`"));
+        }
+    }
+    Ok(())
+}
+
+/// Gives up on a conversation after [`LIMIT`].
+async fn in_time<T>(conversation: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(LIMIT, conversation).await.unwrap_or_else(|_| {
+        let text = format!("Open vSwitch did not follow within {} s", LIMIT.as_secs());
+        Err(Error::system(text).help(IS_IT_RUNNING))
+    })
+}
+
+fn rows(answer: Option<&Value>) -> Vec<Value> {
+    answer.and_then(|answer| answer["rows"].as_array()).cloned().unwrap_or_default()
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+/// OVSDB writes `["set", […]]`, or the element itself where there is one.
+fn set(value: &Value) -> Vec<Value> {
+    match value.as_array().map(Vec::as_slice) {
+        Some([kind, Value::Array(elements)]) if kind == "set" => elements.clone(),
+        _ => vec![value.clone()],
+    }
+}
+
+/// OVSDB writes `["map", [[key, value], …]]`.
+fn map(value: &Value) -> BTreeMap<String, String> {
+    let pairs = value[1].as_array().into_iter().flatten();
+    pairs.map(|pair| (text(&pair[0]), text(&pair[1]))).collect()
+}
