@@ -182,7 +182,7 @@ fn interface(args: &mut Args, index: usize, nic: &Nic) {
         // Guests that ask nobody (layer 2) learn the MTU too.
         device["host_mtu"] = nic.mtu.into();
         for feature in OFFLOADS.iter().filter(|_| !nic.offloads) {
-            device[*feature] = "off".into();
+            device[*feature] = false.into();
         }
     }
     args.device(device);
