@@ -243,6 +243,14 @@ impl Netlink {
         Ok(Outcome::Changed)
     }
 
+    /// Puts a link that others made into a group.
+    pub async fn set_group(&self, name: &str, group: u32) -> Result<()> {
+        let message = LinkUnspec::new_with_name(name).link_group(group).build();
+        in_time(self.handle.link().set(message).execute())
+            .await
+            .while_doing(|| format!("configuring `{name}`"))
+    }
+
     /// Deletes the link of this name, if it belongs to `group`. A link of another
     /// group is not ours to delete, and ours is then already gone.
     pub async fn delete(&self, name: &str, group: u32) -> Result<Outcome> {

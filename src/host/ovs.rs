@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use tracing::warn;
 
 use super::Host;
+use super::netlink::Netlink;
 use super::step::Outcome;
 use crate::error::{Error, Result};
 use crate::model::owner::Owner;
@@ -106,6 +107,7 @@ pub async fn ensure(host: &Host, owner: Owner, bridges: &[Bridge]) -> Result<Out
         }
         commit(&mut client, operations).await?;
         check_ports(&mut client, owner).await?;
+        mark_links(owner, bridges).await?;
         Ok(outcome)
     })
     .await
@@ -328,6 +330,17 @@ async fn check_ports(client: &mut Client, owner: Owner) -> Result<()> {
             return Err(Error::system(format!("port `{name}` does not work: {reason}"))
                 .help("see the log of ovs-vswitchd: `journalctl -u ovs-vswitchd`"));
         }
+    }
+    Ok(())
+}
+
+/// The link of a bridge outlives an ovs-vswitchd that is its datapath and crashes. As one of the
+/// owner's group it goes with the owner's others, whether or not the bridge is still known
+/// by then. The kernel's datapath keeps its own, and would refuse to delete the group.
+async fn mark_links(owner: Owner, bridges: &[Bridge]) -> Result<()> {
+    let netlink = Netlink::open(None)?;
+    for bridge in bridges.iter().filter(|bridge| bridge.datapath == Datapath::Netdev) {
+        netlink.set_group(&bridge.name, owner.link_group()).await?;
     }
     Ok(())
 }

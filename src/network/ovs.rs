@@ -22,8 +22,8 @@
 //! # What holds
 //!
 //! - All that [`switch`](super::switch) says of a guest's frames.
-//! - On L3, ARP requests are answered by the bridge; none leaves the host, nor does DHCP,
-//!   broadcast, or anything of the gateway.
+//! - On L3, ARP requests are answered by the bridge; none leaves the host, nor does DHCP or
+//!   anything of the gateway.
 //! - A frame from a tunnel comes from the peer that has the VM with its source MAC (on L3,
 //!   and its source address), and goes to guests of this host only: never into another
 //!   tunnel, never to the gateway.
@@ -249,6 +249,9 @@ fn from_tunnel(flows: &mut Flows, network: &Network<'_>) {
     let port = from(&tunnel.name);
     if network.layer == Layer::L3 {
         flows.refuse(IN, 300, &format!("{port},vlan_tci=0x1000/0x1000"), "tunnel-source");
+        for dhcp in ["tp_src=67", "tp_dst=68"] {
+            flows.refuse(IN, 300, &format!("{port},udp,{dhcp}"), "tunnel-source");
+        }
     }
     for peer in &network.peers {
         for (mac, address) in &peer.guests {
@@ -337,10 +340,7 @@ fn to_local(flows: &mut Flows, network: &Network<'_>) {
     let everybody = output(network.ports.iter().map(|port| &port.tap));
     if let Some(tunnel) = &network.tunnel {
         let matches = format!("{},{TO_MANY}", from(&tunnel.name));
-        match network.layer {
-            Layer::L2 => flows.pass(LOCAL, 300, &matches, &everybody),
-            Layer::L3 => flows.refuse(LOCAL, 300, &matches, "tunnel-destination"),
-        }
+        flows.pass(LOCAL, 300, &matches, &everybody);
     }
     if let Some(gateway) = &network.gateway {
         let to_server = "udp,dl_dst=ff:ff:ff:ff:ff:ff,tp_dst=67";
@@ -350,13 +350,13 @@ fn to_local(flows: &mut Flows, network: &Network<'_>) {
         let matches = format!("dl_dst={}", port.mac);
         flows.pass(LOCAL, 200, &matches, &output([&port.tap].into_iter()));
     }
-    let further = network.layer == Layer::L2 && network.tunnel.is_some();
-    let further = if further { format!(",{}", go(REMOTE)) } else { String::new() };
-    flows.pass(LOCAL, 150, TO_MANY, &format!("{everybody}{further}"));
+    flows.pass(LOCAL, 150, TO_MANY, &format!("{everybody},{}", go(REMOTE)));
     flows.pass(LOCAL, 0, "", &go(REMOTE));
 }
 
 fn to_remote(flows: &mut Flows, network: &Network<'_>) {
+    // What is for all has arrived at those of this host.
+    flows.pass(REMOTE, 100, TO_MANY, "drop");
     if let Some(gateway) = &network.gateway {
         flows.refuse(REMOTE, 300, &from(gateway.link), "gateway");
         let matches = format!("dl_dst={}", gateway.mac);
@@ -371,7 +371,7 @@ fn to_remote(flows: &mut Flows, network: &Network<'_>) {
                 flows.pass(REMOTE, 200, &format!("dl_dst={mac}"), &by(peer));
             }
         }
-        if network.layer == Layer::L2 && !network.peers.is_empty() {
+        if !network.peers.is_empty() {
             let all: Vec<_> = network.peers.iter().map(by).collect();
             flows.pass(REMOTE, 150, TO_MANY, &all.join(","));
         }

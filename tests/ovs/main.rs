@@ -6,5 +6,6 @@
 #[path = "../netns/lab.rs"]
 #[allow(dead_code)]
 mod lab;
+mod steps;
 mod traffic;
 mod world;

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +18,7 @@ use pavo::host::journal::{Journal, Plan};
 use pavo::host::ovs::{Datapath, Tunnel};
 use pavo::host::step::Step;
 use pavo::host::{Host, netns, process, spawn, tap};
+use pavo::model::address::Mac;
 use pavo::model::owner::{Manager, Owner};
 use pavo::model::vm::{Nic, NicIpv4};
 use pavo::network::ovs::{self, Gateway, Network, Peer};
@@ -64,7 +65,8 @@ impl Node {
         std::fs::create_dir_all(host.ovs_dir()).unwrap();
         let journal = Journal::open(dir.join("journal")).unwrap();
         let mut node = Self { number, netns, host, journal, daemons: Vec::new() };
-        sh(Some(&node.netns), "ip link set lo up");
+        // The kernel, too, hears ARP on `eth1`, where it has no address.
+        node.sh("ip link set lo up; sysctl -qw net.ipv4.conf.all.arp_ignore=1");
         node.start_ovs();
         node
     }
@@ -76,6 +78,8 @@ impl Node {
         if !self.host.ovs_dir().join("conf.db").exists() {
             sh(None, &format!("ovsdb-tool create {dir}/conf.db {schema}"));
         }
+        // What a killed one left looks like one that answers.
+        let _ = std::fs::remove_file(self.host.ovs_db());
         let database = format!("ovsdb-server {dir}/conf.db --remote=punix:{dir}/db.sock");
         self.daemon(&database, "ovsdb");
         eventually(|| self.host.ovs_db().exists().then_some(()));
@@ -165,7 +169,8 @@ impl Node {
     pub fn traces(&self) -> Vec<String> {
         let mut traces: Vec<String> = Vec::new();
         let mut list = |script: &str| traces.extend(self.sh(script).lines().map(str::to_owned));
-        list("ip -o link show | cut -d: -f2 | cut -d@ -f1");
+        // The datapath's own link belongs to no bridge.
+        list("ip -o link show | cut -d: -f2 | cut -d@ -f1 | grep -vw ovs-netdev");
         list("nft list tables");
         traces.extend(self.vsctl("show").lines().map(str::to_owned));
         for dir in [self.host.netns_dir().to_owned(), self.netns.with_file_name("journal")] {
@@ -185,6 +190,7 @@ impl Node {
 
 pub const BRIDGE: &str = "pb42-0";
 pub const NAMESPACE: &str = "pn42-0";
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 200, 255, 254);
 const GATEWAY_LINK: &str = "pg42-0";
 
 /// What a job needs of one host.
@@ -285,6 +291,8 @@ fn steps(network: &Network<'_>) -> Vec<Step> {
 /// the other end of a NIC's tap.
 pub struct Machine {
     pub netns: PathBuf,
+    pub ip: Ipv4Addr,
+    pub mac: Mac,
     stop: Arc<AtomicBool>,
     pumps: Vec<JoinHandle<()>>,
 }
@@ -315,7 +323,7 @@ impl Machine {
             let (from, to, stop) = (files[from].clone(), files[to].clone(), stop.clone());
             std::thread::spawn(move || pump(&from, &to, &stop))
         });
-        Self { netns, stop, pumps: pumps.into() }
+        Self { netns, ip: address.address, mac: nic.mac, stop, pumps: pumps.into() }
     }
 
     pub fn sh(&self, script: &str) -> String {
@@ -345,7 +353,12 @@ fn pump(from: &File, to: &File, stop: &AtomicBool) {
     }
 }
 
-/// A folder's name for messages.
-pub fn shown(path: &Path) -> String {
-    path.display().to_string()
+/// Two hosts with a job on them.
+pub fn started(lab: &Lab, layer: Layer) -> ([Node; 2], [Job; 2]) {
+    let nodes = two_hosts(lab);
+    let jobs = nodes.each_ref().map(|node| job(node, layer));
+    for (node, job) in nodes.iter().zip(&jobs) {
+        node.apply(&job.plan).unwrap();
+    }
+    (nodes, jobs)
 }
