@@ -17,7 +17,7 @@ use pavo::host::nft::Table;
 use pavo::host::step::Step;
 use pavo::host::{Host, process};
 use pavo::model::owner::Owner;
-use pavo::network::{Outside, Request, VmNetworks, plan};
+use pavo::network::{Outside, Request, Switch, VmNetworks, plan};
 use serde_json::json;
 
 const TAPS: u32 = 64;
@@ -78,6 +78,7 @@ fn sixty_four() -> Plan {
     let nic_model = "virtio-net".to_owned();
     let vm = |rank| VmNetworks { rank, nic_model: nic_model.clone(), networks: networks.clone() };
     let request = Request {
+        switch: Switch::Linux,
         owner: Owner::local(3),
         keeper: process::current(),
         tap_uid: 0,

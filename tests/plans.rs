@@ -10,16 +10,19 @@ use pavo::config::{Ethernet, Layer, Network};
 use pavo::error::Kind;
 use pavo::host::journal::Plan;
 use pavo::host::nft;
+use pavo::host::ovs::Datapath;
+use pavo::host::ovs::flows::FlowTable;
 use pavo::host::step::Step;
 use pavo::model::job::ProcessId;
 use pavo::model::owner::{Manager, Owner};
-use pavo::network::{Fabric, Outside, Peer, Request, VmNetworks, plan};
+use pavo::network::{Fabric, Outside, Peer, Request, Switch, VmNetworks, plan};
 use serde_json::Value;
 
 fn request(vms: u32, networks: &[(&str, Network)]) -> Request {
     let names: Vec<String> = networks.iter().map(|(name, _)| (*name).to_owned()).collect();
     let vm = |rank| VmNetworks { rank, nic_model: "virtio-net".into(), networks: names.clone() };
     Request {
+        switch: Switch::Linux,
         owner: Owner::local(3),
         keeper: ProcessId { pid: 4711, start_time: 815 },
         tap_uid: 0,
@@ -81,6 +84,18 @@ fn render(plan: &Plan) -> String {
             let tables = list(tables.iter().map(table).collect(), "  ");
             let namespace = line(&serde_json::json!(namespace));
             format!(r#"{{"nft-tables":{{"namespace":{namespace},"tables":{tables}}}}}"#)
+        }
+        Step::OvsFlows { tables } => {
+            let table = |table: &FlowTable| {
+                let flows = list(
+                    table.flows.iter().map(|flow| line(&flow.as_str().into())).collect(),
+                    "    ",
+                );
+                let (bridge, meters) = (&table.bridge, line(&serde_json::json!(table.meters)));
+                format!(r#"{{"bridge":"{bridge}","meters":{meters},"flows":{flows}}}"#)
+            };
+            let tables = list(tables.iter().map(table).collect(), "  ");
+            format!(r#"{{"ovs-flows":{{"tables":{tables}}}}}"#)
         }
         other => line(&serde_json::to_value(other).unwrap()),
     };
@@ -226,6 +241,32 @@ fn a_fabric_that_cannot_be_is_refused_with_the_reason() {
         assert_eq!(error.kind(), kind, "{error:?}");
     }
     assert!(plan(&across(request(0, &[("n", l3())]), 0, &[1021, 1])).is_ok());
+}
+
+#[test]
+fn three_vms_of_two_hosts_on_open_vswitch() {
+    let request = request(0, &[("default", l3()), ("raw", l2())]);
+    let switch = Switch::Ovs(Datapath::Netdev);
+    let request = Request { switch, ..across(request, 0, &[2, 1]) };
+    compare("ovs-two-hosts.json", &request);
+    let plan = plan(&request).unwrap();
+    assert!(plan.nics.iter().flat_map(|(_, nics)| nics).all(|nic| !nic.offloads));
+}
+
+#[test]
+fn open_vswitch_in_the_kernel_takes_offloads_and_marks_what_it_sends() {
+    let request = across(request(0, &[("default", l3())]), 0, &[1, 1]);
+    let text = |datapath| {
+        let plan = plan(&Request { switch: Switch::Ovs(datapath), ..request.clone() }).unwrap();
+        (render(&plan.plan), plan.nics[0].1[0].offloads)
+    };
+    let (netdev, system) = (text(Datapath::Netdev), text(Datapath::System));
+    assert_eq!((netdev.1, system.1), (false, true));
+    assert!(netdev.0.contains("no-offloads") && !system.0.contains("no-offloads"));
+    // The rest is the same.
+    let same = netdev.0.replace("netdev", "system");
+    let lines = same.lines().filter(|line| !line.contains("no-offloads"));
+    assert!(lines.eq(system.0.lines()));
 }
 
 #[test]

@@ -38,6 +38,9 @@ const IS_IT_RUNNING: &str = "is Open vSwitch running? `systemctl status openvswi
 /// The key in `external_ids` that says whose a row is.
 const OWNER: &str = "pavo-owner";
 
+/// The mark of packets that the kernel's datapath sends by a tunnel. Only root can set it.
+pub const MARK: u32 = 0x7061_766f;
+
 /// What moves the frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -65,7 +68,7 @@ pub struct Bridge {
     pub datapath: Datapath,
     /// Links that exist and become ports, with OpenFlow's numbers from 1.
     pub links: Vec<String>,
-    pub tunnel: Option<Tunnel>,
+    pub tunnels: Vec<Tunnel>,
 }
 
 /// A VXLAN port, to and from whatever hosts the flows say.
@@ -245,20 +248,24 @@ fn interfaces(bridge: &Bridge) -> Vec<Value> {
     let links = (1..).zip(&bridge.links).map(|(number, link)| {
         json!({ "name": link, "type": "", "options": none, "ofport_request": number })
     });
-    let tunnel = bridge.tunnel.iter().map(|tunnel| {
-        let options = [
+    let first = bridge.links.len() + 1;
+    let tunnels = (first..).zip(&bridge.tunnels).map(|(number, tunnel)| {
+        let mut options = vec![
             ("dst_port", tunnel.udp_port.to_string()),
             ("key", tunnel.key.to_string()),
             ("local_ip", tunnel.local.to_string()),
             // The flows say to whom, and look from whom.
             ("remote_ip", "flow".to_owned()),
         ];
+        if bridge.datapath == Datapath::System {
+            options.push(("egress_pkt_mark", MARK.to_string()));
+        }
         json!({
             "name": tunnel.name, "type": "vxlan", "options": ["map", options],
-            "ofport_request": bridge.links.len() + 1,
+            "ofport_request": number,
         })
     });
-    std::iter::once(own).chain(links).chain(tunnel).collect()
+    std::iter::once(own).chain(links).chain(tunnels).collect()
 }
 
 fn insertion(owner: Owner, bridges: &[Bridge]) -> Vec<Value> {

@@ -39,9 +39,10 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use super::fabric::{self, Far, Tunnel};
+use super::ovs;
 use super::router::{self, GUESTS, UPLINK, Uplink};
 use super::switch::{self, MAX_PORTS, Port};
-use super::{Guest, L3, NetworkPlan, Request, VmNetworks};
+use super::{Guest, L3, NetworkPlan, Request, Switch, VmNetworks};
 use crate::config::{Ethernet, Layer, Network};
 use crate::error::{Error, Result};
 use crate::host::journal::Plan;
@@ -87,6 +88,10 @@ pub fn plan(request: &Request) -> Result<NetworkPlan> {
             let text = format!("more than {MAX_PORTS} ports on network `{}`", segment.name);
             return Err(Error::usage(text).help("spread the VMs over more hosts or networks"));
         }
+    }
+    if request.switch != Switch::Linux && segments.len() > ovs::MAX_NETWORKS {
+        let text = format!("more than {} networks in one job", ovs::MAX_NETWORKS);
+        return Err(Error::usage(text));
     }
     let l3 = segments.iter().filter_map(|segment| describe(request, segment)).collect();
     let plan =
@@ -201,7 +206,7 @@ fn plug(request: &Request, segments: &mut [Segment<'_>]) -> Result<Vec<(u32, Vec
                 .ok_or_else(|| Error::bug(format!("network `{name}` was not planned")))?;
             let tap = kernel_name(request, 't', next_tap)?;
             next_tap += 1;
-            let nic = nic(vm, segment, tap)?;
+            let nic = nic(vm, segment, tap, request.switch.takes_offloads())?;
             segment.ports.push(Port {
                 tap: nic.tap.clone(),
                 mac: nic.mac,
@@ -214,7 +219,7 @@ fn plug(request: &Request, segments: &mut [Segment<'_>]) -> Result<Vec<(u32, Vec
     Ok(all)
 }
 
-fn nic(vm: &VmNetworks, segment: &Segment<'_>, tap: String) -> Result<Nic> {
+fn nic(vm: &VmNetworks, segment: &Segment<'_>, tap: String, offloads: bool) -> Result<Nic> {
     let (mac, address) = addresses(segment.name, segment.config, vm.rank)?;
     let subnet = segment.config.int_network;
     let domain = || domain(segment.config);
@@ -223,7 +228,7 @@ fn nic(vm: &VmNetworks, segment: &Segment<'_>, tap: String) -> Result<Nic> {
         NicIpv4 { address, subnet, gateway, domain }
     });
     let (network, model) = (segment.name.to_owned(), vm.nic_model.clone());
-    Ok(Nic { network, tap, mac, model, mtu: segment.mtu, ipv4, offloads: true })
+    Ok(Nic { network, tap, mac, model, mtu: segment.mtu, ipv4, offloads })
 }
 
 /// The MAC of a VM on a network, and its address there on L3.
@@ -282,33 +287,56 @@ fn steps(request: &Request, segments: &[Segment<'_>]) -> Vec<Step> {
     if segments.iter().any(|segment| segment.uplink.is_some()) {
         steps.push(sysctl(None, "net/ipv4/ip_forward"));
     }
+    let linux = request.switch == Switch::Linux;
     for segment in segments {
-        steps.push(Step::Bridge {
-            name: segment.bridge.clone(),
-            mtu: segment.mtu,
-            group: request.owner.link_group(),
-            alias: alias(request, segment),
-            mac: segment
-                .tunnel
-                .as_ref()
-                .map(|tunnel| tunnel.bridge_mac(&segment.config.mac_prefix)),
-        });
+        if linux {
+            let tunnel = segment.tunnel.as_ref();
+            steps.push(Step::Bridge {
+                name: segment.bridge.clone(),
+                mtu: segment.mtu,
+                group: request.owner.link_group(),
+                alias: alias(request, segment),
+                mac: tunnel.map(|tunnel| tunnel.bridge_mac(&segment.config.mac_prefix)),
+            });
+        }
         if let Some(uplink) = &segment.uplink {
             steps.extend(gateway_steps(request, segment, uplink));
         }
-        if let (Some(fabric), Some(tunnel)) = (&request.fabric, &segment.tunnel) {
+        if let (true, Some(fabric), Some(tunnel)) = (linux, &request.fabric, &segment.tunnel) {
             steps.extend(tunnel_steps(request, segment, fabric.address, tunnel));
         }
     }
     steps.extend(segments.iter().map(|segment| Step::Taps {
-        bridge: Some(segment.bridge.clone()),
+        bridge: linux.then(|| segment.bridge.clone()),
         mtu: segment.mtu,
         group: request.owner.link_group(),
         alias: alias(request, segment),
         owner: request.tap_uid,
         names: segment.ports.iter().map(|port| port.tap.clone()).collect(),
     }));
+    if let Switch::Ovs(datapath) = request.switch {
+        let (owner, networks) = (request.owner, ovs_networks(request, segments));
+        let bridge = ovs::bridge(owner, datapath, request.fabric.as_ref(), &networks);
+        let table = ovs::flow_table(owner, &networks);
+        steps.push(Step::OvsBridges { owner, bridges: vec![bridge] });
+        steps.push(Step::OvsFlows { tables: vec![table] });
+    }
     steps
+}
+
+/// The networks as Open vSwitch sees them.
+fn ovs_networks<'a>(request: &Request, segments: &'a [Segment<'_>]) -> Vec<ovs::Network<'a>> {
+    let network = |segment: &'a Segment<'_>| ovs::Network {
+        layer: segment.config.layer,
+        ports: &segment.ports,
+        gateway: segment.uplink.as_ref().map(|_| ovs::Gateway {
+            link: gateway_link(request, segment),
+            mac: segment.config.mac_prefix.gateway(),
+            address: segment.config.int_network.gateway(),
+        }),
+        tunnel: segment.tunnel.as_ref(),
+    };
+    segments.iter().map(network).collect()
 }
 
 /// All rules of the job in the host's namespace.
@@ -324,14 +352,17 @@ fn tables(request: &Request, segments: &[Segment<'_>]) -> Vec<Table> {
             tunnel: segment.tunnel.as_ref(),
         })
         .collect();
-    let mut tables = vec![switch::table(request.owner, &networks)];
+    let mut tables = match request.switch {
+        Switch::Linux => vec![switch::table(request.owner, &networks)],
+        Switch::Ovs(_) => ovs::guard(request.owner, &ovs::links(&ovs_networks(request, segments))),
+    };
     let uplinks: Vec<_> = segments.iter().filter_map(|segment| segment.uplink.clone()).collect();
     if !uplinks.is_empty() {
         tables.push(router::outer_table(request.owner, &uplinks, &request.outside));
     }
     let tunnels: Vec<_> = segments.iter().filter_map(|segment| segment.tunnel.as_ref()).collect();
     if let (Some(fabric), false) = (&request.fabric, tunnels.is_empty()) {
-        tables.push(fabric::table(request.owner, fabric.address, &tunnels));
+        tables.push(fabric::table(request.owner, fabric.address, &tunnels, request.switch));
     }
     tables
 }
@@ -398,11 +429,11 @@ fn gateway_steps(request: &Request, segment: &Segment<'_>, uplink: &Uplink) -> V
         bits,
     };
     let subnet = config.int_network;
-    let bridge = Some(segment.bridge.clone());
+    let bridge = (request.switch == Switch::Linux).then(|| segment.bridge.clone());
     let table = router::inner_table(request.owner, subnet, uplink, config.allow_outbound);
     let gateway_link = gateway_link(request, segment);
     let known = segment.ports.iter().filter_map(|port| Some((port.address?, port.mac)));
-    vec![
+    let mut steps = vec![
         Step::Namespace { name: name.clone() },
         Step::NftTables { namespace: namespace(), tables: vec![table] },
         sysctl(namespace(), "net/ipv4/ip_forward"),
@@ -424,7 +455,11 @@ fn gateway_steps(request: &Request, segment: &Segment<'_>, uplink: &Uplink) -> V
         address(None, &uplink.link, uplink.outer, 31),
         address(namespace(), UPLINK, uplink.inner, 31),
         Step::Route { namespace: namespace(), gateway: uplink.outer },
-    ]
+    ];
+    if !request.switch.takes_offloads() {
+        steps.push(Step::NoOffloads { namespace: namespace(), link: GUESTS.into() });
+    }
+    steps
 }
 
 fn sysctl(namespace: Option<String>, key: &str) -> Step {

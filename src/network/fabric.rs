@@ -16,7 +16,8 @@
 //!   that runs there ([`switch`](super::switch) then checks what is in the frame);
 //! - one that **leaves**, sent here or passed on, is from the kernel's own VXLAN device. Those
 //!   send from ports that only root has, and guests of any job get others by NAT: without
-//!   this, any user's program on one host of the job could write frames for all others.
+//!   this, any user's program on one host of the job could write frames for all others. On
+//!   [Open vSwitch](super::ovs) they have a mark instead.
 //!
 //! Key, port and addresses are not secret, and nothing is encrypted: who can send with
 //! a host's address on the underlay is trusted.
@@ -27,9 +28,10 @@ use std::net::Ipv4Addr;
 use serde_json::{Value, json};
 
 use super::ruleset::*;
-use super::{Fabric, Request};
+use super::{Fabric, Request, Switch};
 use crate::error::{Error, Result};
 use crate::host::nft::{Family, Table};
+use crate::host::ovs;
 use crate::host::tunnel::{PORT, SOURCE_PORTS};
 use crate::model::address::{Mac, MacPrefix};
 use crate::model::owner::Owner;
@@ -116,7 +118,7 @@ pub fn check(request: &Request) -> Result<()> {
 }
 
 /// The table that guards the keys of a job on the underlay.
-pub fn table(owner: Owner, address: Ipv4Addr, tunnels: &[&Tunnel]) -> Table {
+pub fn table(owner: Owner, address: Ipv4Addr, tunnels: &[&Tunnel], switch: Switch) -> Table {
     let hosts: BTreeSet<_> = tunnels.iter().flat_map(|tunnel| tunnel.hosts()).collect();
     let keys: Vec<u32> = tunnels.iter().map(|tunnel| tunnel.key).collect();
     let is_ours = || [eq(field("udp", "dport"), PORT), eq(key(), json!({ "set": keys }))];
@@ -137,7 +139,12 @@ pub fn table(owner: Owner, address: Ipv4Addr, tunnels: &[&Tunnel]) -> Table {
     }
     let by_host: Vec<_> = hosts.iter().map(|host| (json!(host), goto(&from(host)))).collect();
     let ports = json!({ "range": [SOURCE_PORTS.0, SOURCE_PORTS.1] });
-    let sent_here = [eq(field("ip", "saddr"), address), eq(field("udp", "sport"), ports), accept()];
+    let by_root = match switch {
+        Switch::Linux => eq(field("udp", "sport"), ports),
+        // Open vSwitch that is its own datapath sends past this table.
+        Switch::Ovs(_) => eq(meta("mark"), ovs::MARK),
+    };
+    let sent_here = [eq(field("ip", "saddr"), address), by_root, accept()];
     let judged = |hook: &str, to: &str| {
         let [port, key] = is_ours();
         rule(hook, &[port, key, goto(to)])

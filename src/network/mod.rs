@@ -8,7 +8,7 @@
 //! | [`ethernet`] | names, addresses, the order of steps |
 //! | [`fabric`] | how the hosts of a job reach each other |
 //! | [`switch`] | what guests may send: the Linux bridge and its rules |
-//! | [`ovs`] | the same for Open vSwitch: bridges and flows |
+//! | [`ovs`] | the same by Open vSwitch: its bridge and flows |
 //! | [`router`] | where guests' packets may go: NAT and rules of an L3 network |
 //! | [`ruleset`] | how rules are written down |
 
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Layer, Network, ReverseNat};
 use crate::error::Result;
 use crate::host::journal::Plan;
+use crate::host::ovs::Datapath;
 use crate::model::address::{Mac, Subnet};
 use crate::model::job::ProcessId;
 use crate::model::owner::Owner;
@@ -35,6 +36,7 @@ pub mod switch;
 /// What one job needs of one host.
 #[derive(Clone, Debug)]
 pub struct Request {
+    pub switch: Switch,
     pub owner: Owner,
     /// The process the network is made for.
     pub keeper: ProcessId,
@@ -84,6 +86,22 @@ pub struct VmNetworks {
     pub nic_model: String,
     /// Names of networks, in the order in which the guest sees the interfaces.
     pub networks: Vec<String>,
+}
+
+/// What carries the frames of guests on a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Switch {
+    /// The kernel's bridge.
+    Linux,
+    /// Open vSwitch, with this datapath.
+    Ovs(Datapath),
+}
+
+impl Switch {
+    /// Whether it takes frames whose checksums and segments are left to the hardware.
+    pub fn takes_offloads(self) -> bool {
+        self != Self::Ovs(Datapath::Netdev)
+    }
 }
 
 /// What lies beyond the namespace in which the plan is applied.

@@ -77,7 +77,7 @@ pub const FABRIC_DROPS: [&str; 1] = ["broadcast"];
 const TO_OTHERS: &str = "to-others";
 
 /// How many frames a second, and at once, one guest may send to all guests on other hosts.
-const BROADCASTS: u32 = 1000;
+pub const BROADCASTS: u32 = 1000;
 
 /// Before everything else, also before conntrack.
 const FIRST: i32 = -300;

@@ -164,6 +164,7 @@ impl Here {
             Outside::Host
         };
         let request = network::Request {
+            switch: network::Switch::Linux,
             owner: book.record.owner,
             keeper: book.record.launcher,
             tap_uid: 0,

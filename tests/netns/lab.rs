@@ -17,7 +17,7 @@ use pavo::host::{Host, netns, process, tap};
 use pavo::model::address::Mac;
 use pavo::model::owner::Owner;
 use pavo::model::vm::Nic;
-use pavo::network::{Fabric, Outside, Peer, Request, VmNetworks};
+use pavo::network::{Fabric, Outside, Peer, Request, Switch, VmNetworks};
 
 /// How long something that must happen may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -199,6 +199,7 @@ pub fn request(job: u32, vms: u32, networks: &[(&str, Ethernet)]) -> Request {
     let names: Vec<String> = networks.iter().map(|(name, _)| (*name).to_owned()).collect();
     let vm = |rank| VmNetworks { rank, nic_model: "virtio-net".into(), networks: names.clone() };
     Request {
+        switch: Switch::Linux,
         owner: Owner::local(job),
         keeper: process::current(),
         tap_uid: 0,

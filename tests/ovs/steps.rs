@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use pavo::config::Layer;
 use pavo::host::file::write_atomically;
 use pavo::host::journal::Plan;
-use pavo::host::ovs;
+use pavo::host::ovs::{self, Datapath};
 use pavo::host::process::{self, ProcessId};
 use pavo::host::step::{Outcome, Step};
+use pavo::network::Switch;
 use pavo::network::ovs::choose;
 
 use super::lab::{Lab, in_netns};
@@ -16,7 +16,7 @@ use super::world::*;
 /// One host, without a wire to others.
 fn alone(lab: &Lab) -> (Node, Plan) {
     let node = Node::new(lab, 1);
-    let plan = job(&node, Layer::L3).plan;
+    let plan = job(&node, &[("net", l3()), ("raw", l2())]).plan;
     (node, plan)
 }
 
@@ -108,7 +108,7 @@ fn what_an_administrator_removed_is_mended() {
         let (node, plan) = alone(lab);
         node.apply(&plan).unwrap();
         let whole = node.traces();
-        for harm in ["del-port pt42-1", "set interface px42-0 options:key=7", "del-br pb42-0"] {
+        for harm in ["del-port pt42-1", "set interface px42-0 options:key=7", "del-br pb42"] {
             node.vsctl(harm);
             assert_ne!(node.traces(), whole, "{harm}");
             node.apply(&plan).unwrap();
@@ -122,17 +122,17 @@ fn what_is_somebody_elses_is_refused_and_left_alone() {
     in_netns(|lab| {
         let (node, plan) = alone(lab);
         for foreign in [
-            "add-br pb42-0 -- set bridge pb42-0 datapath_type=netdev",
+            "add-br pb42 -- set bridge pb42 datapath_type=netdev",
             "add-br site -- set bridge site datapath_type=netdev -- add-port site px42-0 \
              -- set interface px42-0 type=vxlan options:remote_ip=flow options:key=9",
         ] {
             node.vsctl(foreign);
             let before = node.traces();
             let error = node.apply(&plan).unwrap_err().report();
-            assert!(error.contains("42-0"), "{error}");
+            assert!(error.contains("(pb42)") || error.contains("(px42-0)"), "{error}");
             assert!(error.contains("constraint violation"), "{error}");
             assert_eq!(node.traces(), before);
-            node.vsctl("--if-exists del-br pb42-0 -- --if-exists del-br site");
+            node.vsctl("--if-exists del-br pb42 -- --if-exists del-br site");
         }
     });
 }
@@ -154,8 +154,8 @@ fn without_open_vswitch_the_reason_is_said_soon_and_clean_up_waits_for_it() {
         assert!(took < Duration::from_secs(5), "{took:?}");
         assert!(error.report().contains("systemctl status openvswitch-switch"), "{error:?}");
         let facts = node.run(|| ovs::probe(&node.host));
-        let (choice, why) = choose(&facts, "br-phy");
-        assert_eq!(choice, None);
+        let (choice, why) = choose(&facts, Some("br-phy"));
+        assert_eq!(choice, Switch::Linux);
         assert!(why.contains("Open vSwitch does not answer at"), "{why}");
 
         node.start_ovs();
@@ -192,12 +192,15 @@ fn the_choice_has_a_reason() {
         let (node, _) = alone(lab);
         node.vsctl("add-br br-phy -- set bridge br-phy datapath_type=netdev");
         let facts = node.run(|| ovs::probe(&node.host));
-        let (choice, why) = choose(&facts, "br-phy");
-        let (none, why_not) = choose(&facts, "eth0");
+        let (choice, why) = choose(&facts, Some("br-phy"));
+        let (other, why_not) = choose(&facts, Some("eth0"));
+        let (alone, _) = choose(&facts, None);
         if facts.unwrap().kernel {
-            assert_eq!((choice, none), (Some(ovs::Datapath::System), Some(ovs::Datapath::System)));
+            let system = Switch::Ovs(Datapath::System);
+            assert_eq!((choice, other, alone), (system, system, system));
         } else {
-            assert_eq!((choice, none), (Some(ovs::Datapath::Netdev), None));
+            let netdev = Switch::Ovs(Datapath::Netdev);
+            assert_eq!((choice, other, alone), (netdev, Switch::Linux, netdev));
             assert!(why.contains("has the underlay `br-phy`"), "{why}");
             assert!(why_not.contains("`eth0` is no bridge"), "{why_not}");
         }

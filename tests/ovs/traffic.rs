@@ -1,12 +1,10 @@
 //! What guests can send, and whom they can reach, over two hosts.
 
-use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
-use pavo::config::Layer;
 use pavo::host::netns;
 use pavo::model::address::Mac;
 
@@ -16,7 +14,7 @@ use super::world::*;
 #[test]
 fn guests_of_two_hosts_are_on_one_network_at_full_mtu() {
     in_netns(|lab| {
-        let (nodes, jobs) = started(lab, Layer::L3);
+        let (nodes, jobs) = started(lab, &[("net", l3())]);
         let a = Machine::boot(lab, &nodes[0], &jobs[0].nics[0]);
         let near = Machine::boot(lab, &nodes[0], &jobs[0].nics[1]);
         let far = Machine::boot(lab, &nodes[1], &jobs[1].nics[1]);
@@ -133,17 +131,15 @@ fn spoofed(a: &Guest, b: &Guest) -> Vec<(&'static str, &'static str, Vec<u8>)> {
     ]
 }
 
-type Counts = BTreeMap<String, u64>;
-
 /// Waits until these counters, and no others, have grown by so much: ovs-vswitchd counts now
 /// and then.
-fn grows(node: &Node, job: &Job, before: &Counts, expected: &[(&str, u64)]) {
+fn grows(node: &Node, before: &Counters, expected: &[(&str, u64)]) {
     let quiet = ["gateway", "unknown-address"];
-    let expected: Counts =
+    let expected: Counters =
         expected.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
     loop {
-        let mut grown = grown(before, &node.counters(job));
+        let mut grown = grown(before, &node.counters());
         grown.retain(|name, _| !quiet.contains(&name.as_str()));
         if grown == expected {
             return;
@@ -164,15 +160,15 @@ fn guests(nodes: &[Node; 2], jobs: &[Job; 2]) -> Vec<Guest> {
 #[test]
 fn spoofed_frames_never_arrive_and_their_counter_says_so() {
     in_netns(|lab| {
-        let (nodes, jobs) = started(lab, Layer::L3);
+        let (nodes, jobs) = started(lab, &[("net", l3())]);
         let all = guests(&nodes, &jobs);
         let (a, near, far) = (&all[0], &all[1], &all[2]);
         let ready = [hello(a, near, "ready"), hello(a, far, "ready")];
         near.until(a, &ready[0]);
         far.until(a, &ready[1]);
 
-        let before = nodes[0].counters(&jobs[0]);
-        let mut expected: Counts = BTreeMap::new();
+        let before = nodes[0].counters();
+        let mut expected: Counters = Counters::new();
         let mut frames = Vec::new();
         for b in [near, far] {
             for (_, rule, frame) in spoofed(a, b) {
@@ -189,14 +185,14 @@ fn spoofed_frames_never_arrive_and_their_counter_says_so() {
         }
         let expected: Vec<_> =
             expected.iter().map(|(name, count)| (name.as_str(), *count)).collect();
-        grows(&nodes[0], &jobs[0], &before, &expected);
+        grows(&nodes[0], &before, &expected);
     });
 }
 
 #[test]
 fn arp_is_answered_by_the_bridge_and_heard_by_nobody() {
     in_netns(|lab| {
-        let (nodes, jobs) = started(lab, Layer::L3);
+        let (nodes, jobs) = started(lab, &[("net", l3())]);
         let all = guests(&nodes, &jobs);
         let (a, near, far) = (&all[0], &all[1], &all[2]);
         let zero = Ipv4Addr::UNSPECIFIED;
@@ -226,7 +222,7 @@ fn arp_is_answered_by_the_bridge_and_heard_by_nobody() {
 #[test]
 fn broadcast_reaches_all_guests_once_and_dhcp_the_own_gateway_only() {
     in_netns(|lab| {
-        let (nodes, jobs) = started(lab, Layer::L3);
+        let (nodes, jobs) = started(lab, &[("net", l3())]);
         let all = guests(&nodes, &jobs);
         let a = &all[0];
         let servers = nodes.each_ref().map(|node| {
@@ -266,45 +262,52 @@ fn broadcast_reaches_all_guests_once_and_dhcp_the_own_gateway_only() {
 }
 
 /// A frame in VXLAN, as a program on host 2 would send it to host 1.
-fn inject(nodes: &[Node; 2], from: Ipv4Addr, key: u32, frame: &[u8]) {
+fn inject(nodes: &[Node; 2], from: Ipv4Addr, key: u32, frame: &[u8]) -> std::io::Result<usize> {
     let header = [&[8, 0, 0, 0][..], &(key << 8).to_be_bytes()].concat();
     let socket = nodes[1].inside(|| std::net::UdpSocket::bind((from, 0))).unwrap();
-    socket.send_to(&[header, frame.to_vec()].concat(), (nodes[0].address(), 4789)).unwrap();
+    socket.send_to(&[header, frame.to_vec()].concat(), (nodes[0].address(), 4789))
 }
 
 #[test]
 fn a_tunnel_takes_frames_of_its_peers_guests_only_and_only_for_guests_here() {
     in_netns(|lab| {
-        let (nodes, jobs) = started(lab, Layer::L3);
+        let (nodes, jobs) = started(lab, &[("net", l3())]);
         let all = guests(&nodes, &jobs);
         let (a, far) = (&all[0], &all[2]);
         a.until(far, &hello(far, a, "ready"));
         let stranger = Ipv4Addr::new(10, 98, 0, 99);
         nodes[1].sh("ip addr add 10.98.0.99/24 dev br-phy");
         let peer = nodes[1].address();
-        let before = nodes[0].counters(&jobs[0]);
+        let before = nodes[0].counters();
         let wrong = |mac, ip, text: &str| {
             ethernet(a.mac, mac, 0x0800, &ipv4(ip, a.ip, 17, &udp(1, 1, text.as_bytes())))
         };
         let good = |text: &str| hello(far, a, text);
-        inject(&nodes, stranger, KEY, &good("wrong host"));
-        inject(&nodes, peer, KEY + 1, &good("wrong key"));
-        inject(&nodes, peer, KEY, &wrong(FORGED, far.ip, "wrong MAC"));
-        inject(&nodes, peer, KEY, &wrong(all[1].mac, all[1].ip, "a guest of this host"));
-        inject(&nodes, peer, KEY, &wrong(far.mac, all[3].ip, "wrong address"));
-        inject(&nodes, peer, KEY, &arp(2, far.mac, far.mac, far.ip, a.mac, a.ip));
+        // No program on a host of the job can write frames of the job …
+        for from in [peer, stranger] {
+            let refused = inject(&nodes, from, KEY, &good("forged")).unwrap_err();
+            assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied);
+        }
+        // … but another host could, and this one, were it not of the job.
+        nodes[1].sh("nft delete table ip pavo_42");
+        inject(&nodes, stranger, KEY, &good("wrong host")).unwrap();
+        inject(&nodes, peer, KEY + 1, &good("wrong key")).unwrap();
+        inject(&nodes, peer, KEY, &wrong(FORGED, far.ip, "wrong MAC")).unwrap();
+        inject(&nodes, peer, KEY, &wrong(all[1].mac, all[1].ip, "a guest of this host")).unwrap();
+        inject(&nodes, peer, KEY, &wrong(far.mac, all[3].ip, "wrong address")).unwrap();
+        inject(&nodes, peer, KEY, &arp(2, far.mac, far.mac, far.ip, a.mac, a.ip)).unwrap();
         let tagged = [&[0, 7, 8, 0][..], &good("tagged")[14..]].concat();
-        inject(&nodes, peer, KEY, &ethernet(a.mac, far.mac, 0x8100, &tagged));
+        inject(&nodes, peer, KEY, &ethernet(a.mac, far.mac, 0x8100, &tagged)).unwrap();
         let dhcp = ipv4(far.ip, a.ip, 17, &udp(67, 68, b"dhcp"));
-        inject(&nodes, peer, KEY, &ethernet(a.mac, far.mac, 0x0800, &dhcp));
+        inject(&nodes, peer, KEY, &ethernet(a.mac, far.mac, 0x0800, &dhcp)).unwrap();
         let to_gateway = ipv4(far.ip, a.gateway, 17, &udp(1, 53, b"gateway"));
-        inject(&nodes, peer, KEY, &ethernet(a.gateway_mac, far.mac, 0x0800, &to_gateway));
+        inject(&nodes, peer, KEY, &ethernet(a.gateway_mac, far.mac, 0x0800, &to_gateway)).unwrap();
         // Host 1 would send it back to host 2.
-        inject(&nodes, peer, KEY, &hello(far, &all[3], "through"));
+        inject(&nodes, peer, KEY, &hello(far, &all[3], "through")).unwrap();
         let seen = a.until(far, &good("end"));
         assert_eq!(seen.len(), 0, "{seen:02x?}");
         let expected = [("tunnel-source", 7), ("tunnel-destination", 2)];
-        grows(&nodes[0], &jobs[0], &before, &expected);
+        grows(&nodes[0], &before, &expected);
         let seen = all[3].until(far, &hello(far, &all[3], "end"));
         assert!(!seen.iter().any(|frame| frame.ends_with(b"through")), "{seen:02x?}");
     });
@@ -313,13 +316,13 @@ fn a_tunnel_takes_frames_of_its_peers_guests_only_and_only_for_guests_here() {
 #[test]
 fn layer_2_carries_any_protocol_between_hosts_but_pins_the_mac() {
     in_netns(|lab| {
-        let (nodes, jobs) = started(lab, Layer::L2);
+        let (nodes, jobs) = started(lab, &[("raw", l2())]);
         let all = guests(&nodes, &jobs);
         let (a, near, far) = (&all[0], &all[1], &all[2]);
         let plain = |to: [u8; 6], text: &str| ethernet(to, a.mac, 0x88b5, text.as_bytes());
         near.until(a, &plain(near.mac, "ready"));
         far.until(a, &plain(far.mac, "ready"));
-        let before = nodes[0].counters(&jobs[0]);
+        let before = nodes[0].counters();
         for b in [near, far] {
             a.send(&ethernet(b.mac, b.mac, 0x88b5, b"forged"));
             a.send(&ethernet(b.mac, FORGED, 0x88b5, b"forged"));
@@ -334,7 +337,7 @@ fn layer_2_carries_any_protocol_between_hosts_but_pins_the_mac() {
             assert!(!seen.iter().any(|frame| frame.ends_with(b"nobody")), "{seen:02x?}");
         }
         let faults = [("source-mac", 4), ("pt42-0", 4), ("unknown-destination", 1)];
-        grows(&nodes[0], &jobs[0], &before, &faults);
+        grows(&nodes[0], &before, &faults);
         for to in [BROADCAST, MULTICAST] {
             a.send(&plain(to, "once"));
             for b in &all[1..] {
@@ -347,9 +350,48 @@ fn layer_2_carries_any_protocol_between_hosts_but_pins_the_mac() {
 }
 
 #[test]
+fn a_vm_on_two_networks_keeps_them_apart() {
+    in_netns(|lab| {
+        let (nodes, jobs) = started(lab, &[("left", l3()), ("right", l3())]);
+        let all = guests(&nodes, &jobs);
+        // Of each VM its NIC on the left, then the one on the right, with the same addresses.
+        let [near, far] = [(&all[2], &all[3]), (&all[4], &all[5])];
+        for (left, right) in [near, far] {
+            let (to_left, to_right) =
+                (hello(&all[0], left, "left"), hello(&all[1], right, "right"));
+            left.until(&all[0], &to_left);
+            let seen = right.until(&all[1], &to_right);
+            assert!(!seen.contains(&to_left), "{seen:02x?}");
+            let seen = left.until(&all[0], &hello(&all[0], left, "end"));
+            assert!(!seen.contains(&to_right), "{seen:02x?}");
+        }
+    });
+}
+
+#[test]
+fn nobody_floods_the_other_hosts() {
+    in_netns(|lab| {
+        let (nodes, jobs) = started(lab, &[("raw", l2())]);
+        let all = guests(&nodes, &jobs);
+        let (a, far) = (&all[0], &all[2]);
+        far.until(a, &ethernet(far.mac, a.mac, 0x88b5, b"ready"));
+        let flood = ethernet(BROADCAST, a.mac, 0x88b5, b"flood");
+        eventually(|| {
+            for _ in 0..500 {
+                a.send(&flood);
+            }
+            (nodes[0].counters()["broadcast"] > 0).then_some(())
+        });
+        // To one guest it may still talk.
+        far.until(a, &ethernet(far.mac, a.mac, 0x88b5, b"end"));
+        assert_eq!(nodes[0].counters()["pt42-0"], 0);
+    });
+}
+
+#[test]
 fn the_hosts_own_stack_neither_hears_guests_nor_talks_to_them() {
     in_netns(|lab| {
-        let (nodes, jobs) = started(lab, Layer::L3);
+        let (nodes, jobs) = started(lab, &[("net", l3())]);
         let node = &nodes[0];
         let all = guests(&nodes, &jobs);
         let (a, near) = (&all[0], &all[1]);

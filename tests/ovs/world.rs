@@ -1,6 +1,5 @@
 //! Two hosts, each with an Open vSwitch of its own, joined by a wire.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
@@ -15,19 +14,16 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use pavo::config::{Ethernet, Layer};
 use pavo::error::Result;
 use pavo::host::journal::{Journal, Plan};
-use pavo::host::ovs::{Datapath, Tunnel};
-use pavo::host::step::Step;
-use pavo::host::{Host, netns, process, spawn, tap};
+use pavo::host::ovs::Datapath;
+use pavo::host::{Host, netns, spawn, tap};
 use pavo::model::address::Mac;
 use pavo::model::owner::{Manager, Owner};
-use pavo::model::vm::{Nic, NicIpv4};
-use pavo::network::ovs::{self, Gateway, Network, Peer};
-use pavo::network::switch::Port;
+use pavo::model::vm::Nic;
+use pavo::network::{Switch, ovs, plan};
 
-use super::lab::{Lab, eventually, sh};
+use super::lab::{Counters, Lab, across, eventually, request, sh};
 
 pub const KEY: u32 = 4242;
-pub const MTU: u16 = 1500;
 
 /// A host: a network namespace with Open vSwitch.
 pub struct Node {
@@ -182,109 +178,43 @@ impl Node {
     }
 
     /// The counters of the job's bridge.
-    pub fn counters(&self, job: &Job) -> BTreeMap<String, u64> {
-        let taps: Vec<_> = job.nics.iter().map(|nic| nic.tap.clone()).collect();
-        self.run(|| ovs::counters(&self.host, BRIDGE, &taps)).unwrap()
+    pub fn counters(&self) -> Counters {
+        self.run(|| ovs::counters(&self.host, owner())).unwrap()
     }
 }
 
-pub const BRIDGE: &str = "pb42-0";
 pub const NAMESPACE: &str = "pn42-0";
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 200, 255, 254);
-const GATEWAY_LINK: &str = "pg42-0";
 
 /// What a job needs of one host.
 pub struct Job {
     pub plan: Plan,
+    /// Of all VMs here.
     pub nics: Vec<Nic>,
 }
 
-/// A job of two hosts with two VMs on each: its part on one of them.
-pub fn job(node: &Node, layer: Layer) -> Job {
-    let config = Ethernet { layer, ..Ethernet::default() };
-    let subnet = config.int_network;
-    let mine = u32::from(node.number - 1) * 2;
-    let others = 2 - mine;
-    let l3 = layer == Layer::L3;
-    let mac = |rank| config.mac_prefix.nth(rank).unwrap();
-    let address = |rank| l3.then(|| subnet.guest(rank).unwrap());
-    let nic = |rank: u32| Nic {
-        network: "net".into(),
-        tap: owner().indexed('t', rank - mine),
-        mac: mac(rank),
-        model: "virtio-net".into(),
-        mtu: MTU,
-        ipv4: address(rank).map(|address| NicIpv4 {
-            address,
-            subnet,
-            gateway: subnet.gateway(),
-            domain: "pavo.internal".into(),
-        }),
-        offloads: false,
-    };
-    let nics: Vec<_> = (mine..mine + 2).map(nic).collect();
-    let ports: Vec<_> = nics
-        .iter()
-        .map(|nic| Port {
-            tap: nic.tap.clone(),
-            mac: nic.mac,
-            address: nic.ipv4.as_ref().map(|ipv4| ipv4.address),
-        })
-        .collect();
-    let gateway = l3.then(|| Gateway {
-        link: GATEWAY_LINK,
-        mac: config.mac_prefix.gateway(),
-        address: subnet.gateway(),
-    });
-    let tunnel = Tunnel { name: "px42-0".into(), key: KEY, local: node.address(), udp_port: 4789 };
-    let peer = Peer {
-        address: Ipv4Addr::new(10, 98, 0, 3 - node.number),
-        guests: (others..others + 2).map(|rank| (mac(rank), address(rank))).collect(),
-    };
-    let network = Network {
-        layer,
-        bridge: BRIDGE,
-        datapath: Datapath::Netdev,
-        ports: &ports,
-        gateway,
-        tunnel: Some(tunnel),
-        peers: vec![peer],
-    };
-    Job { plan: Plan { owner: owner(), keeper: process::current(), steps: steps(&network) }, nics }
+/// A job of two hosts with two VMs on each, all on these networks: its part on one of them.
+pub fn job(node: &Node, networks: &[(&str, Ethernet)]) -> Job {
+    let mut request = across(request(42, 0, networks), usize::from(node.number - 1), &[2, 2]);
+    (request.owner, request.switch) = (owner(), Switch::Ovs(Datapath::Netdev));
+    let fabric = request.fabric.as_mut().unwrap();
+    (fabric.address, fabric.mtu, fabric.link) = (node.address(), 1600, "br-phy".into());
+    fabric.keys = (KEY..).take(networks.len()).collect();
+    for peer in &mut fabric.peers {
+        peer.address = Ipv4Addr::new(10, 98, 0, 3 - node.number);
+    }
+    let plan = plan(&request).unwrap();
+    let nics = plan.nics.into_iter().flat_map(|(_, nics)| nics).collect();
+    Job { plan: plan.plan, nics }
 }
 
-fn steps(network: &Network<'_>) -> Vec<Step> {
-    let bridge = ovs::bridge(network);
-    let mut steps =
-        vec![Step::NftTables { namespace: None, tables: ovs::guard(owner(), &bridge.links) }];
-    let (group, alias) = (owner().link_group(), "pavo: a test".to_owned());
-    let namespace = || Some(NAMESPACE.to_owned());
-    if let Some(gateway) = &network.gateway {
-        let link = "guests".to_owned();
-        steps.extend([
-            Step::Namespace { name: NAMESPACE.into() },
-            Step::LinkUp { namespace: namespace(), link: "lo".into() },
-            Step::Veth {
-                name: gateway.link.into(),
-                mtu: MTU,
-                group,
-                alias: alias.clone(),
-                bridge: None,
-                peer: link.clone(),
-                peer_namespace: NAMESPACE.into(),
-                peer_mac: Some(gateway.mac),
-            },
-            Step::NoOffloads { namespace: namespace(), link: link.clone() },
-            Step::Address { namespace: namespace(), link, address: gateway.address, bits: 16 },
-        ]);
-    }
-    let names = network.ports.iter().map(|port| port.tap.clone()).collect();
-    steps.extend([
-        Step::Taps { bridge: None, mtu: MTU, group, alias, owner: 0, names },
-        Step::OvsBridges { owner: owner(), bridges: vec![bridge] },
-        Step::OvsFlows { tables: vec![ovs::flow_table(network)] },
-    ]);
-    steps
+/// An L3 network with the MTU that most have.
+pub fn l3() -> Ethernet {
+    Ethernet { mtu: 1500, ..Ethernet::default() }
+}
+
+pub fn l2() -> Ethernet {
+    Ethernet { layer: Layer::L2, ..l3() }
 }
 
 /// A guest with a kernel of its own, as far as its network goes: a namespace whose `eth0` is
@@ -354,9 +284,9 @@ fn pump(from: &File, to: &File, stop: &AtomicBool) {
 }
 
 /// Two hosts with a job on them.
-pub fn started(lab: &Lab, layer: Layer) -> ([Node; 2], [Job; 2]) {
+pub fn started(lab: &Lab, networks: &[(&str, Ethernet)]) -> ([Node; 2], [Job; 2]) {
     let nodes = two_hosts(lab);
-    let jobs = nodes.each_ref().map(|node| job(node, layer));
+    let jobs = nodes.each_ref().map(|node| job(node, networks));
     for (node, job) in nodes.iter().zip(&jobs) {
         node.apply(&job.plan).unwrap();
     }

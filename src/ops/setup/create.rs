@@ -168,6 +168,7 @@ impl Wanted {
 
     fn plan(self, holding: &Holding, fabric: Option<Fabric>) -> Result<NetworkPlan> {
         network::plan(&network::Request {
+            switch: network::Switch::Linux,
             owner: holding.ask.owner(),
             keeper: holding.keeper,
             tap_uid: holding.ask.uid,
