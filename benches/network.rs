@@ -137,7 +137,9 @@ fn write_batches(plan: &Plan, dir: &Path) {
             Step::Route { gateway, .. } => inside.push(format!("route add default via {gateway}")),
             Step::LinkUp { link, .. } => inside.push(format!("link set {link} up")),
             Step::Sysctl { .. } | Step::Vxlan { .. } | Step::Forwarding { .. } => {}
+            Step::NoOffloads { .. } | Step::OvsBridges { .. } | Step::OvsFlows { .. } => {}
             Step::Taps { bridge, mtu, group, names, .. } => {
+                let bridge = bridge.as_deref().expect("a Linux bridge");
                 for name in names {
                     ip.push(format!(
                         "tuntap add dev {name} mode tap user 0\n\

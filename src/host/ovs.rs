@@ -7,7 +7,7 @@
 //! flows passes nothing (`fail_mode=secure`): so it is between the two, and after
 //! ovs-vswitchd was restarted.
 //!
-//! The database outlives the machine's reboot, the journal does not: see [`owners`].
+//! The database outlives the machine's reboot, the journal does not: see [`sweep`].
 //!
 //! Nothing here waits for ever: see [`LIMIT`].
 
@@ -32,6 +32,9 @@ use rpc::Client;
 
 /// How long one conversation with Open vSwitch may take, its own work included.
 pub const LIMIT: Duration = Duration::from_secs(10);
+
+/// How long it may take where we can do without it.
+const SOON: Duration = Duration::from_secs(2);
 
 const IS_IT_RUNNING: &str = "is Open vSwitch running? `systemctl status openvswitch-switch`";
 
@@ -127,7 +130,8 @@ pub async fn delete(host: &Host, owner: Owner) -> Result<Outcome> {
     if let Err(error) = deleted {
         // The database may have them deleted all the same; ovs-vswitchd follows when it is
         // back, and there is nothing of ours to do then.
-        if !in_time(ours(&mut client, owner)).await?.uuids.is_empty() {
+        let look = async { ours(&mut Client::open(&host.ovs_db()).await?, owner).await };
+        if !in_time(look).await?.uuids.is_empty() {
             return Err(error);
         }
         warn!("{}", error.report());
@@ -135,31 +139,37 @@ pub async fn delete(host: &Host, owner: Owner) -> Result<Outcome> {
     Ok(Outcome::Changed)
 }
 
-/// The owners of all bridges that are ours. After a reboot these are leftovers.
+/// Deletes the bridges of owners that are not among these, and returns whose they were: after
+/// a reboot the database still has bridges that no journal knows.
+pub async fn sweep(host: &Host, known: &BTreeSet<Owner>) -> Result<Vec<Owner>> {
+    let mut swept = Vec::new();
+    for owner in owners(host).await?.difference(known) {
+        delete(host, *owner).await?;
+        swept.push(*owner);
+    }
+    Ok(swept)
+}
+
+/// The owners of all bridges that are ours.
 pub async fn owners(host: &Host) -> Result<BTreeSet<Owner>> {
-    let ask = json!({
-        "op": "select", "table": "Bridge", "where": [], "columns": ["external_ids"],
-    });
+    let ask = select("Bridge", None, &["external_ids"]);
     let answers = in_time(async { Client::open(&host.ovs_db()).await?.transact(vec![ask]).await });
     let rows = rows(answers.await?.first());
     let owner = |row: &Value| map(&row["external_ids"]).remove(OWNER)?.parse().ok();
     Ok(rows.iter().filter_map(owner).collect())
 }
 
-/// What there is to work with.
+/// What there is to work with, if it answers soon.
 pub async fn probe(host: &Host) -> Result<Facts> {
-    let select = |table: &str, columns: &[&str]| json!({ "op": "select", "table": table, "where": [], "columns": columns });
     let ask = vec![
-        select("Open_vSwitch", &["next_cfg", "ovs_version"]),
-        select("Bridge", &["name", "datapath_type"]),
+        select("Open_vSwitch", None, &["ovs_version"]),
+        select("Bridge", None, &["name", "datapath_type"]),
     ];
-    in_time(async {
+    within(SOON, async {
         let mut client = Client::open(&host.ovs_db()).await?;
-        let answers = client.transact(ask).await?;
+        // The database alone moves no frame: ovs-vswitchd has to follow, too.
+        let answers = commit(&mut client, ask).await?;
         let root = rows(answers.first());
-        let next = root.first().and_then(|row| row["next_cfg"].as_i64()).unwrap_or(0);
-        // The database alone moves no frame.
-        client.configured(next).await?;
         let version = root.first().and_then(|row| row["ovs_version"].as_str());
         let bridges = rows(answers.get(1)).into_iter().map(|row| {
             let datapath = text(&row["datapath_type"]);
@@ -200,13 +210,11 @@ fn word(name: Option<&str>, kind: &Value, options: &Value) -> String {
 }
 
 async fn ours(client: &mut Client, owner: Owner) -> Result<Found> {
-    let mine = json!([["external_ids", "includes", ["map", [[OWNER, owner]]]]]);
-    let select = |table: &str, columns: &[&str]| json!({ "op": "select", "table": table, "where": mine, "columns": columns });
     let answers = client
         .transact(vec![
-            select("Bridge", &["_uuid", "name", "datapath_type", "ports"]),
-            select("Port", &["_uuid", "name"]),
-            select("Interface", &["name", "type", "options"]),
+            select("Bridge", Some(owner), &["_uuid", "name", "datapath_type", "ports"]),
+            select("Port", Some(owner), &["_uuid", "name"]),
+            select("Interface", Some(owner), &["name", "type", "options"]),
         ])
         .await?;
     // A port has one interface, of the same name.
@@ -232,13 +240,24 @@ async fn ours(client: &mut Client, owner: Owner) -> Result<Found> {
     Ok(Found { uuids, bridges })
 }
 
+/// A question about all rows of a table, or those of an owner.
+fn select(table: &str, owner: Option<Owner>, columns: &[&str]) -> Value {
+    let condition = |owner| json!(["external_ids", "includes", ["map", [[OWNER, owner]]]]);
+    let conditions: Vec<_> = owner.into_iter().map(condition).collect();
+    json!({ "op": "select", "table": table, "where": conditions, "columns": columns })
+}
+
+/// A change of the one row that everything hangs on.
+fn mutate(mutation: Value) -> Value {
+    json!({ "op": "mutate", "table": "Open_vSwitch", "where": [], "mutations": [mutation] })
+}
+
 /// Ports and interfaces of no bridge are deleted by ovsdb-server.
 fn removal(found: &Found) -> Vec<Value> {
     if found.uuids.is_empty() {
         return Vec::new();
     }
-    let mutation = json!(["bridges", "delete", ["set", found.uuids]]);
-    vec![json!({ "op": "mutate", "table": "Open_vSwitch", "where": [], "mutations": [mutation] })]
+    vec![mutate(json!(["bridges", "delete", ["set", found.uuids]]))]
 }
 
 /// The interfaces of a bridge, its own among them.
@@ -296,10 +315,7 @@ fn insertion(owner: Owner, bridges: &[Bridge]) -> Vec<Value> {
         operations.push(insert("Bridge", &name, row));
         made.push(json!(["named-uuid", name]));
     }
-    let mutation = json!(["bridges", "insert", ["set", made]]);
-    operations.push(
-        json!({ "op": "mutate", "table": "Open_vSwitch", "where": [], "mutations": [mutation] }),
-    );
+    operations.push(mutate(json!(["bridges", "insert", ["set", made]])));
     operations
 }
 
@@ -307,28 +323,21 @@ fn insert(table: &str, name: &str, row: Value) -> Value {
     json!({ "op": "insert", "table": table, "uuid-name": name, "row": row })
 }
 
-/// Does these operations, and waits until ovs-vswitchd has followed.
-async fn commit(client: &mut Client, mut operations: Vec<Value>) -> Result<()> {
+/// Does these operations, and waits until ovs-vswitchd has followed them and all before.
+async fn commit(client: &mut Client, mut operations: Vec<Value>) -> Result<Vec<Value>> {
     if !operations.is_empty() {
-        let mutation = json!(["next_cfg", "+=", 1]);
-        operations.push(json!({
-            "op": "mutate", "table": "Open_vSwitch", "where": [], "mutations": [mutation],
-        }));
+        operations.push(mutate(json!(["next_cfg", "+=", 1])));
     }
-    operations.push(json!({
-        "op": "select", "table": "Open_vSwitch", "where": [], "columns": ["next_cfg"],
-    }));
+    operations.push(select("Open_vSwitch", None, &["next_cfg"]));
     let answers = client.transact(operations).await?;
     let number = rows(answers.last()).first().and_then(|row| row["next_cfg"].as_i64());
-    client.configured(number.ok_or_else(|| Error::system("its database is empty"))?).await
+    client.configured(number.ok_or_else(|| Error::system("its database is empty"))?).await?;
+    Ok(answers)
 }
 
 /// A port that cannot work is in the database all the same, with the reason.
 async fn check_ports(client: &mut Client, owner: Owner) -> Result<()> {
-    let mine = json!([["external_ids", "includes", ["map", [[OWNER, owner]]]]]);
-    let ask = json!({
-        "op": "select", "table": "Interface", "where": mine, "columns": ["name", "error", "ofport"],
-    });
+    let ask = select("Interface", Some(owner), &["name", "error", "ofport"]);
     let answers = client.transact(vec![ask]).await?;
     for row in rows(answers.first()) {
         let reason = row["error"].as_str();
@@ -354,8 +363,12 @@ async fn mark_links(owner: Owner, bridges: &[Bridge]) -> Result<()> {
 
 /// Gives up on a conversation after [`LIMIT`].
 async fn in_time<T>(conversation: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::time::timeout(LIMIT, conversation).await.unwrap_or_else(|_| {
-        let text = format!("Open vSwitch did not follow within {} s", LIMIT.as_secs());
+    within(LIMIT, conversation).await
+}
+
+async fn within<T>(limit: Duration, conversation: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(limit, conversation).await.unwrap_or_else(|_| {
+        let text = format!("Open vSwitch did not follow within {} s", limit.as_secs());
         Err(Error::system(text).help(IS_IT_RUNNING))
     })
 }

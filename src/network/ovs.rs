@@ -152,15 +152,15 @@ pub fn flow_table(owner: Owner, networks: &[Network<'_>]) -> FlowTable {
     let mut ports = 0;
     for (index, network) in (0..).zip(networks) {
         let mut flows = Flows { lines: &mut flows, first: index * TABLES, network };
-        flows.from_tunnel();
-        flows.from_gateway();
-        flows.from_guests();
+        flows.tunnel_in();
+        flows.gateway_in();
+        flows.guests_in();
         if network.layer == Layer::L3 {
             flows.own_address();
             flows.arp();
         }
-        flows.to_local();
-        flows.to_remote(ports);
+        flows.local_out();
+        flows.remote_out(ports);
         ports += network.ports.len() as u32;
     }
     let mut flows = Flows { lines: &mut flows, first: 0, network: &networks[0] };
@@ -211,6 +211,11 @@ pub async fn counters(host: &Host, owner: Owner) -> Result<BTreeMap<String, u64>
         counters.extend(flow.in_port.clone().map(|port| (port, flow.packets)));
     }
     Ok(counters)
+}
+
+/// [`choose`], after a look at the host.
+pub async fn decide(host: &Host, underlay: Option<&str>) -> (Switch, String) {
+    choose(&ovs::probe(host).await, underlay)
 }
 
 /// The switch for jobs of a host, and why: Open vSwitch where it answers and can reach other
@@ -284,7 +289,7 @@ impl Flows<'_> {
         self.add(table, priority, index as u64 + 1, matches, &actions);
     }
 
-    fn from_tunnel(&mut self) {
+    fn tunnel_in(&mut self) {
         let Some(tunnel) = self.network.tunnel else { return };
         let port = from(&tunnel.link);
         if self.network.layer == Layer::L3 {
@@ -304,7 +309,7 @@ impl Flows<'_> {
         self.refuse(IN, 100, &port, "tunnel-source");
     }
 
-    fn from_gateway(&mut self) {
+    fn gateway_in(&mut self) {
         let Some(gateway) = &self.network.gateway else { return };
         let port = from(&gateway.link);
         let own = format!("{port},dl_src={}", gateway.mac);
@@ -314,7 +319,7 @@ impl Flows<'_> {
         self.refuse(IN, 100, &port, "gateway");
     }
 
-    fn from_guests(&mut self) {
+    fn guests_in(&mut self) {
         let next = if self.network.layer == Layer::L3 { L3 } else { LOCAL };
         for port in self.network.ports {
             let link = from(&port.tap);
@@ -375,7 +380,7 @@ impl Flows<'_> {
         self.refuse(ARP, 0, "", "unknown-address");
     }
 
-    fn to_local(&mut self) {
+    fn local_out(&mut self) {
         let network = self.network;
         let everybody: Vec<_> = network.ports.iter().map(|port| output(&port.tap)).collect();
         let everybody = everybody.join(",");
@@ -396,7 +401,7 @@ impl Flows<'_> {
     }
 
     /// `ports` networks before this one have so many, each with a meter.
-    fn to_remote(&mut self, ports: u32) {
+    fn remote_out(&mut self, ports: u32) {
         let network = self.network;
         if let Some(gateway) = &network.gateway {
             self.refuse(REMOTE, 300, &from(&gateway.link), "gateway");

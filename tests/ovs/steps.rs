@@ -8,7 +8,7 @@ use pavo::host::ovs::{self, Datapath};
 use pavo::host::process::{self, ProcessId};
 use pavo::host::step::{Outcome, Step};
 use pavo::network::Switch;
-use pavo::network::ovs::choose;
+use pavo::network::ovs::{choose, decide};
 
 use super::lab::{Lab, in_netns};
 use super::world::*;
@@ -137,6 +137,21 @@ fn what_is_somebody_elses_is_refused_and_left_alone() {
     });
 }
 
+#[test]
+fn a_reboot_forgets_the_journal_and_what_it_knew_is_swept() {
+    in_netns(|lab| {
+        let (node, plan) = alone(lab);
+        let before = node.vsctl("show");
+        node.apply(&plan).unwrap();
+        let known = node.journal.owners().unwrap();
+        assert_eq!(node.run(|| ovs::sweep(&node.host, &known)).unwrap(), []);
+        std::fs::remove_file(lab.dir.join("n1/journal/42.json")).unwrap();
+        let known = node.journal.owners().unwrap();
+        assert_eq!(node.run(|| ovs::sweep(&node.host, &known)).unwrap(), [owner()]);
+        assert_eq!(node.vsctl("show"), before);
+    });
+}
+
 /// How long this takes.
 fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     let start = Instant::now();
@@ -153,8 +168,7 @@ fn without_open_vswitch_the_reason_is_said_soon_and_clean_up_waits_for_it() {
         let (error, took) = timed(|| node.undo().unwrap_err());
         assert!(took < Duration::from_secs(5), "{took:?}");
         assert!(error.report().contains("systemctl status openvswitch-switch"), "{error:?}");
-        let facts = node.run(|| ovs::probe(&node.host));
-        let (choice, why) = choose(&facts, Some("br-phy"));
+        let (choice, why) = node.run(|| decide(&node.host, Some("br-phy")));
         assert_eq!(choice, Switch::Linux);
         assert!(why.contains("Open vSwitch does not answer at"), "{why}");
 
@@ -175,6 +189,9 @@ fn with_a_database_alone_nobody_waits_for_ever() {
         let (mut node, plan) = alone(lab);
         let before = node.traces();
         node.kill(false);
+        let (choice, took) = timed(|| node.run(|| decide(&node.host, None)).0);
+        assert_eq!(choice, Switch::Linux);
+        assert!(took < Duration::from_secs(5), "{took:?}");
         let (error, took) = timed(|| node.apply(&plan).unwrap_err());
         // Once for the set-up, once for its undoing.
         assert!(took < 2 * ovs::LIMIT + Duration::from_secs(5), "{took:?}");
