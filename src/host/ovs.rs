@@ -120,20 +120,32 @@ pub async fn ensure(host: &Host, owner: Owner, bridges: &[Bridge]) -> Result<Out
 }
 
 /// Deletes all bridges of an owner, with their ports, in one transaction.
+///
+/// With the kernel's datapath, ovs-vswitchd has to follow; without it goes on in its own time,
+/// and nothing of the bridges is left on the host all the same.
 pub async fn delete(host: &Host, owner: Owner) -> Result<Outcome> {
-    let mut client = in_time(Client::open(&host.ovs_db())).await?;
-    let found = in_time(ours(&mut client, owner)).await?;
+    let found = in_time(async {
+        let mut client = Client::open(&host.ovs_db()).await?;
+        let found = ours(&mut client, owner).await?;
+        if !found.uuids.is_empty() {
+            client.transact(removal(&found)).await?;
+        }
+        Ok(found)
+    });
+    let found = found.await?;
     if found.uuids.is_empty() {
         return Ok(Outcome::AlreadySo);
     }
-    let deleted = in_time(commit(&mut client, removal(&found))).await;
-    if let Err(error) = deleted {
-        // The database may have them deleted all the same; ovs-vswitchd follows when it is
-        // back, and there is nothing of ours to do then.
-        let look = async { ours(&mut Client::open(&host.ovs_db()).await?, owner).await };
-        if !in_time(look).await?.uuids.is_empty() {
-            return Err(error);
+    if found.netdev.len() == found.uuids.len() {
+        let netlink = Netlink::open(None)?;
+        for name in &found.netdev {
+            netlink.delete(name, owner.link_group()).await?;
         }
+        return Ok(Outcome::Changed);
+    }
+    // It follows when it is back, and there is nothing for us to do then.
+    let follow = async { commit(&mut Client::open(&host.ovs_db()).await?, Vec::new()).await };
+    if let Err(error) = in_time(follow).await {
         warn!("{}", error.report());
     }
     Ok(Outcome::Changed)
@@ -188,6 +200,8 @@ pub async fn probe(host: &Host) -> Result<Facts> {
 /// The bridges of an owner: their rows, and what is in them.
 struct Found {
     uuids: Vec<Value>,
+    /// The names of those without the kernel's datapath.
+    netdev: Vec<String>,
     bridges: BTreeMap<String, Vec<String>>,
 }
 
@@ -226,7 +240,7 @@ async fn ours(client: &mut Client, owner: Owner) -> Result<Found> {
         .iter()
         .map(|row| (text(&row["_uuid"][1]), interfaces.get(row["name"].as_str().unwrap_or(""))))
         .collect();
-    let (mut uuids, mut bridges) = (Vec::new(), BTreeMap::new());
+    let mut found = Found { uuids: Vec::new(), netdev: Vec::new(), bridges: BTreeMap::new() };
     for row in rows(answers.first()) {
         let mut words: Vec<_> = set(&row["ports"])
             .iter()
@@ -234,10 +248,13 @@ async fn ours(client: &mut Client, owner: Owner) -> Result<Found> {
             .collect();
         words.push(format!("{} {owner}", text(&row["datapath_type"])));
         words.sort();
-        bridges.insert(text(&row["name"]), words);
-        uuids.push(row["_uuid"].clone());
+        if row["datapath_type"] == Datapath::Netdev.as_str() {
+            found.netdev.push(text(&row["name"]));
+        }
+        found.bridges.insert(text(&row["name"]), words);
+        found.uuids.push(row["_uuid"].clone());
     }
-    Ok(Found { uuids, bridges })
+    Ok(found)
 }
 
 /// A question about all rows of a table, or those of an owner.
@@ -325,9 +342,7 @@ fn insert(table: &str, name: &str, row: Value) -> Value {
 
 /// Does these operations, and waits until ovs-vswitchd has followed them and all before.
 async fn commit(client: &mut Client, mut operations: Vec<Value>) -> Result<Vec<Value>> {
-    if !operations.is_empty() {
-        operations.push(mutate(json!(["next_cfg", "+=", 1])));
-    }
+    operations.push(mutate(json!(["next_cfg", "+=", 1])));
     operations.push(select("Open_vSwitch", None, &["next_cfg"]));
     let answers = client.transact(operations).await?;
     let number = rows(answers.last()).first().and_then(|row| row["next_cfg"].as_i64());
