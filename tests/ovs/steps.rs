@@ -10,7 +10,7 @@ use pavo::host::step::{Outcome, Step};
 use pavo::network::Switch;
 use pavo::network::ovs::{choose, decide};
 
-use super::lab::{Lab, in_netns};
+use super::lab::Lab;
 use super::world::*;
 
 /// One host, without a wire to others.
@@ -30,7 +30,7 @@ fn undo(node: &Node, step: &Step) -> Outcome {
 
 #[test]
 fn each_step_can_be_done_and_undone_twice_and_leaves_nothing() {
-    in_netns(|lab| {
+    with_ovs(|lab| {
         let (node, plan) = alone(lab);
         let before = node.traces();
         for step in &plan.steps {
@@ -61,7 +61,7 @@ fn each_step_can_be_done_and_undone_twice_and_leaves_nothing() {
 
 #[test]
 fn a_crash_at_any_point_is_swept() {
-    in_netns(|lab| {
+    with_ovs(|lab| {
         let (node, mut plan) = alone(lab);
         let us = process::current();
         // A process that is certainly over: it has our id, and started before us.
@@ -82,7 +82,7 @@ fn a_crash_at_any_point_is_swept() {
 
 #[test]
 fn whichever_step_fails_nothing_is_left_behind() {
-    in_netns(|lab| {
+    with_ovs(|lab| {
         let (node, whole) = alone(lab);
         let before = node.traces();
         for failing in 0..whole.steps.len() {
@@ -104,7 +104,7 @@ fn whichever_step_fails_nothing_is_left_behind() {
 
 #[test]
 fn what_an_administrator_removed_is_mended() {
-    in_netns(|lab| {
+    with_ovs(|lab| {
         let (node, plan) = alone(lab);
         node.apply(&plan).unwrap();
         let whole = node.traces();
@@ -119,7 +119,7 @@ fn what_an_administrator_removed_is_mended() {
 
 #[test]
 fn what_is_somebody_elses_is_refused_and_left_alone() {
-    in_netns(|lab| {
+    with_ovs(|lab| {
         let (node, plan) = alone(lab);
         for foreign in [
             "add-br pb42 -- set bridge pb42 datapath_type=netdev",
@@ -139,7 +139,7 @@ fn what_is_somebody_elses_is_refused_and_left_alone() {
 
 #[test]
 fn a_reboot_forgets_the_journal_and_what_it_knew_is_swept() {
-    in_netns(|lab| {
+    with_ovs(|lab| {
         let (node, plan) = alone(lab);
         let before = node.vsctl("show");
         node.apply(&plan).unwrap();
@@ -160,7 +160,7 @@ fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
 
 #[test]
 fn without_open_vswitch_the_reason_is_said_soon_and_clean_up_waits_for_it() {
-    in_netns(|lab| {
+    with_ovs(|lab| {
         let (mut node, plan) = alone(lab);
         let before = node.traces();
         node.apply(&plan).unwrap();
@@ -185,7 +185,7 @@ fn without_open_vswitch_the_reason_is_said_soon_and_clean_up_waits_for_it() {
 
 #[test]
 fn with_a_database_alone_nobody_waits_for_ever() {
-    in_netns(|lab| {
+    with_ovs(|lab| {
         let (mut node, plan) = alone(lab);
         let before = node.traces();
         node.kill(false);
@@ -205,7 +205,7 @@ fn with_a_database_alone_nobody_waits_for_ever() {
 
 #[test]
 fn the_choice_has_a_reason() {
-    in_netns(|lab| {
+    with_ovs(|lab| {
         let (node, _) = alone(lab);
         node.vsctl("add-br br-phy -- set bridge br-phy datapath_type=netdev");
         let facts = node.run(|| ovs::probe(&node.host));

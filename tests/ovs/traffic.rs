@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use pavo::host::netns;
 use pavo::model::address::Mac;
+use pavo::network::Switch;
 
 use super::lab::*;
 use super::world::*;
 
 #[test]
 fn guests_of_two_hosts_are_on_one_network_at_full_mtu() {
-    in_netns(|lab| {
+    with_ovs(|lab| {
         let (nodes, jobs) = started(lab, &[("net", l3())]);
         let a = Machine::boot(lab, &nodes[0], &jobs[0].nics[0]);
         let near = Machine::boot(lab, &nodes[0], &jobs[0].nics[1]);
@@ -34,6 +35,38 @@ fn guests_of_two_hosts_are_on_one_network_at_full_mtu() {
         for (address, mac) in [(near.ip, &near.mac), (far.ip, &far.mac)] {
             let line = format!("{address} lladdr {mac}");
             assert!(neighbours.contains(&line), "{line}: {neighbours}");
+        }
+    });
+}
+
+#[test]
+fn a_host_with_the_linux_bridge_is_a_peer_like_any_other() {
+    with_ovs(|lab| {
+        let nodes = wired(lab);
+        nodes[0].underlay();
+        nodes[1].sh("ip link set eth1 up; ip addr add 10.98.0.2/24 dev eth1");
+        // Real links finish checksums that the kernel leaves to them.
+        nodes[1].sh("ethtool -K eth1 tx off");
+        let networks = [("net", l3())];
+        let jobs = [job(&nodes[0], &networks), job_on(&nodes[1], &networks, Switch::Linux)];
+        for (node, job) in nodes.iter().zip(&jobs) {
+            node.apply(&job.plan).unwrap();
+        }
+        let a = Machine::boot(lab, &nodes[0], &jobs[0].nics[0]);
+        let b = Machine::boot(lab, &nodes[1], &jobs[1].nics[0]);
+        for (from, to) in [(&a, &b), (&b, &a)] {
+            from.sh(&format!("ping -q -c 1 -w 10 {}", to.ip));
+            from.sh(&format!("ping -q -c 3 -i 0.1 -W 5 -M do -s 1472 {}", to.ip));
+            transfer(&from.netns, &to.netns, to.ip);
+        }
+        // What is for all is for those, too.
+        for (from, to) in [(&a, &b), (&b, &a)] {
+            let bind = || std::net::UdpSocket::bind("0.0.0.0:7000").unwrap();
+            let [sender, heard] = [from, to].map(|m| netns::with_netns(&m.netns, bind).unwrap());
+            sender.set_broadcast(true).unwrap();
+            sender.send_to(b"to all", "10.200.255.255:7000").unwrap();
+            heard.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            assert_eq!(heard.recv_from(&mut [0; 10]).unwrap().0, 6);
         }
     });
 }
@@ -159,7 +192,7 @@ fn guests(nodes: &[Node; 2], jobs: &[Job; 2]) -> Vec<Guest> {
 
 #[test]
 fn spoofed_frames_never_arrive_and_their_counter_says_so() {
-    in_netns(|lab| {
+    with_ovs(|lab| {
         let (nodes, jobs) = started(lab, &[("net", l3())]);
         let all = guests(&nodes, &jobs);
         let (a, near, far) = (&all[0], &all[1], &all[2]);
@@ -191,7 +224,7 @@ fn spoofed_frames_never_arrive_and_their_counter_says_so() {
 
 #[test]
 fn arp_is_answered_by_the_bridge_and_heard_by_nobody() {
-    in_netns(|lab| {
+    with_ovs(|lab| {
         let (nodes, jobs) = started(lab, &[("net", l3())]);
         let all = guests(&nodes, &jobs);
         let (a, near, far) = (&all[0], &all[1], &all[2]);
@@ -221,7 +254,7 @@ fn arp_is_answered_by_the_bridge_and_heard_by_nobody() {
 
 #[test]
 fn broadcast_reaches_all_guests_once_and_dhcp_the_own_gateway_only() {
-    in_netns(|lab| {
+    with_ovs(|lab| {
         let (nodes, jobs) = started(lab, &[("net", l3())]);
         let all = guests(&nodes, &jobs);
         let a = &all[0];
@@ -270,7 +303,7 @@ fn inject(nodes: &[Node; 2], from: Ipv4Addr, key: u32, frame: &[u8]) -> std::io:
 
 #[test]
 fn a_tunnel_takes_frames_of_its_peers_guests_only_and_only_for_guests_here() {
-    in_netns(|lab| {
+    with_ovs(|lab| {
         let (nodes, jobs) = started(lab, &[("net", l3())]);
         let all = guests(&nodes, &jobs);
         let (a, far) = (&all[0], &all[2]);
@@ -315,7 +348,7 @@ fn a_tunnel_takes_frames_of_its_peers_guests_only_and_only_for_guests_here() {
 
 #[test]
 fn layer_2_carries_any_protocol_between_hosts_but_pins_the_mac() {
-    in_netns(|lab| {
+    with_ovs(|lab| {
         let (nodes, jobs) = started(lab, &[("raw", l2())]);
         let all = guests(&nodes, &jobs);
         let (a, near, far) = (&all[0], &all[1], &all[2]);
@@ -351,7 +384,7 @@ fn layer_2_carries_any_protocol_between_hosts_but_pins_the_mac() {
 
 #[test]
 fn a_vm_on_two_networks_keeps_them_apart() {
-    in_netns(|lab| {
+    with_ovs(|lab| {
         let (nodes, jobs) = started(lab, &[("left", l3()), ("right", l3())]);
         let all = guests(&nodes, &jobs);
         // Of each VM its NIC on the left, then the one on the right, with the same addresses.
@@ -370,7 +403,7 @@ fn a_vm_on_two_networks_keeps_them_apart() {
 
 #[test]
 fn nobody_floods_the_other_hosts() {
-    in_netns(|lab| {
+    with_ovs(|lab| {
         let (nodes, jobs) = started(lab, &[("raw", l2())]);
         let all = guests(&nodes, &jobs);
         let (a, far) = (&all[0], &all[2]);
@@ -390,7 +423,7 @@ fn nobody_floods_the_other_hosts() {
 
 #[test]
 fn the_hosts_own_stack_neither_hears_guests_nor_talks_to_them() {
-    in_netns(|lab| {
+    with_ovs(|lab| {
         let (nodes, jobs) = started(lab, &[("net", l3())]);
         let node = &nodes[0];
         let all = guests(&nodes, &jobs);

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +21,7 @@ use pavo::model::owner::{Manager, Owner};
 use pavo::model::vm::Nic;
 use pavo::network::{Switch, ovs, plan};
 
-use super::lab::{Counters, Lab, across, eventually, request, sh};
+use super::lab::{Counters, Lab, across, eventually, in_netns, request, sh, skip};
 
 pub const KEY: u32 = 4242;
 
@@ -34,12 +34,34 @@ pub struct Node {
     daemons: Vec<Child>,
 }
 
+/// Runs `test` in namespaces of its own, where Open vSwitch can run.
+pub fn with_ovs(test: impl FnOnce(&Lab) + Send + 'static) {
+    if !nix::unistd::geteuid().is_root() {
+        return skip("needs root");
+    }
+    if !["ovsdb-server", "ovs-vswitchd"].iter().all(|name| installed(name)) {
+        return skip("needs Open vSwitch: `apt install openvswitch-switch`");
+    }
+    in_netns(test);
+}
+
+fn installed(program: &str) -> bool {
+    ["/usr/sbin", "/usr/bin"].iter().any(|dir| Path::new(dir).join(program).exists())
+}
+
 pub fn owner() -> Owner {
     Owner { manager: Manager::Slurm, job: 42 }
 }
 
 /// Hosts 1 and 2, whose underlay is on a bridge of Open vSwitch.
 pub fn two_hosts(lab: &Lab) -> [Node; 2] {
+    let nodes = wired(lab);
+    nodes.iter().for_each(Node::underlay);
+    nodes
+}
+
+/// Hosts 1 and 2, with a wire between them.
+pub fn wired(lab: &Lab) -> [Node; 2] {
     let nodes = [1, 2].map(|number| Node::new(lab, number));
     let [a, b] = &nodes;
     let wire = format!(
@@ -48,7 +70,6 @@ pub fn two_hosts(lab: &Lab) -> [Node; 2] {
         b.netns.display()
     );
     sh(None, &wire);
-    nodes.iter().for_each(Node::underlay);
     nodes
 }
 
@@ -123,7 +144,7 @@ impl Node {
     }
 
     /// The address of the underlay moves to a bridge, as `ovs-vswitchd` wants it.
-    fn underlay(&self) {
+    pub fn underlay(&self) {
         self.vsctl(
             "add-br br-phy -- set bridge br-phy datapath_type=netdev \
              -- add-port br-phy eth1 -- set interface br-phy mtu_request=1600",
@@ -195,8 +216,12 @@ pub struct Job {
 
 /// A job of two hosts with two VMs on each, all on these networks: its part on one of them.
 pub fn job(node: &Node, networks: &[(&str, Ethernet)]) -> Job {
+    job_on(node, networks, Switch::Ovs(Datapath::Netdev))
+}
+
+pub fn job_on(node: &Node, networks: &[(&str, Ethernet)], switch: Switch) -> Job {
     let mut request = across(request(42, 0, networks), usize::from(node.number - 1), &[2, 2]);
-    (request.owner, request.switch) = (owner(), Switch::Ovs(Datapath::Netdev));
+    (request.owner, request.switch) = (owner(), switch);
     let fabric = request.fabric.as_mut().unwrap();
     (fabric.address, fabric.mtu, fabric.link) = (node.address(), 1600, "br-phy".into());
     fabric.keys = (KEY..).take(networks.len()).collect();
