@@ -18,7 +18,7 @@ use pavo::config::{Ethernet, Network};
 use pavo::host::journal::Journal;
 use pavo::host::{Host, netns, process};
 use pavo::model::owner::Owner;
-use pavo::network::{Fabric, Outside, Peer, Request, VmNetworks, plan};
+use pavo::network::{Fabric, Outside, Peer, Request, Switch, VmNetworks, plan};
 
 /// How long one connection sends.
 const SPAN: Duration = Duration::from_millis(200);
@@ -104,6 +104,7 @@ fn ours(dir: &Path, this: u8) -> End {
     let address = |host: u8| Ipv4Addr::new(192, 0, 2, host + 1);
     let other = 1 - this;
     let request = Request {
+        switch: Switch::Linux,
         owner: Owner::local(3),
         keeper: process::current(),
         tap_uid: 0,
