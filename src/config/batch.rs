@@ -1,7 +1,7 @@
 //! `batch.yaml`: which scheduler runs jobs, and how the site's etcd is reached.
 
 use super::read::{Fields, Item};
-use super::types::{Batch, BatchManager, Etcd};
+use super::types::{Batch, BatchManager, Etcd, SwitchChoice};
 
 pub const KEYS: &[&str] = &["type", "settings"];
 pub const SETTINGS: &[&str] = &[
@@ -11,6 +11,7 @@ pub const SETTINGS: &[&str] = &[
     "etcd-ca-cert",
     "etcd-auth-type",
     "batch-args",
+    "switch",
 ];
 
 pub fn read(file: &Item) -> Batch {
@@ -28,6 +29,9 @@ pub fn read(file: &Item) -> Batch {
     settings.read("batch-args", &mut batch.batch_args, |item| {
         Some(item.list().iter().filter_map(Item::any_text).collect())
     });
+    let switches =
+        [("auto", SwitchChoice::Auto), ("linux", SwitchChoice::Linux), ("ovs", SwitchChoice::Ovs)];
+    settings.read("switch", &mut batch.switch, |item| item.word(&switches));
     // One machine needs no etcd; but a site may run local jobs against its own.
     if batch.manager == BatchManager::Slurm || settings.get("etcd-servers").is_some() {
         batch.etcd = etcd(&settings);

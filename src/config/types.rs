@@ -28,6 +28,17 @@ pub struct Batch {
     /// Arguments given to every salloc and sbatch.
     pub batch_args: Vec<String>,
     pub etcd: Option<Etcd>,
+    pub switch: SwitchChoice,
+}
+
+/// What carries guests' frames on the hosts of a site.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SwitchChoice {
+    /// Open vSwitch on hosts where it can, else the Linux bridge.
+    #[default]
+    Auto,
+    Linux,
+    Ovs,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -72,9 +72,27 @@ impl Site {
                 servers.iter().map(|server| format!("\"{server}\"")).collect::<Vec<_>>().join(", ")
             ),
         );
+        self.name_underlay();
         let argv = ["pavo", "internal", "setup", "store"];
         let prepared = self.lab.login().run(None, &argv).unwrap();
         assert!(prepared.status.success(), "{prepared:?}");
+    }
+
+    /// Where the hosts have a network for tunnels, `NAME-u` is a host there.
+    fn name_underlay(&self) {
+        let there = |host: &pavo_lab::Host| Some((host.underlay()?, host.name().to_owned()));
+        let names: Vec<_> = self.lab.computes().filter_map(there).collect();
+        if names.is_empty() {
+            return;
+        }
+        let hosts = self.lab.etc().join("hosts");
+        let mut text = fs::read_to_string(&hosts).unwrap();
+        text.extend(names.iter().map(|(address, name)| format!("{address} {name}-u\n")));
+        fs::write(&hosts, text).unwrap();
+        let networks = fs::read_to_string(self.lab.etc_pavo().join("networks.yaml")).unwrap();
+        let suffixed = networks.replace("    #host-if-suffix: -ib\n", "    host-if-suffix: -u\n");
+        assert_ne!(suffixed, networks);
+        self.write("networks.yaml", &suffixed);
     }
 
     /// Writes a file of the site's configuration.

@@ -15,12 +15,12 @@ use super::holding::{Claim, Holding, SCRATCH_DIR, make_dir, remove_tree};
 use super::host_report::{HostReport, LocalVm};
 use super::release::{release, sweep};
 use super::{SITE_DIR, site_config};
-use crate::config::{self, Config, Network};
+use crate::config::{self, Config, Network, SwitchChoice};
 use crate::error::{Context, Error, Kind, Result};
 use crate::host::Host;
 use crate::host::file::write_atomically;
 use crate::host::journal::Journal;
-use crate::network::{self, Fabric, NetworkPlan, Outside, VmNetworks};
+use crate::network::{self, Fabric, NetworkPlan, Outside, Switch, VmNetworks};
 use crate::ops::cleanup::{JOURNAL_DIR, NETNS_DIR};
 use crate::ops::publish::{self, Bound};
 use crate::ops::{site, site_store};
@@ -82,6 +82,7 @@ struct Wanted {
     /// The networks of each resource set of the ask.
     sets: BTreeMap<String, Vec<String>>,
     etcd: Option<config::Etcd>,
+    switch: SwitchChoice,
 }
 
 impl Wanted {
@@ -108,16 +109,19 @@ impl Wanted {
         let sets = ask.sets.iter().filter_map(|(name, _)| {
             Some((name.clone(), config.resource_sets.get(name)?.networks.clone()))
         });
-        Ok(Self { networks, sets: sets.collect(), etcd: config.batch.etcd.clone() })
+        let (etcd, switch) = (config.batch.etcd.clone(), config.batch.switch);
+        Ok(Self { networks, sets: sets.collect(), etcd, switch })
     }
 
     async fn build(self, mut holding: Holding) -> Result<()> {
         let address = address_of(&holding.ask.node, "")?;
+        let host = Host::new(NETNS_DIR.into());
         let fabric = self.meet(&mut holding).await?;
-        let plan = self.plan(&holding, fabric)?;
+        let switch = self.switch(&host, fabric.as_ref()).await?;
+        let plan = self.plan(&holding, fabric, switch)?;
         make_scratch(&holding)?;
         let journal = Journal::open(JOURNAL_DIR)?;
-        journal.apply(&plan.plan, &Host::new(NETNS_DIR.into())).await?;
+        journal.apply(&plan.plan, &host).await?;
         let bound = publish::bind_all(&plan, address)?;
         let vms = local_vms(&plan, &bound);
         holding.guard = start_guard(&holding, &plan, bound).await?;
@@ -166,9 +170,32 @@ impl Wanted {
         }
     }
 
-    fn plan(self, holding: &Holding, fabric: Option<Fabric>) -> Result<NetworkPlan> {
+    /// What carries the frames of this job's guests here.
+    async fn switch(&self, host: &Host, fabric: Option<&Fabric>) -> Result<Switch> {
+        if self.switch == SwitchChoice::Linux {
+            return Ok(Switch::Linux);
+        }
+        let underlay = fabric.map(|fabric| fabric.link.as_str());
+        match network::ovs::decide(host, underlay).await {
+            (Switch::Linux, why) if self.switch == SwitchChoice::Ovs => {
+                Err(Error::system("this host has no Open vSwitch that could carry the cluster")
+                    .because(Error::system(why))
+                    .help(
+                        "start it (`systemctl start openvswitch-switch`), or write `switch: auto`",
+                    ))
+            }
+            (switch, _) => Ok(switch),
+        }
+    }
+
+    fn plan(
+        self,
+        holding: &Holding,
+        fabric: Option<Fabric>,
+        switch: Switch,
+    ) -> Result<NetworkPlan> {
         network::plan(&network::Request {
-            switch: network::Switch::Linux,
+            switch,
             owner: holding.ask.owner(),
             keeper: holding.keeper,
             tap_uid: holding.ask.uid,
