@@ -5,3 +5,4 @@ mod tiny;
 mod world;
 
 mod alloc;
+mod secrets;
