@@ -1,6 +1,9 @@
 //! `pavo internal launcher`: inside a Slurm job, starts its cluster and stays with it.
 
 use clap::Args;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, getppid};
 
 use super::App;
 use super::alloc::look_up;
@@ -12,6 +15,7 @@ use crate::model::cluster::ClusterDef;
 use crate::model::owner::{Manager, Owner};
 use crate::ops::book::{Book, Place};
 use crate::ops::launch::Cluster;
+use crate::ops::queue;
 use crate::ops::step::Wanted;
 
 /// Inside a Slurm job, start its cluster
@@ -69,7 +73,19 @@ impl Launcher {
         let log_in = person.map(Person::log_in_later);
         let wanted = Wanted { blueprint, srun, sealed, log_in };
         let mut signals = Signals::new()?;
+        let salloc = (!self.batch).then(end_with_parent).transpose()?;
         let session = Session { app, args: &self.session, time: None, tmp: &place.tmp };
-        session.run(Cluster::step(book, wanted), &mut signals).await
+        let outcome = session.run(Cluster::step(book, wanted), &mut signals).await;
+        if salloc.is_some_and(|salloc| getppid() != salloc) {
+            // It was killed: nobody else gives the job back to Slurm.
+            queue::cancel(job).await?;
+        }
+        outcome
     }
+}
+
+/// Lets us be terminated when our parent, salloc, ends; returns who that is.
+fn end_with_parent() -> Result<Pid> {
+    set_pdeathsig(Signal::SIGTERM).while_doing(|| "tying the launcher to salloc".into())?;
+    Ok(getppid())
 }

@@ -74,3 +74,19 @@ fn a_host_that_cannot_be_set_up_says_why_and_the_next_job_runs() {
     assert!(output.status.success(), "{output:?}");
     site.nothing_left(&before);
 }
+
+#[test]
+fn when_salloc_is_killed_the_job_is_given_back() {
+    let site = Site::up(1);
+    let before = site.snapshot();
+    let script = "kill -9 $(ps -o ppid= -p $PPID); sleep 600";
+    let argv = ["pavo", "alloc", "-c1", "-E", script, "tiny:1"];
+    let output = site.run("alice", &argv);
+    assert!(!output.status.success(), "{output:?}");
+    let start = std::time::Instant::now();
+    while !site.run("alice", &["squeue", "-h"]).stdout.is_empty() {
+        assert!(start.elapsed().as_secs() < 30, "the job is still there");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    site.nothing_left(&before);
+}
