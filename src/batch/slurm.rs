@@ -67,6 +67,9 @@ pub fn srun_arguments(sets: &[(String, u32)], cores: u32, program: &Path) -> Vec
         "--wait=0".into(),
         "--input=all".into(),
         "--mpi=none".into(),
+        // Also where the job was submitted with `--export=NONE`: the person's sealed secret
+        // travels in it.
+        "--export=ALL".into(),
         format!("--vm={}", sets.join(",")),
     ];
     arguments.extend([program.display().to_string(), "internal".into(), "task".into()]);
@@ -213,6 +216,8 @@ pub struct Queued {
     pub reason: String,
     pub elapsed: String,
     pub time_limit: String,
+    /// When it began, or is expected to: seconds since the epoch.
+    pub start: Option<u64>,
     /// The cluster, where the job is one of pavo's.
     pub cluster: Option<String>,
 }
@@ -221,13 +226,30 @@ pub struct Queued {
 pub const COMMENT: &str = "pavo ";
 
 /// The columns that [`parse_squeue`] reads. One call, filtered by the controller.
-pub const SQUEUE: &str = "%A|%u|%T|%M|%l|%R|%k|%j";
+pub const SQUEUE: &str = "%A|%u|%T|%M|%l|%S|%R|%k|%j";
+
+/// How Slurm is to write points in time: as seconds since the epoch.
+pub const TIME_FORMAT: (&str, &str) = ("SLURM_TIME_FORMAT", "%s");
+
+/// How far the clocks of a site's hosts may be apart, in seconds. A job that is requeued
+/// begins two minutes after its end at the earliest.
+const CLOCKS: u64 = 60;
+
+impl Queued {
+    /// Whether what a launcher wrote when it began at `started` is of this run of the job:
+    /// not of an earlier one, nor of an earlier job with the same number.
+    pub fn is_of_run(&self, started: u64) -> bool {
+        let waits = ["PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"];
+        let earlier = self.start.is_some_and(|start| started.saturating_add(CLOCKS) < start);
+        !waits.contains(&self.state.as_str()) && !earlier
+    }
+}
 
 /// Reads the output of `squeue --noheader --format=`[`SQUEUE`]. What is no line of it is
 /// left out.
 pub fn parse_squeue(text: &str) -> Vec<Queued> {
     let parse = |line: &str| {
-        let mut fields = line.splitn(8, '|').map(|field| field.trim().to_owned());
+        let mut fields = line.splitn(9, '|').map(|field| field.trim().to_owned());
         let mut next = || fields.next();
         Some(Queued {
             job: next()?.parse().ok()?,
@@ -235,6 +257,7 @@ pub fn parse_squeue(text: &str) -> Vec<Queued> {
             state: next()?,
             elapsed: next()?,
             time_limit: next()?,
+            start: next()?.parse().ok(),
             reason: next()?,
             cluster: next()?.strip_prefix(COMMENT).map(str::to_owned),
             name: next()?,
@@ -302,10 +325,29 @@ mod tests {
 
     #[test]
     fn the_queue_is_read_line_by_line_and_names_may_hold_anything() {
-        let text = "42|alice|RUNNING|1:02|5:00|n[1-2]|pavo tiny:2|a|b \nslurm_load_jobs error\n";
+        let text =
+            "42|alice|RUNNING|1:02|5:00|900|n[1-2]|pavo tiny:2|a|b \nslurm_load_jobs error\n";
         let jobs = parse_squeue(text);
         assert_eq!(jobs.len(), 1);
         assert_eq!((jobs[0].name.as_str(), jobs[0].reason.as_str()), ("a|b", "n[1-2]"));
         assert_eq!(jobs[0].cluster.as_deref(), Some("tiny:2"));
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_run_is_told_from_one_of_this() {
+        let line = "42|alice|RUNNING|1:02|5:00|1000|n1|pavo tiny:2|a";
+        let jobs = |state: &str| parse_squeue(&line.replace("RUNNING", state)).remove(0);
+        for (state, started, expected) in [
+            ("RUNNING", 1001, true),
+            ("SUSPENDED", 1001, true),
+            ("COMPLETING", 1001, true),
+            // The clock of its host is behind.
+            ("RUNNING", 941, true),
+            ("RUNNING", 939, false),
+            ("PENDING", 1001, false),
+            ("REQUEUED", 1001, false),
+        ] {
+            assert_eq!(jobs(state).is_of_run(started), expected, "{state} {started}");
+        }
     }
 }

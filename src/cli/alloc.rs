@@ -72,7 +72,7 @@ impl JobArgs {
         self.words.split_last().map_or(&[], |(_, passed)| passed)
     }
 
-    fn check_name(&self) -> Result<()> {
+    pub fn check_name(&self) -> Result<()> {
         if plain_name(&self.name) {
             return Ok(());
         }
@@ -138,7 +138,7 @@ impl Alloc {
         let wish = self.job.for_slurm(config, blueprint)?;
         let mut command = Command::new("salloc");
         command.args(wish.options());
-        command.args(super::launcher::command(&self.session, &blueprint.definition)?);
+        command.args(super::launcher::command(&self.session, &blueprint.definition, false)?);
         app.out.end_progress();
         Err(Error::system("salloc cannot be run")
             .because(command.exec())

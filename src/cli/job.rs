@@ -6,12 +6,14 @@ use clap::Args;
 
 use super::App;
 use super::site::Person;
+use crate::batch::slurm::Queued;
 use crate::config::{BatchManager, load_batch};
 use crate::error::Result;
 use crate::model::job::{JobRecord, VmStatus};
-use crate::model::owner::{Manager, Owner};
+use crate::model::owner::Manager;
 use crate::ops::cleanup::{forget, sweep, sweep_host};
-use crate::ops::jobs::{self, Selector};
+use crate::ops::elsewhere;
+use crate::ops::jobs::{self, Remains, Selector};
 use crate::ops::queue::{self, Whose};
 use crate::store::embedded;
 use crate::store::{Store, keys};
@@ -68,7 +70,7 @@ impl Jobs {
             }
             BatchManager::Slurm => {
                 let store = match Person::new(app, batch.etcd.as_ref())? {
-                    Some(person) => Some(person.log_in().await?),
+                    Some(person) => log_in(app, &person).await?,
                     None => None,
                 };
                 Ok(Self { store, manager: Manager::Slurm })
@@ -117,6 +119,20 @@ impl Jobs {
     }
 }
 
+/// The site's store; `None` for who has no cluster and is not let in: the site knows a person
+/// from their first cluster on.
+async fn log_in(app: &App, person: &Person) -> Result<Option<Arc<dyn Store>>> {
+    let refused = match person.log_in().await {
+        Ok(store) => return Ok(Some(store)),
+        Err(error) => error,
+    };
+    let begun = |job: &Queued| job.cluster.is_some() && job.state != "PENDING";
+    match queue::list(Whose::User(&app.env.user)).await {
+        Ok(jobs) if !jobs.iter().any(begun) => Ok(None),
+        _ => Err(refused),
+    }
+}
+
 /// The clusters that run on this machine; what dead ones left is removed first.
 pub async fn running(app: &App, store: &dyn Store) -> Result<Vec<JobRecord>> {
     let alive = sweep(store, &app.env.user).await?;
@@ -126,21 +142,22 @@ pub async fn running(app: &App, store: &dyn Store) -> Result<Vec<JobRecord>> {
     Ok(alive)
 }
 
-/// The clusters whose jobs are in Slurm's queue; of others the records are removed.
+/// The clusters whose jobs run, as Slurm says; of others what is left is removed.
 async fn running_at_site(app: &App, store: &dyn Store) -> Result<Vec<JobRecord>> {
     let stored = jobs::stored(store, &app.env.user).await?;
-    if stored.is_empty() {
-        return Ok(Vec::new());
-    }
-    let queue = queue::list(Whose::User(&app.env.user)).await?;
     let mut alive = Vec::new();
-    for job in stored {
-        let owner: Owner = job.remains.owner;
-        if queue.iter().any(|queued| queued.job == owner.job) {
-            alive.push(job.record()?);
-        } else {
-            forget(store, &app.env.user, owner).await?;
+    if !stored.is_empty() {
+        let queue = queue::list(Whose::User(&app.env.user)).await?;
+        for job in stored {
+            let Remains { owner, started, .. } = job.remains;
+            let is_it = |queued: &Queued| queued.job == owner.job && queued.is_of_run(started);
+            if queue.iter().any(is_it) {
+                alive.push(job.record()?);
+            } else {
+                forget(store, &app.env.user, owner).await?;
+            }
         }
     }
+    elsewhere::tidy(&app.env.home, &alive);
     Ok(alive)
 }

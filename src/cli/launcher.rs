@@ -33,9 +33,10 @@ pub struct Launcher {
 }
 
 /// The command line of the launcher, for salloc or a batch script.
-pub fn command(session: &SessionArgs, definition: &ClusterDef) -> Result<Vec<String>> {
+pub fn command(session: &SessionArgs, definition: &ClusterDef, batch: bool) -> Result<Vec<String>> {
     let exe = std::env::current_exe().while_doing(|| "finding this program".into())?;
     let mut words = vec![exe.display().to_string(), "internal".into(), "launcher".into()];
+    words.extend(batch.then(|| "--batch".into()));
     words.extend(session.arguments());
     words.push(definition.to_string());
     Ok(words)

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 mod alloc;
+mod batch;
 mod cancel;
 mod completion;
 mod config;
@@ -52,6 +53,7 @@ struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Alloc(alloc::Alloc),
+    Batch(batch::Batch),
     Ps(ps::Ps),
     Status(status::Status),
     Wait(wait::Wait),
@@ -74,6 +76,7 @@ impl Command {
     fn run(self, app: &App) -> Result<u8> {
         match self {
             Self::Alloc(verb) => verb.run(app),
+            Self::Batch(verb) => verb.run(app),
             Self::Ps(verb) => verb.run(app),
             Self::Status(verb) => verb.run(app),
             Self::Wait(verb) => verb.run(app),

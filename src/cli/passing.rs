@@ -3,6 +3,8 @@
 //! `pavo alloc -p gpu --wait ssh --nodes=2 tiny:4` becomes
 //! `pavo alloc --wait ssh -- -p gpu --nodes=2 tiny:4`: what pavo does not know keeps its
 //! order and goes on to salloc or sbatch. The last word is the cluster.
+//!
+//! `pavo ssh -j42 vm0` becomes `pavo ssh -j 42 vm0`: all else is ssh's and scp's.
 
 use std::ffi::OsString;
 
@@ -13,7 +15,8 @@ const VERBS: [&str; 2] = ["alloc", "batch"];
 
 /// Moves what the verb does not know behind `--`. Arguments of other verbs, and those with
 /// a `--` of their own, stay as they are.
-pub fn arrange(root: &Command, arguments: Vec<OsString>) -> Vec<OsString> {
+pub fn arrange(root: &Command, mut arguments: Vec<OsString>) -> Vec<OsString> {
+    part_job_id(&mut arguments);
     let verb = arguments.iter().position(|word| VERBS.iter().any(|verb| word == verb));
     let Some(verb) = verb.filter(|_| !arguments.iter().any(|word| word == "--")) else {
         return arguments;
@@ -37,6 +40,22 @@ pub fn arrange(root: &Command, arguments: Vec<OsString>) -> Vec<OsString> {
     }
     ours.append(&mut theirs);
     ours
+}
+
+/// The verbs that take another program's words and would take `-j42` for one.
+const PASSING: [&str; 2] = ["ssh", "scp"];
+
+fn part_job_id(arguments: &mut Vec<OsString>) {
+    let verb = arguments.iter().skip(1).position(|word| !word.to_string_lossy().starts_with('-'));
+    let Some(at) = verb.map(|at| at + 2) else { return };
+    if !PASSING.iter().any(|verb| arguments[at - 1] == *verb) {
+        return;
+    }
+    let id = arguments.get(at).and_then(|word| word.to_str()?.strip_prefix("-j"));
+    if let Some(id) = id.filter(|id| id.bytes().next().is_some_and(|b| b.is_ascii_digit())) {
+        let parted = [OsString::from("-j"), id.into()];
+        arguments.splice(at..=at, parted);
+    }
 }
 
 /// Whether a word is an option of ours, and then whether its value is the next word.
@@ -85,6 +104,9 @@ mod tests {
             ("pavo alloc --wiat ssh t", "pavo alloc -- --wiat ssh t"),
             ("pavo alloc --help", "pavo alloc --help"),
             ("pavo ps -c alloc2", "pavo ps -c alloc2"),
+            ("pavo -v ssh -j42 vm0 -j43", "pavo -v ssh -j 42 vm0 -j43"),
+            ("pavo scp -jump x", "pavo scp -jump x"),
+            ("pavo ssh", "pavo ssh"),
         ] {
             assert_eq!(arranged(line), expected, "{line}");
         }

@@ -10,6 +10,7 @@ use super::App;
 use super::job::JobSelector;
 use crate::error::{Error, Result};
 use crate::model::job::JobRecord;
+use crate::ops::elsewhere::ssh_files;
 use crate::ops::ssh::SshFiles;
 
 /// Log in to a VM, or run a command in it
@@ -61,41 +62,42 @@ pub struct SshConfig {
 
 impl Ssh {
     pub fn run(self, app: &App) -> Result<u8> {
-        let job = published(app, &self.job)?;
-        exec("ssh", &job, self.args)
+        let (_, files) = published(app, &self.job)?;
+        exec("ssh", &files, self.args)
     }
 }
 
 impl Scp {
     pub fn run(self, app: &App) -> Result<u8> {
-        let job = published(app, &self.job)?;
-        exec("scp", &job, self.args)
+        let (_, files) = published(app, &self.job)?;
+        exec("scp", &files, self.args)
     }
 }
 
 impl SshConfig {
     pub fn run(self, app: &App) -> Result<u8> {
-        let job = published(app, &self.job)?;
-        app.out.data(&SshFiles::of_job(&job.dir).client_config(&job.vms))?;
+        let (job, files) = published(app, &self.job)?;
+        app.out.data(&files.client_config(&job.vms))?;
         Ok(0)
     }
 }
 
-/// The cluster, if any port of it leads to an ssh server.
-fn published(app: &App, selector: &JobSelector) -> Result<JobRecord> {
-    let job = app.block_on(async { selector.find(app).await.map(|(_, job)| job) })?;
-    if job.vms.iter().any(|vm| vm.ports.iter().any(|port| port.vm_port == 22)) {
-        Ok(job)
-    } else {
-        Err(Error::not_found("Error: port 22 is not reverse NATed")
-            .help("publish it: `reverse-nat: {vm-port: 22, …}` in networks.yaml"))
-    }
+/// The cluster and its ssh files, if any port of it leads to an ssh server.
+fn published(app: &App, selector: &JobSelector) -> Result<(JobRecord, SshFiles)> {
+    app.block_on(async {
+        let (known, job) = selector.find(app).await?;
+        if !job.vms.iter().any(|vm| vm.ports.iter().any(|port| port.vm_port == 22)) {
+            return Err(Error::not_found("Error: port 22 is not reverse NATed")
+                .help("publish it: `reverse-nat: {vm-port: 22, …}` in networks.yaml"));
+        }
+        let files = ssh_files(known.store(), &job, &app.env.home).await?;
+        Ok((job, files))
+    })
 }
 
 /// Becomes `program`, which then exits for us.
-fn exec(program: &str, job: &JobRecord, args: Vec<OsString>) -> Result<u8> {
-    let config = SshFiles::of_job(&job.dir).config();
-    let error = Command::new(program).arg("-F").arg(config).args(args).exec();
+fn exec(program: &str, files: &SshFiles, args: Vec<OsString>) -> Result<u8> {
+    let error = Command::new(program).arg("-F").arg(files.config()).args(args).exec();
     Err(Error::system(format!("starting `{program}`"))
         .because(error)
         .help("install the package `openssh-client`"))

@@ -193,7 +193,11 @@ impl Here {
 
     fn make_keys(book: &Book) -> Result<(HostKey, Vec<HostKey>)> {
         let (key, host_keys) = ssh::keys(book.record.owner.job, &book.record.vms)?;
-        SshFiles::of_job(&book.record.dir).write(&key, &book.record.vms, &host_keys)?;
+        SshFiles::of_job(&book.record.dir).write(
+            &key,
+            &book.record.vms,
+            &ssh::public(&host_keys),
+        )?;
         Ok((key, host_keys))
     }
 

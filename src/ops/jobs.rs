@@ -32,6 +32,8 @@ pub struct Remains {
     pub owner: Owner,
     pub launcher: ProcessId,
     pub dir: PathBuf,
+    #[serde(default)]
+    pub started: u64,
 }
 
 /// Every stored job of a user, whether it lives or not, by id.

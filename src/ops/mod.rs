@@ -21,6 +21,7 @@ pub mod book;
 pub mod cell;
 pub mod children;
 pub mod cleanup;
+pub mod elsewhere;
 pub mod here;
 pub mod jobs;
 pub mod launch;

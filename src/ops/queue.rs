@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::batch::slurm::{Queued, SQUEUE, parse_squeue};
+use crate::batch::slurm::{Queued, SQUEUE, TIME_FORMAT, parse_squeue};
 use crate::error::{Context, Error, Result};
 
 /// How long the controller may take to answer. It may be away for a while.
@@ -38,6 +38,7 @@ pub async fn cancel(job: u32) -> Result<()> {
 async fn ask(program: &str, words: &[&str]) -> Result<String> {
     let doing = || format!("asking Slurm with `{program}`");
     let mut command = Command::new(program);
+    command.env(TIME_FORMAT.0, TIME_FORMAT.1);
     command.args(words).stdin(Stdio::null()).kill_on_drop(true);
     let output = timeout(LIMIT, command.output()).await;
     let output = output.map_err(|_| {

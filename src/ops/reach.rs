@@ -110,7 +110,8 @@ fn is_this_host(name: &str) -> bool {
     ours.is_some_and(|ours| short(&ours) == short(name))
 }
 
-fn is_ours(dir: &Path) -> bool {
+/// Whether a folder is there and the user's own, so that what is in it can be believed.
+pub fn is_ours(dir: &Path) -> bool {
     let about = std::fs::symlink_metadata(dir);
     let us = nix::unistd::geteuid().as_raw();
     about.is_ok_and(|about| about.is_dir() && (about.uid() == us || us == 0))

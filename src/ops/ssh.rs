@@ -5,6 +5,7 @@
 //! are known before the first connection, so they *are* checked.
 
 use std::fmt::Write;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use ssh_key::rand_core::OsRng;
@@ -41,6 +42,11 @@ pub fn keys(job: u32, vms: &[VmRecord]) -> Result<(HostKey, Vec<HostKey>)> {
     let key = generate(&format!("pavo job {job}"))?;
     let host_keys = vms.iter().map(|vm| generate(&format!("vm{}", vm.rank)));
     Ok((key, host_keys.collect::<Result<_>>()?))
+}
+
+/// The public halves of keys.
+pub fn public(keys: &[HostKey]) -> Vec<String> {
+    keys.iter().map(|key| key.openssh_public.clone()).collect()
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -84,16 +90,17 @@ impl SshFiles {
         self.dir.join("known_hosts")
     }
 
-    /// Writes key, known hosts and configuration. `host_keys` are by rank.
-    pub fn write(&self, key: &HostKey, vms: &[VmRecord], host_keys: &[HostKey]) -> Result<()> {
-        std::fs::create_dir_all(&self.dir)
+    /// Writes key, known hosts and configuration. `known` are the guests' public keys, by
+    /// rank.
+    pub fn write(&self, key: &HostKey, vms: &[VmRecord], known: &[String]) -> Result<()> {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)
             .while_doing(|| format!("creating `{}`", self.dir.display()))?;
         write_atomically(&self.key(), key.openssh_private.as_bytes(), 0o600)?;
-        let known: String = vms
-            .iter()
-            .zip(host_keys)
-            .map(|(vm, key)| format!("vm{} {}\n", vm.rank, key.openssh_public))
-            .collect();
+        let known: String =
+            vms.iter().zip(known).map(|(vm, key)| format!("vm{} {key}\n", vm.rank)).collect();
         write_atomically(&self.known_hosts(), known.as_bytes(), 0o600)?;
         let config = self.client_config(vms) + NO_OTHER_HOST;
         write_atomically(&self.config(), config.as_bytes(), 0o600)
@@ -170,7 +177,8 @@ mod tests {
         std::fs::create_dir(&odd).unwrap();
         let files = SshFiles::of_job(&odd);
         let key = generate("pavo").unwrap();
-        files.write(&key, &[vm], std::slice::from_ref(&key)).unwrap();
+        let known = [key.openssh_public.clone()];
+        files.write(&key, &[vm], &known).unwrap();
         let mut ssh = std::process::Command::new("ssh");
         let output = ssh.arg("-G").arg("-F").arg(files.config()).arg("vm0").output().unwrap();
         let read = String::from_utf8(output.stdout).unwrap();

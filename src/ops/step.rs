@@ -256,13 +256,13 @@ impl Step {
         let keys = self.keys.clone().zip(self.identity.clone());
         let ((key, host_keys), identity) =
             keys.ok_or_else(|| Error::bug("a step without keys has tasks"))?;
-        let known = host_keys.into_iter().map(|key| key.openssh_public).collect();
-        Ok(Secrets { identity, key, known })
+        Ok(Secrets { identity, key, known: ssh::public(&host_keys) })
     }
 
     fn write_ssh_files(&self, book: &Book) -> Result<()> {
         let Some((key, host_keys)) = &self.keys else { return Ok(()) };
-        SshFiles::of_job(&book.record.dir).write(key, &book.record.vms, host_keys)
+        let known = ssh::public(host_keys);
+        SshFiles::of_job(&book.record.dir).write(key, &book.record.vms, &known)
     }
 
     /// Once a host has been set up, the site knows the person.

@@ -6,3 +6,4 @@ mod world;
 
 mod alloc;
 mod secrets;
+mod batch;

@@ -138,7 +138,56 @@ impl Site {
 
     /// Runs a command on the login host.
     pub fn run(&self, user: &str, argv: &[&str]) -> Output {
-        self.lab.login().run_within(PATIENCE, Some(user), argv).unwrap()
+        self.on("login", user, argv)
+    }
+
+    /// Runs a command on a host.
+    pub fn on(&self, host: &str, user: &str, argv: &[&str]) -> Output {
+        self.lab.host(host).run_within(PATIENCE, Some(user), argv).unwrap()
+    }
+
+    /// Runs a shell script on the login host, which must succeed; what it prints.
+    #[track_caller]
+    pub fn sh(&self, user: &str, script: &str) -> String {
+        let output = self.run(user, &["bash", "-c", script]);
+        assert!(output.status.success(), "{script}: {output:?}");
+        output.stdout
+    }
+
+    /// Asks with a shell script on the login host until the answer has `wanted` in it.
+    #[track_caller]
+    pub fn until(&self, user: &str, script: &str, wanted: &str) -> String {
+        let start = Instant::now();
+        loop {
+            let output = self.run(user, &["bash", "-c", script]);
+            if output.stdout.contains(wanted) {
+                return output.stdout;
+            }
+            assert!(start.elapsed() < PATIENCE, "no `{wanted}` from {script}: {output:?}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Submits a batch job, as the user types it after `pavo batch --parsable`; its number.
+    #[track_caller]
+    pub fn batch(&self, user: &str, words: &str) -> u32 {
+        let said = self.sh(user, &format!("pavo batch --parsable -o job-%j {words}"));
+        said.trim().parse().unwrap_or_else(|_| panic!("{said}"))
+    }
+
+    /// Waits until Slurm has ended a job.
+    #[track_caller]
+    pub fn ended(&self, job: u32) {
+        let script = format!("squeue -h -j {job} -t all -o %T 2>&1");
+        let start = Instant::now();
+        loop {
+            let said = self.sh("alice", &format!("{script} || true"));
+            if !["PENDING", "RUNNING", "COMPLETING", "SUSPENDED"].contains(&said.trim()) {
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "job {job}: {said}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 }
 

@@ -30,6 +30,7 @@ mod leaks;
 mod mounts;
 mod ovs;
 pub mod people;
+mod ready;
 mod run;
 mod service;
 mod site;
@@ -46,6 +47,7 @@ pub use error::{Error, Result};
 pub use etcd::{Etcd, Store};
 pub use host::{Host, Process};
 pub use leaks::Snapshot;
+pub use ready::build_tiny;
 pub use run::Output;
 pub use service::Service;
 

@@ -3,14 +3,14 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "it talks to people")]
 
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
-use pavo_lab::{Error, Etcd, Lab, Options, Result, people};
+use pavo_lab::{Error, Etcd, Lab, Options, Result, build_tiny, people};
 
 const HELP: &str = "\
 A cluster on this machine: Slurm, etcd and Open vSwitch on hosts in namespaces.
@@ -52,6 +52,14 @@ struct Ask {
     new: bool,
     options: Options,
     command: Vec<String>,
+}
+
+impl Ask {
+    /// Whether all is there that a cluster needs.
+    fn is_whole(&self) -> bool {
+        let Options { pavo, plugin, etcd, .. } = &self.options;
+        pavo.is_some() && plugin.is_some() && *etcd != Etcd::None
+    }
 }
 
 fn ask(words: &[String]) -> Result<Ask> {
@@ -156,7 +164,18 @@ fn within(ask: &Ask, argv: &[String]) -> Result<ExitCode> {
 }
 
 fn bring_up(ask: &Ask) -> Result<Lab> {
-    let lab = Lab::up(ask.options.clone())?;
+    let Some(pavo) = ask.options.pavo.as_ref().filter(|_| ask.is_whole()) else {
+        let lab = Lab::up(ask.options.clone())?;
+        people::offer(&lab)?;
+        return Ok(lab);
+    };
+    let exe = std::env::current_exe()?;
+    let target = exe.parent().unwrap_or(&exe);
+    eprintln!("The image `tiny`…");
+    let images = build_tiny(pavo, &target.join("lab-images"), &target.join("lab-packages"))?;
+    eprintln!("Hosts, Slurm, etcd…");
+    let lab = Lab::up(Options { client_certs: true, ..ask.options.clone() })?;
+    lab.ready(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../etc"), &images)?;
     people::offer(&lab)?;
     Ok(lab)
 }
@@ -230,8 +249,30 @@ fn text(lab: &Lab, ask: &Ask) -> String {
          \x20 sinfo                        the nodes\n\
          \x20 srun -N{count} hostname            a job on all of them\n"
     );
-    if ask.options.pavo.is_some() {
-        text += &format!("  pavo alloc tiny:{count}            a cluster of virtual machines\n");
+    if ask.is_whole() {
+        text += &tutorial(count);
     }
     text + "From another terminal: pavo-lab shell n1 --user root, and pavo-lab down."
+}
+
+/// A first cluster, step by step. `tests/slurm/tutorial.rs` takes these steps.
+fn tutorial(count: usize) -> String {
+    let hosts = match count {
+        1 => "",
+        _ => "-N2 ",
+    };
+    format!(
+        "A cluster of virtual machines:\n\
+         \x20 mkdir -p ~/.pavo\n\
+         \x20 printf 'mine:\\n  image: tiny\\n  description: my own\\n' >~/.pavo/templates.yaml\n\
+         \x20 pavo template list           it is there, and so is `tiny`\n\
+         \x20 pavo alloc -c1 {hosts}--wait ssh mine:4\n\
+         \x20   pavo status                where each of them is\n\
+         \x20   pavo ssh vm0 ping -c1 vm3  by name, from host to host\n\
+         \x20   pavo console vm3           leave it with Ctrl-] or as it says\n\
+         \x20   exit                       ends the cluster\n\
+         \x20 pavo batch -c1 {hosts}-E 'pavo ssh vm0 hostname' --wait ssh mine:2\n\
+         \x20 pavo batch -c1 {hosts}mine:2        stays until it is cancelled\n\
+         \x20 pavo ps; pavo ssh -J pavo vm0; scancel -n pavo\n"
+    )
 }

@@ -1,0 +1,82 @@
+//! `pavo batch`, and its clusters seen from hosts that are not the launcher's.
+
+use super::world::Site;
+
+#[test]
+fn a_batch_job_runs_its_script_and_mistakes_cost_no_job() {
+    let site = Site::up(2);
+    let before = site.snapshot();
+    mistakes_are_found_before_there_is_a_job(&site);
+
+    let script = r#"echo "it's ($PAVO_JOB_ID)"  'two  blanks' \$HOME
+        echo "second line of $(hostname)"; pavo status -o ndjson; exit 7"#;
+    let quoted = script.replace('\'', r"'\''");
+    let line = format!("pavo batch -o out-%j -c1 -N2 -n2 -E '{quoted}' tiny:2");
+    // The first one: nothing of the mistakes was submitted.
+    assert_eq!(site.sh("alice", &line), "Submitted batch job 1\n");
+    // A person whom the site does not know yet, in an environment that is not passed on.
+    let bobs = site.sh("bob", "pavo batch --parsable --export=NONE -o out -E 'pavo ps' tiny");
+    assert_eq!(bobs, "2\n");
+
+    site.until("alice", "scontrol show job 1", "ExitCode=7:0");
+    let said = site.sh("alice", "cat out-1");
+    let host = format!("{}n1", site.lab.prefix());
+    for expected in [
+        "it's (1) two  blanks $HOME\n",
+        &format!("second line of {host}\n"),
+        "\"state\":\"running\"",
+        "Terminating the cluster...\n",
+    ] {
+        assert!(said.contains(expected), "{expected} in {said}");
+    }
+    site.until("bob", "scontrol show job 2", "JobState=COMPLETED");
+    let said = site.sh("bob", "cat out");
+    assert!(said.contains("\ttiny:1\t1\trunning\t"), "{said}");
+    site.nothing_left(&before);
+}
+
+fn mistakes_are_found_before_there_is_a_job(site: &Site) {
+    for (line, code, expected) in [
+        ("nosuch:2", 4, "Template not found: nosuch"),
+        ("tiny:0", 2, "`tiny` is asked for 0 times"),
+        ("-J 'a b' tiny", 2, "cannot be the name of a job"),
+        ("--wrap=hostname tiny", 2, "`--wrap` is for jobs without a cluster"),
+        ("--wait stopped -E true tiny", 2, "leaves nothing for a script"),
+        ("/bin/hostname tiny", 1, "Script arguments not permitted"),
+        ("-p nosuch tiny", 1, "invalid partition specified: nosuch"),
+    ] {
+        let output = site.run("alice", &["sh", "-c", &format!("pavo batch {line}")]);
+        assert_eq!(output.status.code(), Some(code), "{line}: {output:?}");
+        assert!(output.stderr.contains(expected), "{line}: {output:?}");
+        assert_eq!(output.stdout, "", "{line}");
+    }
+}
+
+#[test]
+fn a_batch_job_is_reached_from_every_host() {
+    let site = Site::up(2);
+    let before = site.snapshot();
+    let job = site.batch("alice", "-c1 -N2 tiny:2");
+    site.until("alice", &format!("pavo status -j {job} || true"), "vm1");
+    // Its folder is on n1 only.
+    let script = format!(
+        "set -e; pavo wait -j {job} --for ssh
+         pavo ssh -j{job} vm1 hostname
+         echo some text >file; pavo scp -j {job} file vm0:/root/; pavo ssh -j {job} vm0 cat file
+         pavo ssh-config -j {job} >config; ssh -F config vm0 hostname
+         find ~/.pavo/jobs ! -user alice -o -perm /077
+         pavo console -l -j {job} vm1 | grep -c 'vm1 ready'"
+    );
+    assert_eq!(site.sh("alice", &script), "vm1\nsome text\nvm0\n1\n");
+    for host in ["n1", "n2"] {
+        let output = site.on(host, "alice", &["pavo", "ssh", "vm1", "hostname"]);
+        assert_eq!(output.stdout, "vm1\n", "{host}: {output:?}");
+    }
+    let output = site.run("bob", &["pavo", "ssh", "-j", &job.to_string(), "vm1", "hostname"]);
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+
+    let said = site.sh("alice", &format!("pavo reset -j {job} vm1; pavo cancel {job} 2>&1"));
+    assert!(said.ends_with(&format!("Job {job} has ended.\n")), "{said}");
+    assert_eq!(site.sh("alice", "pavo status 2>&1 || true; ls ~/.pavo/jobs").lines().count(), 2);
+    site.nothing_left(&before);
+}
