@@ -6,10 +6,13 @@
 #   make lab-down     takes it down from elsewhere, and what a killed one left
 #   make bench        every figure that the README quotes, beside its peer or floor
 #   make lint         what `make test` checks before it tests
+#   make man          the manual pages, in target/man
+#   make package      Debian packages for a site, in target/package
 
 CARGO ?= cargo
 
-.PHONY: quickstart test lint bench lab lab-down packages-build packages-run packages-test
+.PHONY: quickstart test lint bench lab lab-down man package packages-build packages-run \
+  packages-test packages-package
 
 quickstart: packages-run
 	$(CARGO) build --release --locked
@@ -35,6 +38,12 @@ lab: packages-test
 lab-down:
 	$(AS_ROOT) target/debug/pavo-lab down
 
+man: packages-build
+	$(CARGO) run --quiet --locked --package pavo-man target/man
+
+package: packages-package
+	scripts/package
+
 # What only has to be there is installed; nothing else of the machine is changed.
 packages-build:
 	scripts/packages build
@@ -42,3 +51,5 @@ packages-run: packages-build
 	scripts/packages run
 packages-test: packages-run
 	scripts/packages test
+packages-package: packages-build
+	scripts/packages package

@@ -1,6 +1,6 @@
 //! `pavo completion`
 
-use clap::{Args, CommandFactory};
+use clap::Args;
 use clap_complete::Shell;
 
 use super::App;
@@ -18,7 +18,7 @@ pub struct Completion {
 impl Completion {
     pub fn run(self, app: &App) -> Result<u8> {
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut super::Cli::command(), "pavo", &mut script);
+        clap_complete::generate(self.shell, &mut super::command(), "pavo", &mut script);
         app.out.data(&String::from_utf8_lossy(&script))?;
         Ok(0)
     }

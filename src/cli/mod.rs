@@ -186,11 +186,16 @@ fn usable(path: &Path) -> bool {
     })
 }
 
+/// The whole command line, for who writes about it: manual pages.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Parses the arguments, runs the command and reports its outcome.
 pub fn main() -> ExitCode {
     let out = Out::new();
     let cli =
-        match Cli::try_parse_from(passing::arrange(&Cli::command(), std::env::args_os().collect()))
+        match Cli::try_parse_from(passing::arrange(&command(), std::env::args_os().collect()))
         {
             Ok(cli) => cli,
             Err(error) => return refuse(&out, &error),
