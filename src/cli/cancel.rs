@@ -46,7 +46,7 @@ impl Cancel {
             let id = job.owner.job;
             match known.manager() {
                 Manager::Local => end_launcher(&job)?,
-                Manager::Slurm => queue::cancel(id).await?,
+                Manager::Slurm | Manager::Node => queue::cancel(id).await?,
             }
             let deadline = Instant::now() + LIMIT;
             app.out.progress(&format!("Waiting for job {id} to end…"));
@@ -63,7 +63,9 @@ impl Cancel {
                     let pid = job.launcher.pid;
                     format!("its launcher is process {pid}: `kill -9 {pid}` ends it at once")
                 }
-                Manager::Slurm => format!("see what Slurm says: `scontrol show job {id}`"),
+                Manager::Slurm | Manager::Node => {
+                    format!("see what Slurm says: `scontrol show job {id}`")
+                }
             }))
         })
     }

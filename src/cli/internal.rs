@@ -6,7 +6,7 @@ use super::App;
 use crate::batch::slurm::Environment;
 use crate::error::{Context, Result};
 use crate::network::responder;
-use crate::ops::{cell, task};
+use crate::ops::{cell, rehearsal, task};
 use crate::vm;
 
 /// What pavo starts of itself
@@ -29,6 +29,8 @@ pub enum Internal {
     Responder,
     /// Whether KVM runs guest code
     KvmProbe,
+    /// Whether this machine can carry a cluster's network
+    Rehearsal,
     /// Root's part of a cluster on this host
     #[command(subcommand)]
     Setup(super::setup::Setup),
@@ -53,6 +55,13 @@ impl Internal {
                 responder::main(stream.while_doing(|| "opening the life line".into())?).await
             })?,
             Self::Setup(verb) => return verb.run(app),
+            Self::Rehearsal => {
+                // Its one thread leaves before the runtime has others.
+                let outcome = rehearsal::leave().and_then(|()| app.block_on(rehearsal::perform()));
+                let answer = outcome.err().map(|error| error.to_wire());
+                let text = serde_json::to_string(&answer).expect("an error is always valid JSON");
+                app.out.data(&text)?;
+            }
             Self::KvmProbe => {
                 if let Err(why) = vm::kvm::probe_in_this_process() {
                     // Whoever started the probe reads it there.

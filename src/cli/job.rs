@@ -94,7 +94,7 @@ impl Jobs {
                 let alive = running(app, store).await?;
                 Ok(alive.iter().any(|other| other.owner == job.owner))
             }
-            Manager::Slurm => {
+            Manager::Slurm | Manager::Node => {
                 let record = keys::job_record(&job.user, job.owner);
                 Ok(store.get(&record).await?.is_some())
             }
@@ -114,7 +114,7 @@ impl Jobs {
         let Some(store) = self.store() else { return Ok(Vec::new()) };
         match self.manager {
             Manager::Local => running(app, store).await,
-            Manager::Slurm => running_at_site(app, store).await,
+            Manager::Slurm | Manager::Node => running_at_site(app, store).await,
         }
     }
 }

@@ -2,14 +2,18 @@
 
 use std::io::Read;
 use std::path::Path;
+use std::time::SystemTime;
 
 use clap::Subcommand;
 
-use super::App;
 use super::internal::stdin;
+use super::out::{Column, OutputArgs};
+use super::{App, duration};
 use crate::error::{Context, Error, Kind, Result};
+use crate::model::vmset;
 use crate::ops::setup::ask::{Ask, MAX_ASK};
-use crate::ops::setup::{SITE_DIR, create, delete, guard, init, site_config, sweep};
+use crate::ops::setup::{self, ClusterHere, NodeStatus, Patience, Preview, Switch};
+use crate::ops::setup::{SITE_DIR, create, delete, guard, init, lost, site_config, sweep};
 use crate::ops::site;
 use crate::ops::site_store::{Persons, prepare};
 use crate::store::secret::SiteKey;
@@ -18,13 +22,29 @@ use crate::store::secret::SiteKey;
 #[derive(Debug, Subcommand)]
 pub enum Setup {
     /// Make this host ready for clusters: once, and at each boot
-    Init,
+    Init(DryRun),
     /// Make what the VMs of a step need; the ask is on standard input
-    Create,
+    Create(DryRun),
     /// Remove what `create` made for the same ask
-    Delete,
+    Delete(DryRun),
+    /// Remove all that pavo has made on this host, and what `init` has made
+    Cleanup {
+        /// Also under clusters that run
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        dry: DryRun,
+    },
+    /// Show what pavo holds on this host
+    Status(OutputArgs),
     /// Remove what no living step owns
-    Sweep,
+    Sweep {
+        /// At the site: free VXLAN keys of jobs that are gone, on hosts that are down
+        #[arg(long)]
+        ids: bool,
+        #[command(flatten)]
+        dry: DryRun,
+    },
     /// Prepare the site's etcd: users, roles, authentication, the site's key; safe to run
     /// again
     Store {
@@ -37,18 +57,37 @@ pub enum Setup {
     Guard,
 }
 
+/// Looking before doing.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct DryRun {
+    /// Show what would be done, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
 impl Setup {
     pub fn run(self, app: &App) -> Result<u8> {
         if app.env.uid != 0 {
             return Err(Error::usage("`internal setup` is for root")
                 .help("Slurm's plugin runs it; by hand, as root: `pavo internal setup sweep`"));
         }
+        if let Some((previews, output)) = self.preview()? {
+            return show(app, output, &previews);
+        }
         match &self {
-            Self::Init => app.block_on(init()).map(|()| 0),
-            Self::Create => self.for_plugin(app, app.block_on(async { create(&ask()?).await })),
-            Self::Delete => app.block_on(async { delete(&ask()?).await }).map(|()| 0),
-            Self::Sweep => {
-                for owner in app.block_on(sweep())? {
+            Self::Init(_) => {
+                app.block_on(init())?.iter().for_each(|warning| app.out.warn(warning));
+                Ok(0)
+            }
+            Self::Create(_) => self.for_plugin(app, app.block_on(async { create(&ask()?).await })),
+            Self::Delete(_) => app.block_on(async { delete(&ask()?).await }).map(|()| 0),
+            Self::Cleanup { force, .. } => app.block_on(setup::cleanup(*force)).map(|()| 0),
+            Self::Status(output) => describe(app, *output, &setup::status()?),
+            Self::Sweep { ids: true, dry } => free_ids(app, dry.dry_run),
+            Self::Sweep { .. } => {
+                for owner in app.block_on(sweep(Patience::Long))? {
                     app.out.status(&format!("Removed what job {owner} had left"));
                 }
                 Ok(0)
@@ -61,10 +100,21 @@ impl Setup {
         }
     }
 
+    /// What would be done, where only that is asked for.
+    fn preview(&self) -> Result<Option<(Vec<Preview>, OutputArgs)>> {
+        let (dry, preview): (_, fn() -> Result<Vec<Preview>>) = match self {
+            Self::Init(dry) => (dry, || Ok(vec![setup::init_preview()?])),
+            Self::Create(dry) => (dry, || Ok(vec![setup::create_preview(&ask()?)?])),
+            Self::Delete(dry) => (dry, || setup::delete_preview(&ask()?)),
+            Self::Cleanup { dry, .. } => (dry, setup::cleanup_preview),
+            Self::Sweep { dry, ids: false } => (dry, setup::sweep_preview),
+            _ => return Ok(None),
+        };
+        if dry.dry_run { Ok(Some((preview()?, dry.output))) } else { Ok(None) }
+    }
+
     fn store(&self, app: &App, closed: bool) -> Result<u8> {
-        let etcd = site_config()?.batch.etcd.ok_or_else(|| {
-            Error::config("batch.yaml names no etcd").help("add `etcd-servers` and its settings")
-        })?;
+        let etcd = etcd()?;
         let persons = if closed { Persons::MadeByAdministrator } else { Persons::MadeByNodes };
         let dir = Path::new(SITE_DIR);
         let report = app.block_on(async {
@@ -93,6 +143,81 @@ impl Setup {
             }
         }
     }
+}
+
+fn show(app: &App, output: OutputArgs, previews: &[Preview]) -> Result<u8> {
+    if output.output.is_some() {
+        return app.out.list(output, previews, &[]).map(|()| 0);
+    }
+    for preview in previews {
+        let lines: String =
+            preview.lines().iter().map(|line| format!("{}: {line}\n", preview.owner)).collect();
+        app.out.data(&lines)?;
+    }
+    Ok(0)
+}
+
+fn describe(app: &App, output: OutputArgs, status: &NodeStatus) -> Result<u8> {
+    if output.output.is_some() {
+        return app.out.record(output, status, &[]).map(|()| 0);
+    }
+    let columns: [Column<ClusterHere>; 7] = [
+        Column { title: "job", text: |it| format!("{}.{}", it.job, it.step) },
+        Column { title: "user", text: |it| it.user.clone() },
+        Column { title: "vms", text: |it| vmset::fold(&it.vms) },
+        Column { title: "for", text: |it| duration(age(it.since)) },
+        Column {
+            title: "switch",
+            text: |it| match it.switch {
+                Switch::None => "-".into(),
+                Switch::Linux => "linux".into(),
+                Switch::Ovs => "ovs".into(),
+            },
+        },
+        Column { title: "step", text: |it| if it.keeper_alive { "runs" } else { "gone" }.into() },
+        Column {
+            title: "guard",
+            text: |it| match it.guard_alive {
+                Some(true) => "runs".into(),
+                Some(false) => "gone".into(),
+                None => "-".into(),
+            },
+        },
+    ];
+    app.out.list(OutputArgs::default(), &status.clusters, &columns)?;
+    let texts = |title: &str, texts: &[String]| -> String {
+        texts.iter().map(|text| format!("{title}: {text}\n")).collect()
+    };
+    app.out.data(&texts("node", &status.node))?;
+    app.out.data(&texts("left", &status.leftovers))?;
+    app.out.data(&texts("keys in etcd", &status.pending)).map(|()| 0)
+}
+
+fn age(since: u64) -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    now.as_secs().saturating_sub(since)
+}
+
+fn free_ids(app: &App, pretend: bool) -> Result<u8> {
+    let etcd = etcd()?;
+    let found = app.block_on(lost::free_ids(&etcd, pretend))?;
+    for (owner, hosts) in &found.waiting {
+        let hosts = hosts.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        app.out.warn(&format!(
+            "job {owner} is gone, but not for {hosts}: `pavo internal setup sweep` there"
+        ));
+    }
+    let verb = if pretend { "Would free" } else { "Freed" };
+    for (owner, count) in &found.freed {
+        app.out.status(&format!("{verb} {count} VXLAN keys of job {owner}"));
+    }
+    Ok(0)
+}
+
+fn etcd() -> Result<crate::config::Etcd> {
+    site_config()?.batch.etcd.ok_or_else(|| {
+        Error::config("batch.yaml names no etcd").help("add `etcd-servers` and its settings")
+    })
 }
 
 /// The ask on standard input.

@@ -164,14 +164,14 @@ fn ethernet(fields: &Fields) -> Ethernet {
             None => {}
         }
     }
-    // Names of devices come from the job here, the gateway is always ours, and
-    // forwarding is on in the job's namespace only: read, checked, not used.
-    fields.get("dev-prefix").and_then(|item| {
+    network.dev_prefix = fields.get("dev-prefix").and_then(|item| {
         item.text_like("a letter, then at most seven letters, digits or `_`", is_device_prefix)
     });
     network.license = fields.get("license").and_then(|item| {
         item.text_like("letters, digits, `_`, `-`, `.` and `@`", crate::model::cluster::plain_name)
     });
+    // The gateway is always ours, and forwarding is on in the job's namespace, and on the
+    // host from its start: read, checked, not used.
     fields.get("gateway").and_then(|item| item.word(&[("local-nat", ())]));
     fields.get("manage-ip-forward").and_then(Item::boolean);
     network

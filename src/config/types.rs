@@ -75,6 +75,8 @@ pub enum Network {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ethernet {
     pub layer: Layer,
+    /// Names the bridge `PREFIX_xbr` of an L3 network, which each host has from its start.
+    pub dev_prefix: Option<String>,
     /// Guests' addresses, the same in every cluster.
     pub int_network: Subnet,
     /// Where each job's uplink on a host takes its pair of addresses from.
@@ -100,6 +102,7 @@ impl Default for Ethernet {
     fn default() -> Self {
         Self {
             layer: Layer::L3,
+            dev_prefix: None,
             int_network: "10.200.0.0/16".parse().expect("a network"),
             ext_network: "10.201.0.0/16".parse().expect("a network"),
             mac_prefix: MacPrefix::default(),

@@ -1,11 +1,12 @@
-//! Files that are there whole or not at all.
+//! Files that are there whole or not at all, and folders.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::step::Outcome;
 use crate::error::{Context, Error, Result};
 
 /// Replaces the file by `bytes`, with these permission bits, so that a reader or a
@@ -37,6 +38,32 @@ pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
             let _ = fs::remove_file(&temporary);
         })
         .while_doing(|| format!("writing `{}`", path.display()))
+}
+
+/// Makes a folder with this mode, unless it exists.
+pub fn ensure_folder(path: &Path, mode: u32) -> Result<Outcome> {
+    match DirBuilder::new().mode(mode).create(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => {
+            return Ok(Outcome::AlreadySo);
+        }
+        // The umask has no say.
+        made => made.and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode))),
+    }
+    .while_doing(|| format!("creating `{}`", path.display()))?;
+    Ok(Outcome::Changed)
+}
+
+/// Removes a folder in which nothing is, and nothing mounted; else it is somebody's.
+pub fn remove_empty_folder(path: &Path) -> Result<Outcome> {
+    match fs::remove_dir(path) {
+        Ok(()) => Ok(Outcome::Changed),
+        Err(error) => match error.kind() {
+            ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty | ErrorKind::ResourceBusy => {
+                Ok(Outcome::AlreadySo)
+            }
+            _ => Err(error).while_doing(|| format!("removing `{}`", path.display())),
+        },
+    }
 }
 
 #[cfg(test)]

@@ -56,6 +56,11 @@ impl Journal {
         Ok(Self { dir })
     }
 
+    /// Names the journal in this folder without making anything: for who only reads.
+    pub fn peek(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into() }
+    }
+
     /// Sets a job up entirely, or not at all: if a step fails, what precedes it is
     /// undone and the step's error returned.
     pub async fn apply(&self, plan: &Plan, host: &Host) -> Result<()> {
@@ -76,6 +81,39 @@ impl Journal {
             }
         }
         Ok(())
+    }
+
+    /// Brings what an owner has from its old plan to this one: undoes what only the old
+    /// one has, and leaves what both have as it is, for it may be in use.
+    ///
+    /// # Errors
+    /// What was made by then stays, and is known here.
+    pub async fn update(&self, plan: &Plan, host: &Host) -> Result<()> {
+        let _lock = self.lock().await?;
+        let old = self.read(plan.owner)?.map(|old| old.steps).unwrap_or_default();
+        let (old, _): (Vec<_>, Vec<_>) =
+            old.into_iter().partition(|step| !plan.steps.contains(step));
+        let both = old.iter().chain(&plan.steps).cloned().collect();
+        self.write(&Plan { steps: both, ..plan.clone() })?;
+        for step in old.iter().rev() {
+            step.undo(host).await?;
+        }
+        for step in &plan.steps {
+            step.apply(host).await?;
+        }
+        self.write(plan)
+    }
+
+    /// Removes the journal's folder, unless there is a plan in it. Whoever waits for its
+    /// lock at this moment fails.
+    pub async fn close(self) -> Result<()> {
+        let _lock = self.lock().await?;
+        if !self.owners()?.is_empty() {
+            return Ok(());
+        }
+        let doing = || format!("removing `{}`", self.dir.display());
+        fs::remove_file(self.dir.join("lock")).while_doing(doing)?;
+        super::file::remove_empty_folder(&self.dir).map(drop)
     }
 
     /// Undoes a job, going on past failures. Its plan is forgotten only once nothing
@@ -110,7 +148,11 @@ impl Journal {
     pub fn owners(&self) -> Result<BTreeSet<Owner>> {
         let listing = || format!("listing `{}`", self.dir.display());
         let mut owners = BTreeSet::new();
-        for entry in fs::read_dir(&self.dir).while_doing(listing)? {
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(owners),
+            entries => entries.while_doing(listing)?,
+        };
+        for entry in entries {
             let name = entry.while_doing(listing)?.file_name();
             let owner = name.to_str().and_then(|name| name.strip_suffix(".json"));
             owners.extend(owner.and_then(|owner| owner.parse::<Owner>().ok()));
@@ -151,7 +193,8 @@ impl Journal {
         }
     }
 
-    fn read(&self, owner: Owner) -> Result<Option<Plan>> {
+    /// The plan of an owner, if it has one.
+    pub fn read(&self, owner: Owner) -> Result<Option<Plan>> {
         let path = self.path(owner);
         let text = match fs::read(&path) {
             Ok(text) => text,

@@ -5,6 +5,7 @@
 //! Below them is one file per protocol or kernel facility: [`netlink`] (links,
 //! addresses, routes), [`tunnel`], [`tap`] and [`offload`] (ioctl), [`cgroup`], [`nft`],
 //! [`ovs`], [`netns`], [`process`], [`cmd`] (other programs) and [`file`](mod@file).
+//! [`firewall`] only looks at the rules of others.
 //!
 //! "The host's namespace" is always the network namespace of the calling thread: a
 //! machine's own for root, the cell's for an ordinary user. Nothing here can tell.
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 pub mod cgroup;
 pub mod cmd;
 pub mod file;
+pub mod firewall;
 pub mod journal;
 pub mod netlink;
 pub mod netns;

@@ -43,6 +43,32 @@ pub fn prepare(dir: &Path) -> Result<()> {
     share(dir).while_doing(|| format!("sharing mounts below `{}`", dir.display()))
 }
 
+/// Makes mounts below a folder appear in all mount namespaces that share it.
+pub fn share_folder(dir: &Path) -> Result<Outcome> {
+    let was = is_mount_point(dir)?;
+    share(dir).while_doing(|| format!("sharing mounts below `{}`", dir.display()))?;
+    Ok(if was { Outcome::AlreadySo } else { Outcome::Changed })
+}
+
+/// Takes that back, unless there is something in the folder.
+pub fn unshare_folder(dir: &Path) -> Result<Outcome> {
+    let doing = || format!("unmounting `{}`", dir.display());
+    if !is_mount_point(dir)? || fs::read_dir(dir).while_doing(doing)?.next().is_some() {
+        return Ok(Outcome::AlreadySo);
+    }
+    umount2(dir, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).while_doing(doing)?;
+    Ok(Outcome::Changed)
+}
+
+/// Whether something is mounted at this folder. Its path has no blanks in it.
+pub fn is_mount_point(dir: &Path) -> Result<bool> {
+    let file = "/proc/thread-self/mountinfo";
+    let mounts = fs::read_to_string(file).while_doing(|| format!("reading `{file}`"))?;
+    let dir = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+    // The fifth field is where.
+    Ok(mounts.lines().any(|line| line.split(' ').nth(4).map(Path::new) == Some(&dir)))
+}
+
 /// Makes a namespace and names it, unless it exists.
 pub fn create(path: &Path) -> Result<Outcome> {
     if is_netns(path) {

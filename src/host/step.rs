@@ -16,6 +16,7 @@ use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
 
 use super::Host;
+use super::file;
 use super::netlink::{LinkSettings, Netlink, VethPeer};
 use super::netns;
 use super::nft::{self, Table};
@@ -47,10 +48,23 @@ pub enum Step {
     Namespace { name: String },
     /// A kernel setting below `/proc/sys`, such as `net/ipv4/ip_forward`.
     ///
-    /// It is not put back: in a namespace of ours it ends with it, and on the host
-    /// somebody else may have come to rely on it since, whom no old value of ours
+    /// Without `before` it is not put back: in a namespace of ours it ends with it, and on
+    /// the host somebody else may have come to rely on it since, whom no old value of ours
     /// knows about.
-    Sysctl { namespace: Option<String>, key: String, value: String },
+    Sysctl {
+        namespace: Option<String>,
+        key: String,
+        value: String,
+        /// What it was, put back unless somebody has changed it since. Only for what
+        /// belongs to the host and to no job.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        before: Option<String>,
+    },
+    /// A folder. Undoing leaves it if there is something in it.
+    Folder { path: PathBuf, mode: u32 },
+    /// A folder mounted on itself, so that mounts below it appear in all mount namespaces.
+    /// Undoing leaves it while there is something in it.
+    SharedFolder { path: PathBuf },
     /// Whole tables, which appear and disappear together.
     NftTables { namespace: Option<String>, tables: Vec<Table> },
     /// A Linux bridge of the job's own.
@@ -147,6 +161,8 @@ impl Step {
                 Some(path) => netns::with_netns(path, || set_sysctl(key, value))?,
                 None => set_sysctl(key, value),
             },
+            Self::Folder { path, mode } => file::ensure_folder(path, *mode),
+            Self::SharedFolder { path } => netns::share_folder(path),
             Self::NftTables { tables, .. } => {
                 nft::replace(place, tables).await?;
                 Ok(Outcome::Changed)
@@ -218,10 +234,16 @@ impl Step {
         }
         match self {
             Self::Namespace { name } => netns::delete(&host.netns(name)),
-            Self::Sysctl { .. } | Self::NoOffloads { .. } | Self::OvsFlows { .. } => {
-                Ok(Outcome::AlreadySo)
-            }
+            Self::Sysctl { before: None, .. }
+            | Self::NoOffloads { .. }
+            | Self::OvsFlows { .. } => Ok(Outcome::AlreadySo),
             Self::OvsBridges { owner, .. } => ovs::delete(host, *owner).await,
+            Self::Sysctl { key, value, before: Some(before), .. } => match place {
+                Some(path) => netns::with_netns(path, || reset_sysctl(key, value, before))?,
+                None => reset_sysctl(key, value, before),
+            },
+            Self::Folder { path, .. } => file::remove_empty_folder(path),
+            Self::SharedFolder { path } => netns::unshare_folder(path),
             Self::NftTables { tables, .. } => nft::delete(place, tables).await,
             Self::Bridge { name, group, .. }
             | Self::Veth { name, group, .. }
@@ -268,6 +290,8 @@ impl Step {
             | Self::Route { namespace, .. }
             | Self::LinkUp { namespace, .. } => namespace.as_deref(),
             Self::Namespace { .. }
+            | Self::Folder { .. }
+            | Self::SharedFolder { .. }
             | Self::Bridge { .. }
             | Self::Veth { .. }
             | Self::Vxlan { .. }
@@ -319,25 +343,45 @@ async fn ensure_taps(
     Ok(outcome)
 }
 
-/// Writes a setting only if it differs: some act on being written.
-fn set_sysctl(key: &str, value: &str) -> Result<Outcome> {
+/// A kernel setting below `/proc/sys/net`, as it is now.
+pub fn sysctl(key: &str) -> Result<String> {
+    let path = sysctl_path(key)?;
+    let text = fs::read_to_string(&path).while_doing(|| format!("reading `{}`", path.display()))?;
+    Ok(text.trim().to_owned())
+}
+
+fn sysctl_path(key: &str) -> Result<PathBuf> {
     if !key.starts_with("net/") || key.split('/').any(|part| part == "..") {
         return Err(Error::bug(format!("`{key}` is not a network setting")));
     }
-    let path = PathBuf::from("/proc/sys").join(key);
-    let text = fs::read_to_string(&path).while_doing(|| format!("reading `{}`", path.display()))?;
-    if text.trim() == value {
+    Ok(PathBuf::from("/proc/sys").join(key))
+}
+
+/// Writes a setting only if it differs: some act on being written.
+fn set_sysctl(key: &str, value: &str) -> Result<Outcome> {
+    if sysctl(key)? == value {
         return Ok(Outcome::AlreadySo);
     }
+    let path = sysctl_path(key)?;
     fs::write(&path, value).while_doing(|| format!("writing `{}`", path.display()))?;
     Ok(Outcome::Changed)
+}
+
+/// Puts a setting back, if it still has the value that it was given.
+fn reset_sysctl(key: &str, given: &str, before: &str) -> Result<Outcome> {
+    if sysctl(key)? == given { set_sysctl(key, before) } else { Ok(Outcome::AlreadySo) }
 }
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Namespace { name } => write!(f, "namespace `{name}`"),
+            Self::Sysctl { key, value, before: Some(before), .. } => {
+                write!(f, "setting `{key}` = {value} (was {before})")
+            }
             Self::Sysctl { key, value, .. } => write!(f, "setting `{key}` = {value}"),
+            Self::Folder { path, .. } => write!(f, "folder `{}`", path.display()),
+            Self::SharedFolder { path } => write!(f, "shared mount `{}`", path.display()),
             Self::NftTables { tables, .. } => {
                 let names: Vec<_> = tables
                     .iter()

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! A local job is marked `l`, so that it never collides with a Slurm job on the
-//! same host. The longest, `pt99999999-1023`, is exactly 15.
+//! same host. The longest, `pt99999999-1023`, is exactly 15. What belongs to the host
+//! and to no job has the owner `node`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -24,6 +25,8 @@ use crate::error::{Error, Result};
 pub enum Manager {
     Local,
     Slurm,
+    /// No scheduler: the administrator of the host.
+    Node,
 }
 
 /// One job, as the owner of kernel objects, files and stored keys.
@@ -38,6 +41,9 @@ pub struct Owner {
 pub const MAX_LOCAL_JOB: u32 = 9_999_999;
 
 impl Owner {
+    /// The host itself, as the owner of what all jobs on it share.
+    pub const NODE: Self = Self { manager: Manager::Node, job: 0 };
+
     pub fn local(job: u32) -> Self {
         Self { manager: Manager::Local, job }
     }
@@ -59,6 +65,7 @@ impl Owner {
         let mark = match self.manager {
             Manager::Slurm => 0x4000_0000,
             Manager::Local => 0x6000_0000,
+            Manager::Node => 0x2000_0000,
         };
         mark | self.job
     }
@@ -69,6 +76,7 @@ impl fmt::Display for Owner {
         match self.manager {
             Manager::Local => write!(f, "l{}", self.job),
             Manager::Slurm => write!(f, "{}", self.job),
+            Manager::Node => f.write_str("node"),
         }
     }
 }
@@ -77,6 +85,9 @@ impl FromStr for Owner {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
+        if text == "node" {
+            return Ok(Self::NODE);
+        }
         let (manager, digits) = match text.strip_prefix('l') {
             Some(digits) => (Manager::Local, digits),
             None => (Manager::Slurm, text),
@@ -112,6 +123,7 @@ mod tests {
         assert_eq!(local.indexed('t', 7), "ptl42-7");
         assert_eq!(slurm.indexed('t', 7), "pt42-7");
         assert_ne!(local.link_group(), slurm.link_group());
+        assert!(![local, slurm].iter().any(|job| job.link_group() == Owner::NODE.link_group()));
     }
 
     #[test]
@@ -123,7 +135,8 @@ mod tests {
 
     #[test]
     fn an_owner_is_read_back_from_its_name_and_nothing_else_is() {
-        for owner in [Owner::local(3), Owner { manager: Manager::Slurm, job: 12 }] {
+        let slurm = Owner { manager: Manager::Slurm, job: 12 };
+        for owner in [Owner::local(3), slurm, Owner::NODE] {
             assert_eq!(owner.to_string().parse::<Owner>().unwrap(), owner);
         }
         for wrong in ["", "l", "x3", "-3", "+3", "3/..", "99999999999"] {

@@ -463,7 +463,7 @@ fn gateway_steps(request: &Request, segment: &Segment<'_>, uplink: &Uplink) -> V
 }
 
 fn sysctl(namespace: Option<String>, key: &str) -> Step {
-    Step::Sysctl { namespace, key: key.to_owned(), value: "1".to_owned() }
+    Step::Sysctl { namespace, key: key.to_owned(), value: "1".to_owned(), before: None }
 }
 
 /// What a person sees beside the link's name. The kernel takes 255 bytes.

@@ -29,6 +29,7 @@ pub mod pasta;
 pub mod publish;
 pub mod queue;
 pub mod reach;
+pub mod rehearsal;
 pub mod resolve;
 pub mod setup;
 pub mod site;

@@ -1,5 +1,6 @@
 //! Slurm's queue, asked once and filtered by the controller.
 
+use std::collections::BTreeSet;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -27,6 +28,21 @@ pub async fn list(whose: Whose<'_>) -> Result<Vec<Queued>> {
         words.extend(["--user", user]);
     }
     ask("squeue", &words).await.map(|text| parse_squeue(&text))
+}
+
+/// Those of `nodes` that Slurm takes for running machines. None asked for, none asked.
+pub async fn nodes_up(nodes: &BTreeSet<String>) -> Result<BTreeSet<String>> {
+    if nodes.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let text = ask("sinfo", &["--noheader", "--Node", "--all", "--format=%N|%T"]).await?;
+    let is_up = |line: &str| {
+        let (node, state) = line.trim().split_once('|')?;
+        // With an asterisk a node does not answer.
+        let down = state.starts_with("down") || state.contains(['*', '~', '%', '!']);
+        (!down && nodes.contains(node)).then(|| node.to_owned())
+    };
+    Ok(text.lines().filter_map(is_up).collect())
 }
 
 /// Ends a job.

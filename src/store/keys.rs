@@ -130,6 +130,14 @@ pub fn parse_host_key(key: &str) -> Option<(Owner, HostKey)> {
     Some((job, what))
 }
 
+/// The [`job_hosts`] of the user and job that a key is below of.
+pub fn job_hosts_of(key: &str) -> Option<String> {
+    let hosts = all_hosts();
+    let mut parts = key.strip_prefix(&hosts)?.split('/');
+    let (user, job) = (parts.next()?, parts.next()?);
+    parts.next().map(|_| format!("{hosts}{user}/{job}/"))
+}
+
 /// All jobs of all users.
 pub fn all_jobs() -> String {
     format!("{ROOT}/job/")
@@ -316,6 +324,9 @@ mod tests {
         assert_eq!(parse(&(job_hosts("ada", job) + "later/thing")), None);
         assert_eq!(parse(&job_record("ada", job)), None);
         assert_eq!(parse_pool_id(&pool_id("uplink", u32::MAX)), Some(u32::MAX));
+        let key = host_record("a/b", job, 7);
+        assert_eq!(job_hosts_of(&key), Some(job_hosts("a/b", job)));
+        assert_eq!(job_hosts_of(&hosts("ada")), None);
     }
 
     proptest! {

@@ -6,7 +6,7 @@ use pavo::config::{Ethernet, Layer};
 use pavo::host::file::write_atomically;
 use pavo::host::journal::Plan;
 use pavo::host::process::ProcessId;
-use pavo::host::step::{Outcome, Step};
+use pavo::host::step::{Outcome, Step, sysctl};
 use pavo::model::owner::Owner;
 use pavo::network::{Request, plan};
 
@@ -103,6 +103,7 @@ fn broken(step: &Step) -> Step {
     let too_long = || "a-name-too-long-for-linux".to_owned();
     match &mut step {
         Step::Namespace { name } => *name = "x".repeat(300),
+        Step::Folder { path, .. } | Step::SharedFolder { path } => *path = "/absent/folder".into(),
         Step::Sysctl { key, .. } => *key = "net/ipv4/no_such_setting".into(),
         Step::NftTables { tables, .. } => tables[0].objects.push(serde_json::json!({ "rule": {} })),
         Step::Bridge { name, .. } | Step::Veth { name, .. } => *name = too_long(),
@@ -265,5 +266,103 @@ fn many_taps_are_removed_by_their_group() {
         assert_eq!(sh(None, "ip -o link show group 0x60000003"), "");
         lab.undo(plan.owner).unwrap();
         assert_eq!(lab.traces(), before);
+    });
+}
+
+/// What belongs to the host: a setting that is put back, folders, a bridge.
+fn of_the_host(lab: &Lab, before: &str) -> Plan {
+    let path = lab.dir.join("names");
+    let key = "net/ipv4/ip_forward".into();
+    let bridge = |name: &str| Step::Bridge {
+        name: name.into(),
+        mtu: 1500,
+        group: Owner::NODE.link_group(),
+        alias: "pavo: this host".into(),
+        mac: None,
+    };
+    let steps = vec![
+        Step::Folder { path: path.clone(), mode: 0o711 },
+        Step::SharedFolder { path },
+        Step::Sysctl { namespace: None, key, value: "1".into(), before: Some(before.into()) },
+        bridge("nat_xbr"),
+    ];
+    Plan { owner: Owner::NODE, keeper: pavo::host::process::current(), steps }
+}
+
+fn forwards() -> String {
+    sysctl("net/ipv4/ip_forward").unwrap()
+}
+
+fn mounts() -> String {
+    std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap()
+}
+
+#[test]
+fn what_belongs_to_the_host_is_put_back_and_jobs_leave_it_alone() {
+    in_netns(|lab| {
+        let (before, mounted) = (lab.traces(), mounts());
+        assert_eq!(forwards(), "0");
+        let node = of_the_host(lab, "0");
+        for step in &node.steps {
+            assert_eq!(lab.run(step.apply(&lab.host)).unwrap(), Outcome::Changed, "{step}");
+            assert_eq!(lab.run(step.apply(&lab.host)).unwrap(), Outcome::AlreadySo, "{step}");
+        }
+        for step in node.steps.iter().rev() {
+            assert_eq!(lab.run(step.undo(&lab.host)).unwrap(), Outcome::Changed, "{step}");
+            assert_eq!(lab.run(step.undo(&lab.host)).unwrap(), Outcome::AlreadySo, "{step}");
+        }
+        assert_eq!((lab.traces(), mounts(), forwards()), (before.clone(), mounted, "0".into()));
+
+        lab.apply(&node).unwrap();
+        let with_node = lab.traces();
+        let job = plan(&all_kinds(3)).unwrap().plan;
+        lab.apply(&job).unwrap();
+        lab.undo(job.owner).unwrap();
+        assert_eq!(lab.traces(), with_node);
+        assert_eq!(forwards(), "1");
+        lab.undo(Owner::NODE).unwrap();
+        assert_eq!((lab.traces(), forwards()), (before, "0".into()));
+    });
+}
+
+#[test]
+fn what_others_changed_or_use_is_not_put_back() {
+    in_netns(|lab| {
+        let node = of_the_host(lab, "0");
+        lab.apply(&node).unwrap();
+        sh(None, "echo 0 > /proc/sys/net/ipv4/ip_forward");
+        std::fs::write(lab.dir.join("names/somebodys"), "").unwrap();
+        lab.undo(Owner::NODE).unwrap();
+        assert_eq!(forwards(), "0");
+        assert!(lab.dir.join("names/somebodys").exists());
+        // A setting that was on before is left on.
+        lab.apply(&of_the_host(lab, "1")).unwrap();
+        lab.undo(Owner::NODE).unwrap();
+        assert_eq!(forwards(), "1");
+    });
+}
+
+#[test]
+fn a_new_plan_of_the_host_leaves_what_both_have_as_it_is() {
+    in_netns(|lab| {
+        let before = lab.traces();
+        let old = of_the_host(lab, "0");
+        lab.run(lab.journal.update(&old, &lab.host)).unwrap();
+        // It would be lost if the bridge were made again.
+        sh(None, "ip addr add 198.51.100.1/24 dev nat_xbr");
+        let mut new = old.clone();
+        let Step::Bridge { name, .. } = new.steps.last_mut().unwrap() else { panic!() };
+        *name = "other_xbr".into();
+        new.steps.insert(3, old.steps[3].clone());
+        lab.run(lab.journal.update(&new, &lab.host)).unwrap();
+        assert!(sh(None, "ip -4 addr show nat_xbr").contains("198.51.100.1"));
+        assert!(lab.traces().contains("link other_xbr"));
+        let mut without = new.clone();
+        without.steps.remove(3);
+        lab.run(lab.journal.update(&without, &lab.host)).unwrap();
+        assert!(!lab.traces().contains("link nat_xbr"));
+        assert_eq!(forwards(), "1");
+        lab.undo(Owner::NODE).unwrap();
+        assert_eq!((lab.traces(), forwards()), (before, "0".into()));
     });
 }

@@ -5,5 +5,6 @@ mod tiny;
 mod world;
 
 mod alloc;
-mod secrets;
 mod batch;
+mod node;
+mod secrets;

@@ -13,7 +13,8 @@ use super::fabric::{self, Underlay};
 use super::guard;
 use super::holding::{Claim, Holding, SCRATCH_DIR, make_dir, remove_tree};
 use super::host_report::{HostReport, LocalVm};
-use super::release::{release, sweep};
+use super::preview::{Action, Preview};
+use super::release::{Patience, release, sweep};
 use super::{SITE_DIR, site_config};
 use crate::config::{self, Config, Network, SwitchChoice};
 use crate::error::{Context, Error, Kind, Result};
@@ -36,7 +37,7 @@ const NOBODY: u32 = 65_534;
 /// What the user is told, with the name of this host before it: a cause and a way out.
 pub async fn create(ask: &Ask) -> Result<()> {
     // What dead steps left must not be in the way; their trouble is not this user's.
-    if let Err(error) = sweep().await {
+    if let Err(error) = sweep(Patience::Short).await {
         tracing::warn!("{}", error.report());
     }
     let config = site_config()?;
@@ -52,10 +53,33 @@ pub async fn create(ask: &Ask) -> Result<()> {
     outcome
 }
 
+/// What `create` would do. VXLAN keys and other hosts are known only to the store, which
+/// is not asked.
+///
+/// # Errors
+/// As [`create`], as far as nothing has to be made to know.
+pub fn create_preview(ask: &Ask) -> Result<Preview> {
+    let wanted = Wanted::new(&site_config()?, ask)?;
+    let slots = network::uplink_slots(&wanted.networks);
+    let holding = Holding::wanted(ask, &user_name(ask.uid)?, slots)?;
+    let count = wanted.networks.len();
+    let plan = wanted.plan(&holding, None)?;
+    let mut preview = Preview::new(Action::Create, plan.plan)
+        .with(format!("create `{}`", holding.scratch().display()))
+        .with(format!("create `{}`", holding.dir().display()));
+    if ask.nodes > 1 {
+        preview = preview.with(format!(
+            "create tunnels to {} other hosts: they, and {count} VXLAN keys, are taken from the store",
+            ask.nodes - 1
+        ));
+    }
+    Ok(preview)
+}
+
 async fn set_up(config: &Config, ask: &Ask, user: &str) -> Result<()> {
     let wanted = Wanted::new(config, ask)?;
     let slots = network::uplink_slots(&wanted.networks);
-    let holding = Holding::begin(&Claim::wait()?, ask, user, slots)?;
+    let holding = Holding::begin(&mut Claim::wait()?, ask, user, slots)?;
     let outcome = wanted.build(holding.clone()).await;
     if outcome.is_err() {
         let remains = Holding::of(ask.job, ask.step)?.unwrap_or(holding);

@@ -27,31 +27,32 @@ use super::holding::Holding;
 use crate::config::Network;
 use crate::error::{Context, Error, Kind, Result, WireError};
 use crate::model::hostlist;
+use crate::model::owner::Owner;
 use crate::network::{Fabric, Peer, VmNetworks};
 use crate::store::keys::{self, HostKey};
 use crate::store::pool::Pool;
-use crate::store::{Change, Commit, Event, Seen, Store, list_all};
+use crate::store::{Change, Check, Commit, Event, Seen, Store, list_all};
 
 /// How long other hosts may take to begin. They are started at the same moment, but some
 /// may have to wait for their file systems.
 const OTHERS_LIMIT: Duration = Duration::from_secs(40);
 /// The pool of VXLAN keys. The lowest are left to what a site may have configured by hand.
-const POOL: &str = "vni";
-const KEYS: std::ops::RangeInclusive<u32> = 0x1_0000..=0xff_ffff;
+pub const POOL: &str = "vni";
+pub const KEYS: std::ops::RangeInclusive<u32> = 0x1_0000..=0xff_ffff;
 
 /// What a host says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct HostRecord {
-    node: String,
+pub struct HostRecord {
+    pub node: String,
     /// On the underlay.
-    address: Ipv4Addr,
-    ranks: Vec<u32>,
+    pub address: Ipv4Addr,
+    pub ranks: Vec<u32>,
     /// Of this start of the job: an earlier one may have left its records.
-    step: u32,
-    restart: u32,
+    pub step: u32,
+    pub restart: u32,
     /// Why this host could not be set up: nobody need wait for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    failure: Option<WireError>,
+    pub failure: Option<WireError>,
 }
 
 /// How long it is said that a host failed. Nobody else is there to take it back.
@@ -267,9 +268,23 @@ async fn missing(
 /// Takes back what this host said. The last host frees the job's keys.
 pub async fn leave(store: &dyn Store, holding: &Holding) -> Result<()> {
     let (user, owner) = (&holding.user, holding.ask.owner());
-    let own = keys::host_record(user, owner, holding.ask.node_id);
-    delete(store, Change::delete(own)).await?;
-    let (entries, _) = list_all(store, &keys::job_hosts(user, owner)).await?;
+    let own = store.get(&keys::host_record(user, owner, holding.ask.node_id)).await?;
+    if let Some(entry) = own {
+        let of_it = |record: HostRecord| {
+            (record.step, record.restart) == (holding.ask.step, holding.ask.restart)
+        };
+        if entry.json::<HostRecord>().is_ok_and(of_it) {
+            let check = Check::Revision(entry.key.clone(), entry.revision);
+            // Changed meanwhile: it is the job's next start that has.
+            let _ = store.commit(&[check], &[Change::delete(entry.key)]).await?;
+        }
+    }
+    leave_job(store, &keys::job_hosts(user, owner), owner).await
+}
+
+/// Frees the job's keys, if no host of it is left; `prefix` is of what hosts say of it.
+pub async fn leave_job(store: &dyn Store, prefix: &str, owner: Owner) -> Result<()> {
+    let (entries, _) = list_all(store, prefix).await?;
     let mut ids: Vec<u32> = Vec::new();
     for entry in &entries {
         match keys::parse_host_key(&entry.key) {
@@ -285,10 +300,13 @@ pub async fn leave(store: &dyn Store, holding: &Holding) -> Result<()> {
     if entries.is_empty() {
         return Ok(());
     }
-    delete(store, Change::DeletePrefix { prefix: keys::job_hosts(user, owner) }).await?;
+    // What is written meanwhile is of the job's next start, and stays.
+    let keys: Vec<_> = entries
+        .into_iter()
+        .filter(|e| matches!(keys::parse_host_key(&e.key), Some((_, HostKey::NetworkKey { .. }))))
+        .collect();
+    let unchanged = keys.iter().map(|entry| Check::unchanged(&entry.key, Some(entry)));
+    let gone = keys.iter().map(|entry| Change::delete(entry.key.clone()));
+    let _ = store.commit(&unchanged.collect::<Vec<_>>(), &gone.collect::<Vec<_>>()).await?;
     Pool::new(store, POOL, KEYS).free(owner, &ids).await.map(drop)
-}
-
-async fn delete(store: &dyn Store, change: Change) -> Result<()> {
-    store.commit(&[], &[change]).await.map(drop)
 }

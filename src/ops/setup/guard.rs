@@ -117,7 +117,11 @@ pub async fn main(stdin: StdUnixStream) -> Result<()> {
     drop(responders);
     // `setup delete` comes first where the step ends as it should; both may.
     match Holding::of(watch.job, watch.step)? {
-        Some(holding) => release(&holding).await,
+        Some(holding) => tokio::select! {
+            // Somebody removes it already, and waits for our end.
+            _ = terminate.recv() => Ok(()),
+            released = release(&holding) => released,
+        },
         None => Ok(()),
     }
 }

@@ -8,14 +8,18 @@
 //! ```
 //!
 //! It is made before anything of the cluster exists and removed after everything is
-//! gone, so that what was left half done is always found by it.
+//! gone, so that what was left half done is always found by it. It comes and goes by
+//! being renamed: `.new-<job>.<step>` and `.old-<job>.<step>` are of those who were
+//! killed meanwhile.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +33,10 @@ pub const RUN_DIR: &str = "/run/pavo";
 /// Where clusters' disks are while they run, a folder of the user's for each. On a disk:
 /// overlays may grow to the size of the images.
 pub const SCRATCH_DIR: &str = "/var/lib/pavo/run";
+
+/// How long another may take to remove a cluster.
+const RELEASE_LIMIT: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// A cluster that holds something on this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,11 +52,27 @@ pub struct Holding {
     pub guard: Option<ProcessId>,
     /// Whether something of it may be in the site's store.
     pub stored: bool,
+    /// Nothing of it is left on this host, but its keys in the store could not be deleted
+    /// yet.
+    #[serde(default)]
+    pub undone: bool,
+    /// Seconds of the epoch.
+    #[serde(default)]
+    pub since: u64,
 }
 
 /// Keeps other set-ups from choosing the same slot; ends with its holder.
+///
+/// The file that is locked holds Slurm's names of this host, a line each: by them control
+/// groups are known as ours, also when nothing else is left.
 #[derive(Debug)]
 pub struct Claim {
+    lock: Flock<File>,
+}
+
+/// Keeps others from removing the same cluster; ends with its holder.
+#[derive(Debug)]
+pub struct Removing {
     _lock: Flock<File>,
 }
 
@@ -59,39 +83,95 @@ impl Claim {
         make_dir(Path::new(RUN_DIR), 0o755)?;
         let path = Path::new(RUN_DIR).join("lock");
         let mut open = OpenOptions::new();
-        let open = open.create(true).truncate(false).write(true).mode(0o600);
+        let open = open.create(true).truncate(false).read(true).write(true).mode(0o600);
         let file = open.open(path).while_doing(doing)?;
         let lock = Flock::lock(file, FlockArg::LockExclusive);
-        lock.map(|lock| Self { _lock: lock }).map_err(|(_, error)| error).while_doing(doing)
+        lock.map(|lock| Self { lock }).map_err(|(_, error)| error).while_doing(doing)
+    }
+
+    /// Remembers a name that Slurm has for this host.
+    fn note(&mut self, node: &str) -> Result<()> {
+        let mut known = String::new();
+        let mut note = || {
+            self.lock.rewind()?;
+            self.lock.read_to_string(&mut known)?;
+            if known.lines().any(|line| line == node) {
+                return Ok(());
+            }
+            self.lock.write_all(format!("{node}\n").as_bytes())
+        };
+        note().while_doing(|| "noting the name of this host".into())
+    }
+
+    /// Removes what those left who were killed while a holding came or went.
+    pub fn tidy(&self) -> Result<()> {
+        for name in names()? {
+            let half = [".new-", ".old-"].iter().any(|prefix| name.starts_with(prefix));
+            let empty =
+                parse(&name).is_some() && !Path::new(RUN_DIR).join(&name).join(STATE).exists();
+            if half || empty {
+                remove_tree(&Path::new(RUN_DIR).join(name))?;
+            }
+        }
+        Ok(())
     }
 }
+
+/// The names that Slurm has had for this host since it booted.
+pub fn node_names() -> Vec<String> {
+    let text = fs::read_to_string(Path::new(RUN_DIR).join("lock")).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+/// In the folder of a step.
+const STATE: &str = "state.json";
 
 impl Holding {
     /// Notes that `ask` is about to be carried out, and chooses its slot below `slots`.
     ///
     /// # Errors
     /// When the job has a cluster already, or all slots are taken.
-    pub fn begin(_claim: &Claim, ask: &Ask, user: &str, slots: u32) -> Result<Self> {
+    pub fn begin(claim: &mut Claim, ask: &Ask, user: &str, slots: u32) -> Result<Self> {
+        claim.note(&ask.node)?;
+        let holding = Self::wanted(ask, user, slots)?;
+        let new = Path::new(RUN_DIR).join(format!(".new-{}.{}", ask.job, ask.step));
+        remove_tree(&new)?;
+        make_dir(&new, 0o711)?;
+        holding.write(&new)?;
+        let dir = holding.dir();
+        fs::rename(&new, &dir).while_doing(|| format!("creating `{}`", dir.display()))?;
+        Ok(holding)
+    }
+
+    /// What [`begin`](Self::begin) would note.
+    pub fn wanted(ask: &Ask, user: &str, slots: u32) -> Result<Self> {
         let keeper = process::identify(ask.keeper)
             .ok_or_else(|| Error::system(format!("the process of {ask} has ended")))?;
         let others = Self::all()?;
         if let Some(other) = others.iter().find(|other| other.ask.job == ask.job) {
-            return Err(Error::usage(format!(
-                "job {} has a cluster already, in its step {}",
-                ask.job, other.ask.step
-            ))
-            .help("a job has one cluster at a time; start another job for another cluster"));
+            return Err(other.refuses(ask));
         }
-        let taken: BTreeSet<u32> = others.iter().map(|other| other.slot).collect();
+        let taken: BTreeSet<u32> =
+            others.iter().filter(|other| !other.undone).map(|other| other.slot).collect();
         let slot = (0..slots).find(|slot| !taken.contains(slot)).ok_or_else(|| {
             Error::system(format!("{slots} clusters are on this host already"))
                 .help("`ext-network` in networks.yaml has no addresses for another: widen it")
         })?;
         let (ask, user) = (ask.clone(), user.to_owned());
-        let holding = Self { ask, user, keeper, slot, guard: None, stored: false };
-        make_dir(&holding.dir(), 0o711)?;
-        holding.save()?;
-        Ok(holding)
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let (guard, stored, undone, since) = (None, false, false, now.as_secs());
+        Ok(Self { ask, user, keeper, slot, guard, stored, undone, since })
+    }
+
+    /// Why another step of the same job gets no cluster.
+    fn refuses(&self, ask: &Ask) -> Error {
+        let (job, step) = (ask.job, self.ask.step);
+        if self.undone {
+            return Error::system(format!("keys of step {job}.{step} are still in etcd"))
+                .help("etcd did not answer when the step ended; start another job");
+        }
+        Error::usage(format!("job {job} has a cluster already, in its step {step}"))
+            .help("a job has one cluster at a time; start another job for another cluster")
     }
 
     pub fn dir(&self) -> PathBuf {
@@ -105,8 +185,35 @@ impl Holding {
 
     /// Writes it down.
     pub fn save(&self) -> Result<()> {
+        self.write(&self.dir())
+    }
+
+    fn write(&self, dir: &Path) -> Result<()> {
         let text = serde_json::to_vec(self).expect("a holding is always valid JSON");
-        write_atomically(&self.dir().join("state.json"), &text, 0o600)
+        write_atomically(&dir.join(STATE), &text, 0o600)
+    }
+
+    /// Waits for the right to remove it, and reads it again; `None` if somebody else has
+    /// removed it meanwhile, and perhaps the step's next start has its place.
+    pub async fn remove(&self) -> Result<Option<(Self, Removing)>> {
+        let dir = self.dir();
+        let doing = || format!("locking `{}`", dir.display());
+        let mut file = match File::open(&dir) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            file => file.while_doing(doing)?,
+        };
+        let end = Instant::now() + RELEASE_LIMIT;
+        let lock = loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => break lock,
+                Err((back, Errno::EWOULDBLOCK)) if Instant::now() < end => file = back,
+                Err((_, error)) => return Err(error).while_doing(doing),
+            }
+            tokio::time::sleep(PAUSE).await;
+        };
+        let now = Self::of(self.ask.job, self.ask.step)?;
+        let same = now.filter(|now| now.keeper == self.keeper && now.ask == self.ask);
+        Ok(same.map(|now| (now, Removing { _lock: lock })))
     }
 
     /// The holding of a step, if it has one.
@@ -116,22 +223,9 @@ impl Holding {
 
     /// Every holding on this host.
     pub fn all() -> Result<Vec<Self>> {
-        let doing = || format!("listing `{RUN_DIR}`");
-        let mut all = Vec::new();
-        let entries = match fs::read_dir(RUN_DIR) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(all),
-            entries => entries.while_doing(doing)?,
-        };
-        for entry in entries {
-            let name = entry.while_doing(doing)?.file_name();
-            let Some((job, step)) = name.to_str().and_then(|name| name.split_once('.')) else {
-                continue;
-            };
-            if let (Ok(job), Ok(step)) = (job.parse(), step.parse()) {
-                all.extend(Self::of(job, step)?);
-            }
-        }
-        Ok(all)
+        let names = names()?;
+        let steps = names.iter().filter_map(|name| parse(name));
+        steps.filter_map(|(job, step)| Self::of(job, step).transpose()).collect()
     }
 
     /// Whether the step still runs here.
@@ -141,8 +235,48 @@ impl Holding {
 
     /// Forgets it: everything else is gone.
     pub fn forget(&self) -> Result<()> {
-        remove_tree(&self.dir())
+        let old = Path::new(RUN_DIR).join(format!(".old-{}.{}", self.ask.job, self.ask.step));
+        remove_tree(&old)?;
+        match fs::rename(self.dir(), &old) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            moved => moved.while_doing(|| format!("removing `{}`", self.dir().display()))?,
+        }
+        remove_tree(&old)
     }
+}
+
+/// What is in [`RUN_DIR`].
+fn names() -> Result<Vec<String>> {
+    names_in(Path::new(RUN_DIR))
+}
+
+/// What is in a folder that need not exist.
+fn names_in(dir: &Path) -> Result<Vec<String>> {
+    let doing = || format!("listing `{}`", dir.display());
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.while_doing(doing)?,
+    };
+    let name = |entry: std::io::Result<fs::DirEntry>| {
+        entry.map(|entry| entry.file_name().to_string_lossy().into_owned()).while_doing(doing)
+    };
+    entries.map(name).collect()
+}
+
+/// Clusters' folders on the disk that no holding knows: of those who were running when the
+/// host lost its power.
+pub fn lost_scratch() -> Result<Vec<PathBuf>> {
+    let dir = Path::new(SCRATCH_DIR);
+    let steps = names_in(dir)?.into_iter().filter_map(|name| Some((parse(&name)?, name)));
+    // A holding is there before its folder, and after it.
+    let lost = steps.filter(|((job, step), _)| !run_dir(*job, *step).exists());
+    Ok(lost.map(|(_, name)| dir.join(name)).collect())
+}
+
+/// Reads `<job>.<step>`.
+fn parse(name: &str) -> Option<(u32, u32)> {
+    let (job, step) = name.split_once('.')?;
+    Some((job.parse().ok()?, step.parse().ok()?))
 }
 
 /// The folder of a step.
@@ -166,13 +300,10 @@ pub fn remove_tree(path: &Path) -> Result<()> {
 }
 
 fn read(dir: &Path) -> Result<Option<Holding>> {
-    let path = dir.join("state.json");
+    let path = dir.join(STATE);
     let text = match fs::read(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            // Begun and ended in the same moment: there is only the folder.
-            return fs::remove_dir(dir).map_or(Ok(None), |()| Ok(None));
-        }
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).while_doing(|| format!("reading `{}`", path.display())),
     };
     serde_json::from_slice(&text).map(Some).map_err(|error| {

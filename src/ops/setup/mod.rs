@@ -11,6 +11,9 @@
 //! follows no path of the user's. The guard outlives `create`: it holds the responders,
 //! and if the step's process on this host dies without a word it removes everything. What
 //! even its death leaves is removed by the next [`sweep`].
+//!
+//! `setup init` makes what belongs to the host and to no cluster, `setup cleanup` takes
+//! everything back.
 
 pub mod ask;
 mod create;
@@ -18,8 +21,11 @@ mod fabric;
 mod guard;
 pub mod holding;
 pub mod host_report;
+pub mod lost;
 mod node;
+mod preview;
 mod release;
+mod status;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -28,10 +34,12 @@ use std::path::Path;
 use crate::config::{self, Config, Sources};
 use crate::error::{Error, Result};
 
-pub use create::create;
+pub use create::{create, create_preview};
 pub use guard::main as guard;
-pub use node::init;
-pub use release::{delete, sweep};
+pub use node::{BRIDGES_CALL_IPTABLES, cleanup, cleanup_preview, init, init_preview};
+pub use preview::{Preview, delete_preview, sweep_preview};
+pub use release::{Patience, delete, sweep};
+pub use status::{ClusterHere, NodeStatus, Switch, status};
 
 /// The site's configuration.
 pub const SITE_DIR: &str = "/etc/pavo";

@@ -1,19 +1,23 @@
 //! Taking back what a set-up made on this host.
+//!
+//! First what is on the host, then what the site's store holds: where that does not
+//! answer, the holding stays with [`undone`](Holding::undone), takes nobody's place, and
+//! the next sweep asks again.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::ask::Ask;
 use super::fabric;
-use super::holding::{Holding, remove_tree};
-use super::site_config;
-use crate::error::Result;
-use crate::host::Host;
+use super::holding::{Claim, Holding, lost_scratch, node_names, remove_tree};
+use super::{lost, site_config};
+use crate::error::{Context, Error, Result};
 use crate::host::journal::Journal;
 use crate::host::process::{self, ProcessId};
+use crate::host::{Host, cgroup};
 use crate::model::owner::Owner;
 use crate::ops::cleanup::{JOURNAL_DIR, NETNS_DIR};
 use crate::ops::site;
@@ -21,36 +25,74 @@ use crate::store::etcd::Etcd;
 
 /// How long a guard may take to end before it is killed.
 const GUARD_LIMIT: Duration = Duration::from_secs(2);
+/// How long what has ended may keep its control groups busy.
+const LAST_MOMENT: Duration = Duration::from_millis(500);
+/// A control group of this age is nobody's who is about to enter it.
+const STALE: Duration = Duration::from_secs(10);
+
+/// How long a sweep may wait for the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// It is another's set-up that waits for this.
+    Short,
+    Long,
+}
 
 /// `pavo internal setup delete`: removes what `create` made for the same ask. Nothing to
 /// remove is no error.
 pub async fn delete(ask: &Ask) -> Result<()> {
     match Holding::of(ask.job, ask.step)? {
-        Some(holding) => {
-            if let Some(guard) = &holding.guard {
-                end(guard).await;
-            }
-            release(&holding).await
-        }
+        Some(holding) => release(&holding).await,
         None => Ok(()),
     }
 }
 
-/// Removes everything of a cluster on this host: its network, its files, what the site's
-/// store holds for it. Several may do it at once.
+/// Removes everything of a cluster on this host: its guard, its network, its files, what
+/// the site's store holds for it. Several may do it at once.
 pub async fn release(holding: &Holding) -> Result<()> {
-    let journal = Journal::open(JOURNAL_DIR)?;
-    let undone = journal.undo(holding.ask.owner(), &Host::new(NETNS_DIR.into())).await;
-    remove_tree(&holding.scratch())?;
-    undone?;
+    let Some((mut holding, _lock)) = holding.remove().await? else { return Ok(()) };
+    leave_host(&mut holding).await?;
     if holding.stored {
-        leave_store(holding).await?;
+        leave_store(&holding).await?;
     }
     holding.forget()
 }
 
-/// Takes back what this host has in the site's store. Where the store does not answer,
-/// the holding stays, and the next sweep tries again.
+/// Removes what is on this host.
+pub async fn leave_host(holding: &mut Holding) -> Result<()> {
+    if holding.undone {
+        return Ok(());
+    }
+    if let Some(guard) = holding.guard.filter(|guard| *guard != process::current()) {
+        end(&guard).await;
+    }
+    let journal = Journal::open(JOURNAL_DIR)?;
+    let undone = journal.undo(holding.ask.owner(), &Host::new(NETNS_DIR.into())).await;
+    remove_tree(&holding.scratch())?;
+    undone?;
+    leave_groups(&holding.ask).await;
+    if holding.stored {
+        holding.undone = true;
+        holding.save()?;
+    }
+    Ok(())
+}
+
+/// Removes the step's control groups. Whoever started this process may have put it there.
+async fn leave_groups(ask: &Ask) {
+    let name = cgroup::step_group(&ask.node, ask.job, ask.step);
+    cgroup::leave(&name);
+    let end = Instant::now() + LAST_MOMENT;
+    while !cgroup::remove(&name) {
+        if Instant::now() > end {
+            tracing::warn!("control group `{name}` is still in use");
+            return;
+        }
+        sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Takes back what this host has in the site's store.
 async fn leave_store(holding: &Holding) -> Result<()> {
     let Some(etcd) = site_config()?.batch.etcd else { return Ok(()) };
     let store = Etcd::connect(&site::as_node(&etcd)?).await?;
@@ -72,21 +114,87 @@ async fn end(guard: &ProcessId) {
 ///
 /// # Errors
 /// The last failure, after all were tried.
-pub async fn sweep() -> Result<Vec<Owner>> {
+pub async fn sweep(patience: Patience) -> Result<Vec<Owner>> {
+    Claim::wait()?.tidy()?;
     let (mut swept, mut failure) = (Vec::new(), None);
-    for holding in Holding::all()?.into_iter().filter(|holding| !holding.alive()) {
-        if let Some(guard) = &holding.guard {
-            end(guard).await;
+    let mut note = |outcome: Result<()>| {
+        if let Err(error) = outcome {
+            tracing::warn!("{}", error.report());
+            failure = Some(error);
         }
-        match release(&holding).await {
-            Ok(()) => swept.push(holding.ask.owner()),
-            Err(error) => {
-                tracing::warn!("{}", error.report());
-                failure = Some(error);
-            }
+    };
+    let (mut pending, all) = (Vec::new(), Holding::all()?);
+    for holding in all.into_iter().filter(|holding| !holding.alive()) {
+        match sweep_one(&holding).await {
+            Ok(Some(left)) => pending.push(left),
+            Ok(None) => swept.push(holding.ask.owner()),
+            Err(error) => note(Err(error)),
         }
     }
     let journal = Journal::open(JOURNAL_DIR)?;
-    swept.extend(journal.sweep(&Host::new(NETNS_DIR.into())).await?);
+    match journal.sweep(&Host::new(NETNS_DIR.into())).await {
+        Ok(owners) => swept.extend(owners),
+        Err(error) => note(Err(error)),
+    }
+    lost_scratch()?.iter().for_each(|path| note(remove_tree(path)));
+    sweep_groups()?;
+    let limit = match patience {
+        Patience::Short => Duration::from_secs(2),
+        Patience::Long => Duration::from_secs(40),
+    };
+    match timeout(limit, leave_stores(&pending)).await {
+        Ok(Ok(())) => swept.extend(pending.iter().map(|holding| holding.ask.owner())),
+        Ok(Err(error)) => note(Err(error)),
+        Err(_) => note(Err(Error::system("etcd has not answered in time"))),
+    }
+    if patience == Patience::Long {
+        if let Some(etcd) = site_config().ok().and_then(|config| config.batch.etcd) {
+            note(lost::forget_lost(&etcd).await);
+        }
+    }
     failure.map_or(Ok(swept), Err)
+}
+
+/// Removes what a dead step has on this host, and returns what is left to do.
+async fn sweep_one(holding: &Holding) -> Result<Option<Holding>> {
+    let Some((mut holding, _lock)) = holding.remove().await? else { return Ok(None) };
+    leave_host(&mut holding).await?;
+    if holding.stored {
+        return Ok(Some(holding));
+    }
+    holding.forget().map(|()| None)
+}
+
+/// Takes back what is in the store, until it does not answer.
+async fn leave_stores(pending: &[Holding]) -> Result<()> {
+    for holding in pending {
+        release(holding)
+            .await
+            .while_doing(|| format!("deleting the keys of {} in etcd", holding.ask))?;
+    }
+    Ok(())
+}
+
+/// The control groups, by name, of steps that nobody knows.
+pub fn stale_groups() -> Result<Vec<String>> {
+    let known = Holding::all()?;
+    let mut stale = Vec::new();
+    for node in node_names() {
+        let is_known = |(job, step): (u32, u32)| {
+            known.iter().any(|holding| holding.ask.job == job && holding.ask.step == step)
+        };
+        let steps = cgroup::steps_of(&node).into_iter();
+        // A younger one may have been made for a set-up that begins.
+        let steps = steps.filter(|(step, age)| *age > STALE && !is_known(*step));
+        stale.extend(steps.map(|((job, step), _)| cgroup::step_group(&node, job, step)));
+    }
+    Ok(stale)
+}
+
+fn sweep_groups() -> Result<()> {
+    for name in stale_groups()? {
+        // Something may still run there: then it is somebody's.
+        cgroup::remove(&name);
+    }
+    Ok(())
 }
