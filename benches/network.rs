@@ -136,6 +136,7 @@ fn write_batches(plan: &Plan, dir: &Path) {
             }
             Step::Route { gateway, .. } => inside.push(format!("route add default via {gateway}")),
             Step::LinkUp { link, .. } => inside.push(format!("link set {link} up")),
+            Step::Folder { .. } | Step::SharedFolder { .. } => {}
             Step::Sysctl { .. } | Step::Vxlan { .. } | Step::Forwarding { .. } => {}
             Step::NoOffloads { .. } | Step::OvsBridges { .. } | Step::OvsFlows { .. } => {}
             Step::Taps { bridge, mtu, group, names, .. } => {
