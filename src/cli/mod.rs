@@ -194,12 +194,11 @@ pub fn command() -> clap::Command {
 /// Parses the arguments, runs the command and reports its outcome.
 pub fn main() -> ExitCode {
     let out = Out::new();
-    let cli =
-        match Cli::try_parse_from(passing::arrange(&command(), std::env::args_os().collect()))
-        {
-            Ok(cli) => cli,
-            Err(error) => return refuse(&out, &error),
-        };
+    let cli = match Cli::try_parse_from(passing::arrange(&command(), std::env::args_os().collect()))
+    {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&out, &error),
+    };
     log_to_stderr(cli.verbose);
     let outcome = environment()
         .map(|env| App { out: Out::new(), env, verbose: cli.verbose })

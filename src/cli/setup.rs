@@ -73,7 +73,7 @@ impl Setup {
             return Err(Error::usage("`internal setup` is for root")
                 .help("Slurm's plugin runs it; by hand, as root: `pavo internal setup sweep`"));
         }
-        if let Some((previews, output)) = self.preview()? {
+        if let Some((previews, output)) = self.preview(app)? {
             return show(app, output, &previews);
         }
         match &self {
@@ -101,16 +101,25 @@ impl Setup {
     }
 
     /// What would be done, where only that is asked for.
-    fn preview(&self) -> Result<Option<(Vec<Preview>, OutputArgs)>> {
-        let (dry, preview): (_, fn() -> Result<Vec<Preview>>) = match self {
-            Self::Init(dry) => (dry, || Ok(vec![setup::init_preview()?])),
-            Self::Create(dry) => (dry, || Ok(vec![setup::create_preview(&ask()?)?])),
-            Self::Delete(dry) => (dry, || setup::delete_preview(&ask()?)),
-            Self::Cleanup { dry, .. } => (dry, setup::cleanup_preview),
-            Self::Sweep { dry, ids: false } => (dry, setup::sweep_preview),
+    fn preview(&self, app: &App) -> Result<Option<(Vec<Preview>, OutputArgs)>> {
+        let dry = match self {
+            Self::Init(dry) | Self::Create(dry) | Self::Delete(dry) => dry,
+            Self::Cleanup { dry, .. } | Self::Sweep { dry, ids: false } => dry,
             _ => return Ok(None),
         };
-        if dry.dry_run { Ok(Some((preview()?, dry.output))) } else { Ok(None) }
+        if !dry.dry_run {
+            return Ok(None);
+        }
+        let previews = match self {
+            Self::Init(_) => vec![setup::init_preview()?],
+            Self::Create(_) => {
+                vec![app.block_on(async { setup::create_preview(&ask()?).await })?]
+            }
+            Self::Delete(_) => setup::delete_preview(&ask()?)?,
+            Self::Cleanup { .. } => setup::cleanup_preview()?,
+            _ => setup::sweep_preview()?,
+        };
+        Ok(Some((previews, dry.output)))
     }
 
     fn store(&self, app: &App, closed: bool) -> Result<u8> {

@@ -234,9 +234,9 @@ impl Step {
         }
         match self {
             Self::Namespace { name } => netns::delete(&host.netns(name)),
-            Self::Sysctl { before: None, .. }
-            | Self::NoOffloads { .. }
-            | Self::OvsFlows { .. } => Ok(Outcome::AlreadySo),
+            Self::Sysctl { before: None, .. } | Self::NoOffloads { .. } | Self::OvsFlows { .. } => {
+                Ok(Outcome::AlreadySo)
+            }
             Self::OvsBridges { owner, .. } => ovs::delete(host, *owner).await,
             Self::Sysctl { key, value, before: Some(before), .. } => match place {
                 Some(path) => netns::with_netns(path, || reset_sysctl(key, value, before))?,

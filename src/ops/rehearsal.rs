@@ -21,7 +21,7 @@ use crate::error::{Context, Error, Result, WireError};
 use crate::host::step::Step;
 use crate::host::{Host, process, spawn};
 use crate::model::owner::Owner;
-use crate::network::{Fabric, Outside, Peer, Request, VmNetworks, plan};
+use crate::network::{Fabric, Outside, Peer, Request, Switch, VmNetworks, plan};
 
 /// Rehearses in a child process, for `limit` at most.
 ///
@@ -103,6 +103,7 @@ fn request() -> Request {
         keeper: process::current(),
         tap_uid: 0,
         outside: Outside::Host,
+        switch: Switch::Linux,
         uplink_slot: 0,
         networks: vec![(network, Network::Ethernet(Ethernet::default()))],
         vms: vec![vm(0)],

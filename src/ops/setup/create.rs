@@ -58,12 +58,13 @@ pub async fn create(ask: &Ask) -> Result<()> {
 ///
 /// # Errors
 /// As [`create`], as far as nothing has to be made to know.
-pub fn create_preview(ask: &Ask) -> Result<Preview> {
+pub async fn create_preview(ask: &Ask) -> Result<Preview> {
     let wanted = Wanted::new(&site_config()?, ask)?;
     let slots = network::uplink_slots(&wanted.networks);
     let holding = Holding::wanted(ask, &user_name(ask.uid)?, slots)?;
     let count = wanted.networks.len();
-    let plan = wanted.plan(&holding, None)?;
+    let switch = wanted.switch(&Host::new(NETNS_DIR.into()), None).await?;
+    let plan = wanted.plan(&holding, None, switch)?;
     let mut preview = Preview::new(Action::Create, plan.plan)
         .with(format!("create `{}`", holding.scratch().display()))
         .with(format!("create `{}`", holding.dir().display()));

@@ -17,7 +17,7 @@ use super::{lost, site_config};
 use crate::error::{Context, Error, Result};
 use crate::host::journal::Journal;
 use crate::host::process::{self, ProcessId};
-use crate::host::{Host, cgroup};
+use crate::host::{Host, cgroup, ovs};
 use crate::model::owner::Owner;
 use crate::ops::cleanup::{JOURNAL_DIR, NETNS_DIR};
 use crate::ops::site;
@@ -136,6 +136,7 @@ pub async fn sweep(patience: Patience) -> Result<Vec<Owner>> {
         Ok(owners) => swept.extend(owners),
         Err(error) => note(Err(error)),
     }
+    note(sweep_ovs(&journal, &mut swept).await);
     lost_scratch()?.iter().for_each(|path| note(remove_tree(path)));
     sweep_groups()?;
     let limit = match patience {
@@ -153,6 +154,23 @@ pub async fn sweep(patience: Patience) -> Result<Vec<Owner>> {
         }
     }
     failure.map_or(Ok(swept), Err)
+}
+
+/// Deletes bridges of Open vSwitch that no plan knows: its database outlives a reboot.
+async fn sweep_ovs(journal: &Journal, swept: &mut Vec<Owner>) -> Result<()> {
+    let host = Host::new(NETNS_DIR.into());
+    if !host.ovs_db().exists() {
+        return Ok(());
+    }
+    // One that does not answer carries no cluster.
+    let Ok(found) = ovs::owners(&host).await else { return Ok(()) };
+    // Read later: a plan is there before its bridges.
+    let known = journal.owners()?;
+    for owner in found.difference(&known) {
+        ovs::delete(&host, *owner).await?;
+        swept.push(*owner);
+    }
+    Ok(())
 }
 
 /// Removes what a dead step has on this host, and returns what is left to do.
