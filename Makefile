@@ -12,7 +12,7 @@
 CARGO ?= cargo
 
 .PHONY: quickstart test lint bench lab lab-down man package packages-build packages-run \
-  packages-test packages-package
+  packages-test packages-bench packages-package
 
 quickstart: packages-run
 	$(CARGO) build --release --locked
@@ -25,7 +25,7 @@ lint: packages-build
 test: packages-test lint
 	$(CARGO) test --workspace --locked
 
-bench: packages-test
+bench: packages-bench
 	$(CARGO) bench --locked
 
 # A lab makes namespaces, cgroups and users' homes.
@@ -51,5 +51,7 @@ packages-run: packages-build
 	scripts/packages run
 packages-test: packages-run
 	scripts/packages test
+packages-bench: packages-test
+	scripts/packages bench
 packages-package: packages-build
 	scripts/packages package
