@@ -26,12 +26,16 @@ fn main() -> Result<()> {
     let dir = env::args_os().nth(1).map_or_else(|| "target/man".into(), PathBuf::from);
     let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(&dir)?;
+    write_all(&dir)
+}
+
+fn write_all(dir: &Path) -> Result<()> {
     let mut pavo = pavo::cli::command().disable_help_subcommand(true);
     pavo.build();
-    commands(&pavo, &dir)?;
+    commands(&pavo, dir)?;
     let setup = pavo.find_subcommand("internal").and_then(|it| it.find_subcommand("setup"));
-    write(&dir, "pavo-setup.8", &setup.map_or(Ok(String::new()), setup_page)?)?;
-    write(&dir, "pavo-config.5", &config())
+    write(dir, "pavo-setup.8", &setup.map_or(Ok(String::new()), setup_page)?)?;
+    write(dir, "pavo-config.5", &config())
 }
 
 fn write(dir: &Path, name: &str, text: &str) -> Result<()> {
@@ -144,4 +148,35 @@ fn formatted(text: &[u8]) -> String {
         parts.iter().enumerate().map(style).collect::<String>() + "\n"
     };
     text.lines().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_page_has_what_it_is_about() {
+        let dir = tempfile::tempdir().unwrap();
+        write_all(dir.path()).unwrap();
+        let page = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
+        for verb in ["alloc", "batch", "image-import", "template-show"] {
+            let page = page(&format!("pavo-{verb}.1"));
+            assert!(page.contains("SYNOPSIS") && page.contains("SEE ALSO"), "{page}");
+        }
+        assert!(!dir.path().join("pavo-internal.1").exists(), "it is not for people");
+        assert!(page("pavo-setup.8").contains("\\fBstore\\fR"));
+        let config = page("pavo-config.5");
+        for (name, example) in EXAMPLES {
+            let last = verbatim(example.lines().last().unwrap());
+            assert!(config.contains(&last), "{name}: {last}");
+        }
+        assert!(!config.contains("EXAMPLE") && !config.contains("VERSION"));
+    }
+
+    #[test]
+    fn roff_takes_nothing_of_an_example_for_its_own() {
+        assert_eq!(verbatim("path: ~/a-b # it's"), "path: \\(ti/a\\-b # it\\(aqs");
+        assert_eq!(verbatim(".x `y` \\z"), "\\&.x \\(gay\\(ga \\ez");
+        assert_eq!(formatted(b"see `x` and `y-z`."), "see \\fBx\\fR and \\fBy-z\\fR.\n");
+    }
 }
