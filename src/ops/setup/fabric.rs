@@ -31,7 +31,7 @@ use crate::model::owner::Owner;
 use crate::network::{Fabric, Peer, VmNetworks};
 use crate::store::keys::{self, HostKey};
 use crate::store::pool::Pool;
-use crate::store::{Change, Check, Commit, Event, Seen, Store, list_all};
+use crate::store::{Change, Check, Commit, Event, MAX_OPERATIONS, Seen, Store, list_all};
 
 /// How long other hosts may take to begin. They are started at the same moment, but some
 /// may have to wait for their file systems.
@@ -300,13 +300,11 @@ pub async fn leave_job(store: &dyn Store, prefix: &str, owner: Owner) -> Result<
     if entries.is_empty() {
         return Ok(());
     }
-    // What is written meanwhile is of the job's next start, and stays.
-    let keys: Vec<_> = entries
-        .into_iter()
-        .filter(|e| matches!(keys::parse_host_key(&e.key), Some((_, HostKey::NetworkKey { .. }))))
-        .collect();
-    let unchanged = keys.iter().map(|entry| Check::unchanged(&entry.key, Some(entry)));
-    let gone = keys.iter().map(|entry| Change::delete(entry.key.clone()));
-    let _ = store.commit(&unchanged.collect::<Vec<_>>(), &gone.collect::<Vec<_>>()).await?;
+    for some in entries.chunks(MAX_OPERATIONS) {
+        // What is written meanwhile is of the job's next start, and stays.
+        let unchanged = some.iter().map(|entry| Check::unchanged(&entry.key, Some(entry)));
+        let gone = some.iter().map(|entry| Change::delete(entry.key.clone()));
+        let _ = store.commit(&unchanged.collect::<Vec<_>>(), &gone.collect::<Vec<_>>()).await?;
+    }
     Pool::new(store, POOL, KEYS).free(owner, &ids).await.map(drop)
 }
