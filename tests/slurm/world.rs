@@ -197,6 +197,10 @@ fn plugin() -> PathBuf {
     let plugin = target.join("libspank_pavo.so");
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--quiet", "--locked", "--package", "spank-pavo"]);
+    if target.ends_with("release") {
+        // A bench.
+        cargo.arg("--release");
+    }
     cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
     assert!(cargo.status().unwrap().success(), "building the plugin");
     assert!(plugin.exists(), "{}", plugin.display());

@@ -1,0 +1,142 @@
+//! Root's part on one host: what `setup create` and `setup delete` take, and the programs
+//! that they run.
+//!
+//! Four VMs with an L3 and an L2 network, certificate log-in at an etcd with TLS, and one
+//! more host in the job, which has said who it is already. The clock runs from before the
+//! program is started to its end, as for slurmstepd. Beside it: what the machine takes for
+//! the same links and tables by `ip -batch` and `nft`, without any check, journal or store.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::Stdio;
+use std::time::Duration;
+
+use super::world::Site;
+use super::{median, row, say, sh};
+
+const ROUNDS: usize = 15;
+/// Of nobody else in the lab.
+const FIRST_JOB: u32 = 4_000;
+
+/// What one run said of itself, in milliseconds.
+struct Times {
+    create: f64,
+    delete: f64,
+}
+
+pub fn bench() {
+    let site = Site::up(2);
+    let before = site.snapshot();
+    let runs: Vec<Times> = (0..ROUNDS as u32).map(|n| run(&site, FIRST_JOB + n, "")).collect();
+    let floor = median(&mut (0..ROUNDS).map(|_| floor(&site)).collect::<Vec<_>>());
+    let start = median(&mut (0..ROUNDS).map(|_| nothing(&site)).collect::<Vec<_>>());
+    let create = median(&mut runs.iter().map(|t| t.create).collect::<Vec<_>>());
+    let delete = median(&mut runs.iter().map(|t| t.delete).collect::<Vec<_>>());
+    say(&format!("root's set-up of a host, median of {ROUNDS}          pavo      floor  ratio"));
+    row("create, Linux switch (ms)", create, floor, "80 ms at most");
+    row("delete (ms)", delete, start, "80 ms at most");
+    say("  floors: `ip -batch` and `nft` for the same objects; `pavo --version`");
+    // Detached: it goes on with what the set-up leaves running.
+    let words = "strace -D -f -q -e trace=execve -e status=successful -o /run/execs ";
+    run(&site, FIRST_JOB + 98, words);
+    for (what, number) in [("create", 0), ("delete", 1)] {
+        let others = execs(&site, number);
+        let names = others.join(" ");
+        say(&format!("  processes that {what} starts: {} ({names})  3 at most", others.len()));
+    }
+    site.nothing_left(&before);
+}
+
+/// One set-up and its removal; `before` are words before the program's name.
+fn run(site: &Site, job: u32, before: &str) -> Times {
+    let host = site.lab.host("n1");
+    let [one, two] = ["n1", "n2"].map(|name| site.lab.host(name).name().to_owned());
+    // The other host's word.
+    let record = serde_json::json!({
+        "node": two, "address": site.lab.address("n2"), "ranks": [4, 5, 6, 7],
+        "step": 0, "restart": 0,
+    });
+    let key = format!("/pavo/v1/host/alice/{job}/node/00001");
+    site.lab.etcdctl(&["put", &key, &record.to_string()]).unwrap();
+    let ask = format!(
+        "version=1\njob={job}\nstep=0\nuid=2001\ngid=2001\nnode={one}\nnode_id=0\nnodes=2\n\
+         node_list={one},{two}\ntasks=8\nlocal_tasks=0,1,2,3\nvm=two-networks:8\n"
+    );
+    let [create, delete] = [".0 ", ".1 "].map(|end| match before {
+        "" => String::new(),
+        before => before.trim_end().to_owned() + end,
+    });
+    // The clock is bash's own: no program is run to read it.
+    let script = format!(
+        "echo '{ask}'keeper=$$ >/run/ask
+         a=$EPOCHREALTIME; {create}pavo internal setup create </run/ask >&2 || exit 1
+         b=$EPOCHREALTIME; echo up; read -r _
+         c=$EPOCHREALTIME; {delete}pavo internal setup delete </run/ask >&2 || exit 1
+         echo $a $b $c $EPOCHREALTIME"
+    );
+    let mut child = host.command(None, &["bash", "-c", &script]).unwrap();
+    let child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = child.spawn().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    stdout.read_line(&mut line).unwrap();
+    // This host is the last, which has the most to take back.
+    site.lab.etcdctl(&["del", &key]).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    drop(child.stdin.take());
+    line.clear();
+    stdout.read_to_string(&mut line).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    site.lab.etcdctl(&["del", "--prefix", &format!("/pavo/v1/host/alice/{job}/")]).unwrap();
+    let at: Vec<f64> = line.split_whitespace().map(|time| time.parse().unwrap()).collect();
+    Times { create: (at[1] - at[0]) * 1e3, delete: (at[3] - at[2]) * 1e3 }
+}
+
+/// The programs that a traced run started, without itself.
+fn execs(site: &Site, number: u32) -> Vec<String> {
+    let trace = sh(site, "n1", &format!("cat /run/execs.{number}"));
+    let program = |line: &str| Some(line.split("execve(\"").nth(1)?.split('"').next()?.to_owned());
+    trace.lines().filter_map(program).skip(1).collect()
+}
+
+fn timed(site: &Site, script: &str) -> f64 {
+    let words = format!("a=$EPOCHREALTIME; {script} >&2; echo $a $EPOCHREALTIME");
+    let output = site.lab.host("n1").run(None, &["bash", "-c", &words]).unwrap().ok().unwrap();
+    let at: Vec<f64> = output.split_whitespace().map(|time| time.parse().unwrap()).collect();
+    (at[1] - at[0]) * 1e3
+}
+
+fn nothing(site: &Site) -> f64 {
+    timed(site, "pavo --version")
+}
+
+/// The same objects, by hand.
+fn floor(site: &Site) -> f64 {
+    let address = site.lab.address("n1");
+    let mut batch = String::from("netns add floor\n");
+    for (bridge, key) in [("fb0", 77), ("fb1", 78)] {
+        batch += &format!(
+            "link add {bridge} type bridge\nlink add x{bridge} type vxlan id {key} local {address} \
+             dstport 4789 nolearning\nlink set x{bridge} master {bridge} up\nlink set {bridge} up\n"
+        );
+        for tap in 0..4 {
+            batch += &format!(
+                "tuntap add {bridge}t{tap} mode tap\nlink set {bridge}t{tap} master {bridge} up\n"
+            );
+        }
+    }
+    batch += "link add fg type veth peer name guests netns floor\nlink set fg master fb0 up\n\
+              link add fv type veth peer name uplink netns floor\nlink set fv up\n\
+              addr add 192.0.2.1/31 dev fv\n";
+    let script = "ip -batch /run/batch; nft add table inet floor; ip netns exec floor nft add table inet floor";
+    sh(site, "n1", &format!("cat >/run/batch <<'END'\n{batch}END"));
+    let took = timed(site, script);
+    sh(
+        site,
+        "n1",
+        "ip netns del floor; for l in fb0 fb1 xfb0 xfb1 fg fv; do ip link del $l 2>/dev/null; done
+         for b in fb0 fb1; do for t in 0 1 2 3; do ip link del ${b}t$t; done; done
+         nft delete table inet floor",
+    );
+    took
+}
