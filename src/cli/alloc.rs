@@ -3,6 +3,7 @@
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -172,7 +173,14 @@ impl Alloc {
         let limit = request.time_limit;
         let book = Book::new(Some(store), owner, &place, &self.job.name, definition, limit)?;
         app.out.status(&format!("Granted job allocation {}", owner.job));
-        let session = Session { app, args: &self.session, time: limit, tmp: &place.tmp };
+        let session = Session {
+            app,
+            args: &self.session,
+            time: limit,
+            hosts: &[],
+            grace: Duration::ZERO,
+            tmp: &place.tmp,
+        };
         session.run(Cluster::here(book, wanted), &mut signals).await
     }
 

@@ -4,14 +4,16 @@ use clap::Args;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::App;
 use super::alloc::look_up;
-use super::session::{Session, SessionArgs, Signals};
+use super::session::{GRACE, Session, SessionArgs, Signals};
 use super::site::Person;
 use crate::batch::slurm;
 use crate::error::{Context, Error, Result};
 use crate::model::cluster::ClusterDef;
+use crate::model::hostlist::expand;
 use crate::model::owner::{Manager, Owner};
 use crate::ops::book::{Book, Place};
 use crate::ops::launch::Cluster;
@@ -74,8 +76,19 @@ impl Launcher {
         let log_in = person.map(Person::log_in_later);
         let wanted = Wanted { blueprint, srun, sealed, log_in };
         let mut signals = Signals::new()?;
+        // Suspended with its job, it has two seconds to write down that the guests stand still.
+        let suspension = SignalKind::from_raw(Signal::SIGTSTP as i32);
+        let caught = self.batch.then(|| signal(suspension)).transpose();
+        let _caught = caught.while_doing(|| "catching signals".into())?;
         let salloc = (!self.batch).then(end_with_parent).transpose()?;
-        let session = Session { app, args: &self.session, time: None, tmp: &place.tmp };
+        let session = Session {
+            app,
+            args: &self.session,
+            time: None,
+            hosts: &environment.hosts().and_then(|list| expand(list).ok()).unwrap_or_default(),
+            grace: GRACE,
+            tmp: &place.tmp,
+        };
         let outcome = session.run(Cluster::step(book, wanted), &mut signals).await;
         if salloc.is_some_and(|salloc| getppid() != salloc) {
             // It was killed: nobody else gives the job back to Slurm.

@@ -19,13 +19,16 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::model::job::VmState;
 use crate::model::vmset::fold;
 use crate::ops::beside::{Beside, Program};
+use crate::ops::gather::gather;
 use crate::ops::launch::Cluster;
 use crate::ops::watch::{Goal, Progress, wait_until};
 
-/// How long guests may take to shut down when the time limit is reached.
-const GRACE: Duration = Duration::from_secs(10);
+/// How long guests may take to shut down when the time limit is reached, or the scheduler
+/// ends the job.
+pub const GRACE: Duration = Duration::from_secs(10);
 /// What a Ctrl-C is called: before there is a shell or script, the end; then its business.
 const INTERRUPTED: &str = "interrupted";
+const CANCELLED: &str = "cancelled";
 
 /// What is wanted of the cluster once it is there.
 #[derive(Clone, Debug, Args)]
@@ -84,14 +87,16 @@ impl Signals {
     async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.interrupt.recv() => INTERRUPTED,
-            _ = self.terminate.recv() => "cancelled",
+            _ = self.terminate.recv() => CANCELLED,
             _ = self.hangup.recv() => "the terminal was closed",
         }
     }
 }
 
-/// Why a cluster that was up has come to its end.
+/// Why a cluster has come to its end.
 enum Outcome {
+    /// A signal, as it is called.
+    Signal(&'static str),
     /// The shell or script ended.
     Script(ExitStatus),
     /// Every VM has ended.
@@ -105,6 +110,10 @@ pub struct Session<'a> {
     pub args: &'a SessionArgs,
     /// Seconds, where nobody else ends the job in time.
     pub time: Option<u64>,
+    /// The hosts of the job, where there are others than this.
+    pub hosts: &'a [String],
+    /// How long guests may take to shut down when the job is cancelled.
+    pub grace: Duration,
     pub tmp: &'a Path,
 }
 
@@ -116,7 +125,15 @@ impl Session<'_> {
         let outcome = outcome.map_err(|error| with_advice_on_room(error, self.tmp));
         let grace = match outcome {
             Ok(Outcome::TimeLimit) => GRACE,
+            Ok(Outcome::Signal(CANCELLED)) => self.grace,
+            // Guests are shutting down already.
+            _ if cluster.ended().is_some() => self.grace,
             _ => Duration::ZERO,
+        };
+        let outcome = match (outcome, cluster.ended()) {
+            (Ok(Outcome::Script(status)), _) => Ok(Outcome::Script(status)),
+            (Ok(Outcome::ShutDown | Outcome::Signal(_)) | Err(_), Some(why)) => Err(why.error()),
+            (outcome, _) => outcome,
         };
         if !matches!(outcome, Ok(Outcome::ShutDown)) {
             app.out.status("Terminating the cluster...");
@@ -137,18 +154,19 @@ impl Session<'_> {
         let up = async {
             app.out.progress("Configuring hosts...");
             cluster.start().await?;
-            app.out.status("Configuring hosts... (done)");
-            let limit = Some(Duration::from_secs(self.args.timeout));
+            let limit = Duration::from_secs(self.args.timeout);
             let goal =
                 if self.args.wait == For::Stopped { Goal::Running } else { self.args.wait.into() };
             let every = if app.out.stderr_is_terminal() { 1 } else { 10 };
             let progress = Progress { say: &|line| app.out.progress(line), every };
-            wait_until(cluster, goal, limit, progress).await?;
+            gather(cluster, self.hosts, limit, progress).await?;
+            app.out.status("Configuring hosts... (done)");
+            wait_until(cluster, goal, Some(limit), progress).await?;
             cluster.settle().await
         };
         tokio::select! {
             result = up => result?,
-            why = signals.next() => return Err(Error::new(Kind::Interrupted, why)),
+            why = signals.next() => return Ok(Outcome::Signal(why)),
             () = until(deadline) => return Ok(Outcome::TimeLimit),
         }
         let all: Vec<u32> = cluster.book.record.vms.iter().map(|vm| vm.rank).collect();
@@ -162,7 +180,7 @@ impl Session<'_> {
         if self.args.wait == For::Stopped {
             return tokio::select! {
                 over = follow(app, cluster) => over.map(|()| Outcome::ShutDown),
-                why = signals.next() => Err(Error::new(Kind::Interrupted, why)),
+                why = signals.next() => Ok(Outcome::Signal(why)),
                 () = until(deadline) => Ok(Outcome::TimeLimit),
             };
         }
@@ -192,7 +210,7 @@ impl Session<'_> {
                         beside.interrupt();
                         continue;
                     }
-                    why => Err(Error::new(Kind::Interrupted, why)),
+                    why => Ok(Outcome::Signal(why)),
                 },
                 status = beside.wait() => return status.map(Outcome::Script),
                 over = follow(app, cluster) => over.map(|()| Outcome::ShutDown),
@@ -247,6 +265,7 @@ async fn follow(app: &App, cluster: &mut Cluster) -> Result<()> {
 fn report(app: &App, outcome: Result<Outcome>) -> Result<u8> {
     match outcome? {
         Outcome::ShutDown => Ok(0),
+        Outcome::Signal(why) => Err(Error::new(Kind::Interrupted, why)),
         Outcome::TimeLimit => Err(Error::new(Kind::Interrupted, "the time limit was reached")
             .help("ask for more with `-t`")),
         Outcome::Script(status) => {

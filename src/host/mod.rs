@@ -17,6 +17,7 @@ pub mod cmd;
 pub mod file;
 pub mod firewall;
 pub mod journal;
+pub mod limits;
 pub mod netlink;
 pub mod netns;
 pub mod nft;

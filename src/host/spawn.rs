@@ -8,7 +8,7 @@ use std::process::Command;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::prctl;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::{getpid, getppid};
 
 /// Makes the child receive SIGKILL when the thread that spawns it ends, whatever
@@ -27,6 +27,16 @@ pub fn die_with_parent(command: &mut Command) {
     // and nothing is allocated or locked.
     unsafe {
         command.pre_exec(tie)
+    };
+}
+
+/// Lets the child go on when it is asked to stand still (SIGTSTP): by who suspends all
+/// processes of a job, or a terminal.
+pub fn ignore_suspension(command: &mut Command) {
+    #[expect(unsafe_code)]
+    // SAFETY: runs between fork and exec; signal is async-signal-safe and SIG_IGN no handler.
+    unsafe {
+        command.pre_exec(|| Ok(signal(Signal::SIGTSTP, SigHandler::SigIgn).map(drop)?))
     };
 }
 

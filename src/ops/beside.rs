@@ -11,6 +11,7 @@ use tokio::process::Child;
 use tokio::time::timeout;
 
 use crate::error::{Context, Result};
+use crate::host::limits::restore_open_files;
 use crate::host::spawn::die_with_parent;
 use crate::model::job::JobRecord;
 
@@ -59,6 +60,7 @@ impl Beside {
         if !at_terminal {
             command.process_group(0);
         }
+        restore_open_files(&mut command);
         // Should we be killed, it must not go on without the cluster.
         die_with_parent(&mut command);
         let doing = || match program {

@@ -14,6 +14,7 @@
 use std::time::Duration;
 
 use super::book::Book;
+use super::complaints::Ended;
 use super::here::{self, Here};
 use super::step::{self, Step};
 use crate::error::{Error, Result};
@@ -85,6 +86,14 @@ impl Cluster {
     /// Whether every VM has ended.
     pub fn is_over(&self) -> bool {
         self.book.is_over()
+    }
+
+    /// Why the scheduler ends the cluster, if it does.
+    pub fn ended(&self) -> Option<Ended> {
+        match &self.ground {
+            Ground::Here(_) => None,
+            Ground::Step(step) => step.ended(),
+        }
     }
 
     /// Ends the cluster, whatever state it is in, and removes all of it. Guests may shut

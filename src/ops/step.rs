@@ -26,12 +26,14 @@ use tokio::time::{Instant, timeout};
 use super::book::{Book, JobDir, random};
 use super::children::failed;
 use super::cleanup;
+use super::complaints::{Complaints, Ended};
 use super::reach::{IDENTITY, Secrets};
 use super::resolve::{Blueprint, Job};
 use super::ssh::{self, SshFiles};
 use crate::batch::local::Allocation;
 use crate::error::{Context, Error, Result};
 use crate::host::file::write_atomically;
+use crate::host::limits::raise_open_files;
 use crate::model::job::VmReport;
 use crate::model::vm::{HostKey, Nic};
 use crate::store::Store;
@@ -45,8 +47,6 @@ const END_LIMIT: Duration = Duration::from_secs(8);
 const SRUN_LIMIT: Duration = Duration::from_secs(10);
 /// How long the rest of a host's report may take once it has begun.
 const REPORT_TIME: Duration = Duration::from_millis(300);
-/// The most of srun's complaints that are kept, in lines.
-const MAX_COMPLAINTS: usize = 200;
 /// How a host's report begins on srun's standard error (see slurm-plugin).
 const REPORT: &str = "pavo: ";
 
@@ -93,7 +93,7 @@ pub struct Step {
     tasks: BTreeMap<u32, mpsc::Sender<ToTask>>,
     news: mpsc::Receiver<News>,
     tell: mpsc::Sender<News>,
-    complaints: Vec<String>,
+    complaints: Complaints,
     logging_in: bool,
 }
 
@@ -117,7 +117,7 @@ impl Step {
             tasks: BTreeMap::new(),
             news,
             tell,
-            complaints: Vec::new(),
+            complaints: Complaints::default(),
             logging_in: false,
         }
     }
@@ -143,6 +143,8 @@ impl Step {
         let text = serde_json::to_vec(&identity).expect("an identity is always valid JSON");
         write_atomically(&book.record.dir.join(IDENTITY), &text, 0o600)?;
         self.identity = Some(identity);
+        // A connection for each task.
+        raise_open_files();
         tokio::spawn(accept(listener, self.tell.clone()));
         self.start_srun(&bootstrap).await
     }
@@ -289,7 +291,7 @@ impl Step {
 
     /// A line of srun's. The beginning of a host's report is the end of the cluster.
     async fn heard(&mut self, line: String) -> Option<Error> {
-        self.keep(line.clone());
+        self.complaints.keep(&line);
         let mut report = line.strip_prefix(REPORT)?.to_owned();
         let end = Instant::now() + REPORT_TIME;
         while let Ok(Some(news)) = tokio::time::timeout_at(end, self.news.recv()).await {
@@ -303,12 +305,6 @@ impl Step {
         Some(Error::system("a host could not be set up").because(Error::system(report)))
     }
 
-    fn keep(&mut self, line: String) {
-        if self.complaints.len() < MAX_COMPLAINTS {
-            self.complaints.push(line);
-        }
-    }
-
     /// Why srun has ended although VMs have not.
     async fn ended_early(&mut self, status: std::process::ExitStatus) -> Error {
         // Its last words may still be on their way.
@@ -320,11 +316,12 @@ impl Step {
                 }
             }
         }
-        let error = Error::system(format!("the step of the VMs has ended ({status})"));
-        match self.complaints.is_empty() {
-            true => error.help("was the job cancelled, or its time up? `scontrol show job`"),
-            false => error.because(Error::system(self.complaints.join("\n"))),
-        }
+        self.complaints.error(status)
+    }
+
+    /// Why Slurm ends the step, if it has said so.
+    pub fn ended(&self) -> Option<Ended> {
+        self.complaints.ended()
     }
 
     /// Ends the step and removes what the launcher made.

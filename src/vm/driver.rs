@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use super::args::{self, Wiring};
 use super::channel::Listener;
 use super::console::Console;
-use super::machine::{self, Action, Event, State, Stop};
+use super::machine::{self, Action, Event, Order, State, Stop};
 use super::stderr::Stderr;
 use super::{control, overlay, qmp, seed};
 use crate::error::{Context, Error, Result};
@@ -36,7 +36,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 const LAST_LOOK: Duration = Duration::from_millis(500);
 
 /// Runs a VM until it has ended, reporting each state it reaches. A message on
-/// `stops` asks it to leave by the door that it names; a later, more impatient
+/// `orders` may ask it to leave by the door that it names; a later, more impatient
 /// one overtakes. The caller runs on the main thread, since QEMU dies with it.
 ///
 /// # Errors
@@ -44,7 +44,7 @@ const LAST_LOOK: Duration = Duration::from_millis(500);
 pub async fn run(
     spec: VmSpec,
     reports: mpsc::Sender<VmReport>,
-    mut stops: mpsc::Receiver<Stop>,
+    mut orders: mpsc::Receiver<Order>,
     remote: Option<Listener>,
 ) -> Result<()> {
     let mut driver = Driver::new(spec, reports);
@@ -56,7 +56,7 @@ pub async fn run(
         driver.happened(Event::Broken { why }).await;
     }
     while driver.state != State::Over {
-        let event = driver.next(&mut stops).await;
+        let event = driver.next(&mut orders).await;
         driver.happened(event).await;
     }
     if let Some(console) = &driver.console {
@@ -153,6 +153,8 @@ impl Driver {
         // A Ctrl-C at the launcher's terminal is for the launcher.
         command.process_group(0);
         spawn::die_with_parent(&mut command);
+        // Where a scheduler suspends all of a job, we pause the guest.
+        spawn::ignore_suspension(&mut command);
 
         let console = Console::start(console, &spec.dir)?;
         self.serve(console, remote)?;
@@ -195,7 +197,7 @@ impl Driver {
     }
 
     /// Waits for what happens next.
-    async fn next(&mut self, stops: &mut mpsc::Receiver<Stop>) -> Event {
+    async fn next(&mut self, orders: &mut mpsc::Receiver<Order>) -> Event {
         let deadline = self.deadline;
         let passed = async {
             match deadline {
@@ -213,8 +215,8 @@ impl Driver {
             // What QEMU said comes before that it is gone.
             biased;
             Some(event) = self.inbox.recv() => return event,
-            Some(stop) = self.quits.recv() => return Event::StopAsked(stop),
-            Some(stop) = stops.recv() => return Event::StopAsked(stop),
+            Some(stop) = self.quits.recv() => return Event::Asked(Order::Stop(stop)),
+            Some(order) = orders.recv() => return Event::Asked(order),
             status = exited => status,
             () = passed => {
                 self.deadline = None;
@@ -286,6 +288,7 @@ impl Driver {
                     }
                 });
             }
+            Action::Pause => self.command(qapi::qmp::stop {}),
             Action::Powerdown => self.command(qapi::qmp::system_powerdown {}),
             Action::Quit => self.command(qapi::qmp::quit {}),
             Action::Kill => {
@@ -452,7 +455,7 @@ mod tests {
     struct Running {
         dir: PathBuf,
         reports: mpsc::Receiver<VmReport>,
-        stops: mpsc::Sender<Stop>,
+        stops: mpsc::Sender<Order>,
         done: JoinHandle<Result<()>>,
         _dir: tempfile::TempDir,
     }
@@ -501,7 +504,7 @@ mod tests {
         let mut vm = start(|_| {});
         vm.until(VmState::Running).await;
         assert!(vm.qemu().is_some());
-        vm.stops.send(Stop::Now).await.unwrap();
+        vm.stops.send(Order::Stop(Stop::Now)).await.unwrap();
         vm.until(VmState::Stopped).await;
         vm.done.await.unwrap().unwrap();
         assert_eq!(testing::process_with(&vm.dir), None);
@@ -528,7 +531,10 @@ mod tests {
     async fn a_guest_that_ignores_the_power_button_is_ended_all_the_same() {
         let mut vm = start(|_| {});
         vm.until(VmState::Running).await;
-        vm.stops.send(Stop::Graceful { deadline: Duration::from_millis(50) }).await.unwrap();
+        vm.stops
+            .send(Order::Stop(Stop::Graceful { deadline: Duration::from_millis(50) }))
+            .await
+            .unwrap();
         vm.until(VmState::Stopped).await;
         vm.done.await.unwrap().unwrap();
     }
@@ -536,7 +542,7 @@ mod tests {
     #[tokio::test]
     async fn a_stop_before_qemu_answers_leaves_nothing_behind() {
         let vm = start(|_| {});
-        vm.stops.send(Stop::Now).await.unwrap();
+        vm.stops.send(Order::Stop(Stop::Now)).await.unwrap();
         vm.done.await.unwrap().unwrap();
         assert_eq!(testing::process_with(&vm.dir), None);
     }

@@ -1,8 +1,8 @@
 //! What happens next to a VM, decided from events alone: no clock, no QEMU.
 //!
 //! ```text
-//!  Preparing ──Prepared──► Starting ──Greeted──► Paused ◄──STOP── Running
-//!      │                      │                    │  └───RESUME───►  │
+//!  Preparing ──Prepared──► Starting ──Greeted──► Paused ◄──STOP── Running ◄─Release─ Held
+//!      │                      │                    │  └───RESUME───►  │  └────Hold────► │
 //!      │                      │                    │                  │
 //!      │                      │        Quit        │     Powerdown    │
 //!      │                      │ Kill    ▼──────────┘         ▼────────┘
@@ -40,6 +40,16 @@ pub enum Stop {
     Now,
 }
 
+/// What is asked of a VM by who keeps its process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    Stop(Stop),
+    /// The scheduler suspends the job: the guest is to stand still.
+    Hold,
+    /// And lets it go on.
+    Release,
+}
+
 /// Where a VM is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
@@ -50,6 +60,8 @@ pub enum State {
     /// The guest's CPUs stand still.
     Paused,
     Running,
+    /// It ran when the scheduler suspended the job. Nobody else lets it go on by mistake.
+    Held,
     /// On its way out. With a fault it will have failed, without it stopped.
     Leaving {
         door: Door,
@@ -82,8 +94,8 @@ pub enum Event {
     Suspended { why: String },
     /// QMP's SHUTDOWN: QEMU is ending, and why.
     ShuttingDown { why: String },
-    /// Somebody wants it to end.
-    StopAsked(Stop),
+    /// Somebody wants it to end, or to stand still.
+    Asked(Order),
     /// The time that was last armed is over.
     Deadline,
     /// QEMU closed its control connection, or does not do what it should.
@@ -97,6 +109,8 @@ pub enum Event {
 pub enum Action {
     /// `cont`
     Continue,
+    /// `stop`
+    Pause,
     /// `system_powerdown`
     Powerdown,
     /// `quit`
@@ -111,14 +125,14 @@ pub enum Action {
     Report(VmState, String),
 }
 
-use Action::{Arm, Continue, Disarm, Kill, Powerdown, Quit, Report};
+use Action::{Arm, Continue, Disarm, Kill, Pause, Powerdown, Quit, Report};
 
 /// The next state, and what to do to get there.
 pub fn on(state: State, event: Event) -> (State, Vec<Action>) {
     match (state, event) {
         (State::Over, _) => (State::Over, vec![]),
         (state, Event::Exited { fault }) => on_exit(state, fault),
-        (state, Event::StopAsked(stop)) => on_stop(state, stop),
+        (state, Event::Asked(Order::Stop(stop))) => on_stop(state, stop),
         (state, Event::Deadline) => on_deadline(state),
 
         (State::Preparing, Event::Started) => {
@@ -138,7 +152,19 @@ pub fn on(state: State, event: Event) -> (State, Vec<Action>) {
             (State::Paused, vec![Report(VmState::Paused, why)])
         }
 
-        (State::Starting | State::Paused | State::Running, Event::ShuttingDown { why }) => {
+        (State::Running, Event::Asked(Order::Hold)) => (State::Held, vec![Pause]),
+        (State::Held, Event::Suspended { .. }) => {
+            (State::Held, vec![Report(VmState::Paused, "the job is suspended".into())])
+        }
+        (State::Held, Event::Asked(Order::Release)) => (State::Running, vec![Continue]),
+        (State::Held, Event::Resumed) => {
+            (State::Running, vec![Report(VmState::Running, String::new())])
+        }
+
+        (
+            State::Starting | State::Paused | State::Running | State::Held,
+            Event::ShuttingDown { why },
+        ) => {
             let state = State::Leaving { door: Door::Quit, fault: None };
             (state, vec![Report(VmState::Stopping, why), Arm(QUIT)])
         }
@@ -149,7 +175,7 @@ pub fn on(state: State, event: Event) -> (State, Vec<Action>) {
 
         // Mostly because QEMU is dying. It gets the time to: its own exit status
         // says more than that of a process which we killed.
-        (State::Starting | State::Paused | State::Running, Event::Broken { why }) => {
+        (State::Starting | State::Paused | State::Running | State::Held, Event::Broken { why }) => {
             let report = Report(VmState::Stopping, why.clone());
             (State::Leaving { door: Door::Quit, fault: Some(why) }, vec![report, Arm(QUIT)])
         }
@@ -181,11 +207,12 @@ fn on_stop(state: State, stop: Stop) -> (State, Vec<Action>) {
         // Without QMP there is only one door.
         (State::Starting, _) => leave(Door::Kill, None),
         // A guest that stands still cannot shut down.
-        (State::Paused, _) | (State::Running, Stop::Now) => leave(Door::Quit, None),
-        (State::Running, Stop::Graceful { deadline }) => {
-            let state = State::Leaving { door: Door::Powerdown, fault: None };
+        (State::Paused, _) | (State::Running | State::Held, Stop::Now) => leave(Door::Quit, None),
+        (state @ (State::Running | State::Held), Stop::Graceful { deadline }) => {
             let report = Report(VmState::Stopping, "the guest is asked to power down".into());
-            (state, vec![report, Powerdown, Arm(deadline)])
+            let first = (state == State::Held).then_some(Continue);
+            let actions = [report].into_iter().chain(first).chain([Powerdown, Arm(deadline)]);
+            (State::Leaving { door: Door::Powerdown, fault: None }, actions.collect())
         }
         (State::Leaving { door: Door::Powerdown, fault }, Stop::Now) => leave(Door::Quit, fault),
         (state, _) => (state, vec![]),
@@ -230,8 +257,11 @@ fn failed(why: String) -> (State, Vec<Action>) {
 mod tests {
     use super::*;
 
-    const GRACEFUL: Event = Event::StopAsked(Stop::Graceful { deadline: Duration::from_secs(9) });
-    const NOW: Event = Event::StopAsked(Stop::Now);
+    const GRACEFUL: Event =
+        Event::Asked(Order::Stop(Stop::Graceful { deadline: Duration::from_secs(9) }));
+    const NOW: Event = Event::Asked(Order::Stop(Stop::Now));
+    const HOLD: Event = Event::Asked(Order::Hold);
+    const RELEASE: Event = Event::Asked(Order::Release);
 
     fn exited() -> Event {
         Event::Exited { fault: None }
@@ -335,6 +365,25 @@ mod tests {
     }
 
     #[test]
+    fn a_suspended_job_pauses_its_guest_and_lets_it_go_on() {
+        let stood = Event::Suspended { why: String::new() };
+        let (state, actions) = running([HOLD, stood.clone(), RELEASE, Event::Resumed]);
+        assert_eq!(state, State::Running);
+        let turns: Vec<_> = actions.iter().filter(|a| matches!(a, Pause | Continue)).collect();
+        assert_eq!(turns, [&Continue, &Pause, &Continue]);
+        assert_eq!(reports(&actions)[2..], [VmState::Paused, VmState::Running]);
+        // A guest that somebody had paused stays so.
+        let (state, actions) = running([stood.clone(), HOLD, RELEASE]);
+        assert_eq!((state, actions.contains(&Pause)), (State::Paused, false));
+        // Slurm lets a suspended job go on to end it.
+        for events in [vec![RELEASE, GRACEFUL], vec![GRACEFUL, RELEASE]] {
+            let (_, actions) = running([HOLD, stood.clone()].into_iter().chain(events));
+            assert_eq!(doors(&actions), [&Powerdown]);
+            assert_eq!(actions.iter().filter(|action| **action == Continue).count(), 2);
+        }
+    }
+
+    #[test]
     fn before_qmp_answers_there_is_only_killing() {
         let (_, actions) = after([Event::Started, GRACEFUL, died()]);
         assert_eq!(doors(&actions), [&Kill]);
@@ -407,6 +456,8 @@ mod tests {
             shutting_down(),
             GRACEFUL,
             NOW,
+            HOLD,
+            RELEASE,
             Event::Deadline,
             broken(),
             exited(),

@@ -14,14 +14,14 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::channel::Listener;
 use super::driver;
 use super::link::{LifeLine, Receiver, Sender, ToLauncher, ToTask, Wish};
-use super::machine::{GRACE, Stop};
+use super::machine::{GRACE, Order, Stop};
 use crate::error::{Context, Error, Result};
 use crate::model::job::VmReport;
 use crate::model::vm::VmSpec;
@@ -58,7 +58,7 @@ pub async fn main(stream: std::os::unix::net::UnixStream) -> Result<()> {
     let wishes = tokio::spawn(wishes(receiver, stop.clone(), read));
     let (report, reports) = mpsc::channel(16);
     let writing = tokio::spawn(write_reports(Sender::new(writer), reports, |report| report));
-    let signals = tokio::spawn(signals(stop)?);
+    let signals = tokio::spawn(Signals::catch()?.pass_on(stop, Stop::Now));
     let outcome = driver::run(spec, report, stops, None).await;
     farewell(writing, &[wishes, signals]).await;
     outcome
@@ -88,11 +88,13 @@ pub async fn task(
     let life = tokio::spawn(async move {
         life.cut().await;
         // The VM has ended by itself already: as good.
-        let _ = cut.send(Stop::Now).await;
+        let _ = cut.send(Order::Stop(Stop::Now)).await;
     });
     let (report, reports) = mpsc::channel(16);
     let writing = tokio::spawn(write_reports(sender, reports, ToLauncher::Report));
-    let signals = tokio::spawn(signals(stop)?);
+    // Slurm says it more than once, and then does not ask any more.
+    let again = Stop::Graceful { deadline: GRACE };
+    let signals = tokio::spawn(Signals::catch()?.pass_on(stop, again));
     let outcome = driver::run(spec, report, stops, remote).await;
     farewell(writing, &[wishes, life, signals]).await;
     outcome
@@ -109,14 +111,14 @@ async fn farewell(mut writing: JoinHandle<()>, rest: &[JoinHandle<()>]) {
 /// Passes on what the launcher wishes; its end means: now.
 async fn wishes<R: AsyncRead + Unpin>(
     mut receiver: Receiver<R>,
-    stop: mpsc::Sender<Stop>,
+    stop: mpsc::Sender<Order>,
     read: fn(&[u8]) -> serde_json::Result<Stop>,
 ) {
     // A line without end is an end, too.
     while let Ok(Some(line)) = receiver.line().await {
         match read(&line) {
             Ok(wish) => {
-                if stop.send(wish).await.is_err() {
+                if stop.send(Order::Stop(wish)).await.is_err() {
                     return;
                 }
             }
@@ -124,24 +126,46 @@ async fn wishes<R: AsyncRead + Unpin>(
         }
     }
     // The VM has ended by itself already: as good.
-    let _ = stop.send(Stop::Now).await;
+    let _ = stop.send(Order::Stop(Stop::Now)).await;
 }
 
-/// Catches signals from now on; the future passes them on.
-fn signals(stop: mpsc::Sender<Stop>) -> Result<impl Future<Output = ()>> {
-    let catch = |kind| signal(kind).while_doing(|| "catching signals".into());
-    let mut terminate = catch(SignalKind::terminate())?;
-    let ignored = [catch(SignalKind::interrupt())?, catch(SignalKind::hangup())?];
-    Ok(async move {
-        let _ignored = ignored;
-        let first = Stop::Graceful { deadline: GRACE };
-        for wish in std::iter::once(first).chain(std::iter::repeat(Stop::Now)) {
-            terminate.recv().await;
-            if stop.send(wish).await.is_err() {
+/// Signals, caught from their making on. Those of a terminal are for the launcher.
+struct Signals {
+    terminate: Signal,
+    /// Slurm suspends a job: SIGTSTP, and two seconds later SIGSTOP to all of it.
+    suspend: Signal,
+    go_on: Signal,
+    _ignored: [Signal; 2],
+}
+
+impl Signals {
+    fn catch() -> Result<Self> {
+        let catch = |kind| signal(kind).while_doing(|| "catching signals".into());
+        let kind = |signal: nix::sys::signal::Signal| SignalKind::from_raw(signal as i32);
+        Ok(Self {
+            terminate: catch(SignalKind::terminate())?,
+            suspend: catch(kind(nix::sys::signal::Signal::SIGTSTP))?,
+            go_on: catch(kind(nix::sys::signal::Signal::SIGCONT))?,
+            _ignored: [catch(SignalKind::interrupt())?, catch(SignalKind::hangup())?],
+        })
+    }
+
+    /// Passes them on; a SIGTERM that is not the first means `again`.
+    async fn pass_on(mut self, orders: mpsc::Sender<Order>, again: Stop) {
+        let mut stop = Stop::Graceful { deadline: GRACE };
+        loop {
+            let order = tokio::select! {
+                // Who is to go on and to end goes on first.
+                biased;
+                _ = self.suspend.recv() => Order::Hold,
+                _ = self.go_on.recv() => Order::Release,
+                _ = self.terminate.recv() => Order::Stop(std::mem::replace(&mut stop, again)),
+            };
+            if orders.send(order).await.is_err() {
                 return;
             }
         }
-    })
+    }
 }
 
 async fn write_reports<W: AsyncWrite + Unpin, M: Serialize>(
@@ -173,10 +197,11 @@ mod tests {
         let graceful = Stop::Graceful { deadline: Duration::from_secs(3) };
         launcher.write_all(stop_line(graceful).as_bytes()).await.unwrap();
         launcher.write_all(b"{\"stop\":\"graceful\"}\n{\"sing\":true}\n").await.unwrap();
-        assert_eq!(stops.recv().await, Some(graceful));
-        assert_eq!(stops.recv().await, Some(Stop::Graceful { deadline: GRACE }));
+        assert_eq!(stops.recv().await, Some(Order::Stop(graceful)));
+        let usual = Stop::Graceful { deadline: GRACE };
+        assert_eq!(stops.recv().await, Some(Order::Stop(usual)));
         drop(launcher);
-        assert_eq!(stops.recv().await, Some(Stop::Now));
+        assert_eq!(stops.recv().await, Some(Order::Stop(Stop::Now)));
         assert_eq!(stops.recv().await, None);
     }
 
