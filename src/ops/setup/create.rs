@@ -10,8 +10,9 @@ use nix::unistd::{Gid, Uid, User, chown};
 
 use super::ask::Ask;
 use super::fabric::{self, Underlay};
+use super::grave;
 use super::guard;
-use super::holding::{Claim, Holding, SCRATCH_DIR, make_dir, remove_tree};
+use super::holding::{Claim, Holding, SCRATCH_DIR, make_dir};
 use super::host_report::{HostReport, LocalVm};
 use super::preview::{Action, Preview};
 use super::release::{Patience, release, sweep};
@@ -287,7 +288,7 @@ fn make_scratch(holding: &Holding) -> Result<()> {
     let doing = || format!("creating `{}`", path.display());
     let (uid, gid) = (Uid::from_raw(holding.ask.uid), Gid::from_raw(holding.ask.gid));
     // Of an earlier job with this id, whose end nobody saw.
-    remove_tree(&path)?;
+    grave::bury(&path)?;
     std::fs::DirBuilder::new().mode(0o700).create(&path).while_doing(doing)?;
     chown(&path, Some(uid), Some(gid)).while_doing(doing)
 }

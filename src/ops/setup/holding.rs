@@ -292,7 +292,7 @@ pub fn make_dir(path: &Path, mode: u32) -> Result<()> {
 
 /// Removes a folder below one of root's, whatever its owner has put there: the standard
 /// library follows no link, also none that appears meanwhile.
-pub fn remove_tree(path: &Path) -> Result<()> {
+fn remove_tree(path: &Path) -> Result<()> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         removed => removed.while_doing(|| format!("removing `{}`", path.display())),

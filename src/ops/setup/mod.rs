@@ -18,6 +18,7 @@
 pub mod ask;
 mod create;
 mod fabric;
+mod grave;
 mod guard;
 pub mod holding;
 pub mod host_report;

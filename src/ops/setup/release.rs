@@ -4,6 +4,7 @@
 //! answer, the holding stays with [`undone`](Holding::undone), takes nobody's place, and
 //! the next sweep asks again.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -12,7 +13,8 @@ use tokio::time::{sleep, timeout};
 
 use super::ask::Ask;
 use super::fabric;
-use super::holding::{Claim, Holding, lost_scratch, node_names, remove_tree};
+use super::grave;
+use super::holding::{Claim, Holding, SCRATCH_DIR, lost_scratch, node_names};
 use super::{lost, site_config};
 use crate::error::{Context, Error, Result};
 use crate::host::journal::Journal;
@@ -30,7 +32,10 @@ const LAST_MOMENT: Duration = Duration::from_millis(500);
 /// A control group of this age is nobody's who is about to enter it.
 const STALE: Duration = Duration::from_secs(10);
 
-/// How long a sweep may wait for the store.
+/// How long `delete` may take for what users' folders hold. Some have millions of files.
+const GRAVE_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a sweep may wait for the store, and take for what users' folders hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Patience {
     /// It is another's set-up that waits for this.
@@ -38,11 +43,26 @@ pub enum Patience {
     Long,
 }
 
+impl Patience {
+    fn for_folders(self) -> Duration {
+        match self {
+            Self::Short => Duration::from_millis(200),
+            Self::Long => Duration::from_secs(3600),
+        }
+    }
+}
+
 /// `pavo internal setup delete`: removes what `create` made for the same ask. Nothing to
 /// remove is no error.
 pub async fn delete(ask: &Ask) -> Result<()> {
     match Holding::of(ask.job, ask.step)? {
-        Some(holding) => release(&holding).await,
+        Some(holding) => {
+            let released = release(&holding).await;
+            if !grave::empty(Path::new(SCRATCH_DIR), GRAVE_LIMIT) {
+                tracing::warn!("the VMs' folders hold much: the next sweep goes on");
+            }
+            released
+        }
         None => Ok(()),
     }
 }
@@ -68,7 +88,7 @@ pub async fn leave_host(holding: &mut Holding) -> Result<()> {
     }
     let journal = Journal::open(JOURNAL_DIR)?;
     let undone = journal.undo(holding.ask.owner(), &Host::new(NETNS_DIR.into())).await;
-    remove_tree(&holding.scratch())?;
+    grave::bury(&holding.scratch())?;
     undone?;
     leave_groups(&holding.ask).await;
     if holding.stored {
@@ -137,7 +157,8 @@ pub async fn sweep(patience: Patience) -> Result<Vec<Owner>> {
         Err(error) => note(Err(error)),
     }
     note(sweep_ovs(&journal, &mut swept).await);
-    lost_scratch()?.iter().for_each(|path| note(remove_tree(path)));
+    lost_scratch()?.iter().for_each(|path| note(grave::bury(path)));
+    grave::empty(Path::new(SCRATCH_DIR), patience.for_folders());
     sweep_groups()?;
     let limit = match patience {
         Patience::Short => Duration::from_secs(2),
