@@ -84,31 +84,32 @@ pub fn hosts(user: &str) -> String {
     format!("{}{}/", all_hosts(), escape(user))
 }
 
-/// What the nodes say of a job. Deleted as a whole by its first host when it ends.
-pub fn job_hosts(user: &str, job: Owner) -> String {
-    format!("{}{job}/", hosts(user))
+/// What the nodes say of a step of a job. Deleted as a whole by its last host when it ends.
+/// Of the step and not of the job: two steps of a job count their hosts from 0 both.
+pub fn step_hosts(user: &str, job: Owner, step: u32) -> String {
+    format!("{}{job}/{step}/", hosts(user))
 }
 
-/// The records of a job's hosts.
-pub fn host_records(user: &str, job: Owner) -> String {
-    format!("{}node/", job_hosts(user, job))
+/// The records of a step's hosts.
+pub fn host_records(user: &str, job: Owner, step: u32) -> String {
+    format!("{}node/", step_hosts(user, job, step))
 }
 
-/// Where a host of the job is: its name, underlay address, VMs. Written by that host
-/// (0-based in the step) when its set-up begins; deleted with the job.
-pub fn host_record(user: &str, job: Owner, node_id: u32) -> String {
-    format!("{}{node_id:05}", host_records(user, job))
+/// Where a host of the step is: its name, underlay address, VMs. Written by that host
+/// (0-based in the step) when its set-up begins; deleted with the step.
+pub fn host_record(user: &str, job: Owner, step: u32, node_id: u32) -> String {
+    format!("{}{node_id:05}", host_records(user, job, step))
 }
 
-/// The VXLAN keys of a job's networks.
-pub fn network_keys(user: &str, job: Owner) -> String {
-    format!("{}key/", job_hosts(user, job))
+/// The VXLAN keys of a step's networks.
+pub fn network_keys(user: &str, job: Owner, step: u32) -> String {
+    format!("{}key/", step_hosts(user, job, step))
 }
 
-/// The VXLAN key of a network, in the job. Written by the job's first host, which takes
-/// it from its pool; deleted with the job, before the key is free again.
-pub fn network_key(user: &str, job: Owner, network: &str) -> String {
-    format!("{}{}", network_keys(user, job), escape(network))
+/// The VXLAN key of a network, in the step. Written by the step's first host, which takes
+/// it from its pool; deleted with the step, before the key is free again.
+pub fn network_key(user: &str, job: Owner, step: u32, network: &str) -> String {
+    format!("{}{}", network_keys(user, job, step), escape(network))
 }
 
 /// What a key below [`hosts`] holds.
@@ -122,6 +123,8 @@ pub enum HostKey {
 /// newer pavo may keep there.
 pub fn parse_host_key(key: &str) -> Option<(Owner, HostKey)> {
     let (job, rest) = job_part(key, "/host/")?;
+    let (step, rest) = rest.split_once('/')?;
+    let _: u32 = step.parse().ok()?;
     let what = match rest.split_once('/')? {
         ("node", node_id) => HostKey::Record { node_id: node_id.parse().ok()? },
         ("key", network) => HostKey::NetworkKey { network: unescape(network)? },
@@ -130,12 +133,12 @@ pub fn parse_host_key(key: &str) -> Option<(Owner, HostKey)> {
     Some((job, what))
 }
 
-/// The [`job_hosts`] of the user and job that a key is below of.
-pub fn job_hosts_of(key: &str) -> Option<String> {
+/// The [`step_hosts`] of the user, job and step that a key is below of.
+pub fn step_hosts_of(key: &str) -> Option<String> {
     let hosts = all_hosts();
     let mut parts = key.strip_prefix(&hosts)?.split('/');
-    let (user, job) = (parts.next()?, parts.next()?);
-    parts.next().map(|_| format!("{hosts}{user}/{job}/"))
+    let (user, job, step) = (parts.next()?, parts.next()?, parts.next()?);
+    parts.next().map(|_| format!("{hosts}{user}/{job}/{step}/"))
 }
 
 /// All jobs of all users.
@@ -287,8 +290,8 @@ mod tests {
         assert_eq!(vm_status("ada", job, 3), "/pavo/v1/job/ada/l7/vm/00003");
         assert_eq!(pool_id("uplink", 12), "/pavo/v1/pool/uplink/0000000012");
         assert_eq!(schema(), "/pavo/v1/meta/schema");
-        assert_eq!(host_record("ada", job, 3), "/pavo/v1/host/ada/l7/node/00003");
-        assert_eq!(network_key("ada", job, "a/b"), "/pavo/v1/host/ada/l7/key/a%2Fb");
+        assert_eq!(host_record("ada", job, 1, 3), "/pavo/v1/host/ada/l7/1/node/00003");
+        assert_eq!(network_key("ada", job, 0, "a/b"), "/pavo/v1/host/ada/l7/0/key/a%2Fb");
         assert_eq!(job_secrets("ada", job), "/pavo/v1/job/ada/l7/secrets");
         assert_eq!(drives("ada"), "/pavo/v1/drive/ada/");
         assert_eq!(fence("pavo-node", 12), "/pavo/v1/fence/pavo-node/0012");
@@ -320,13 +323,13 @@ mod tests {
         assert_eq!(parse(schema()), None);
         assert_eq!(parse(job_secrets("ada", job)), Some((job, JobKey::Secrets)));
         let (parse, record) = (parse_host_key, |node_id| HostKey::Record { node_id });
-        assert_eq!(parse(&host_record("a/b", job, 7)), Some((job, record(7))));
-        assert_eq!(parse(&(job_hosts("ada", job) + "later/thing")), None);
+        assert_eq!(parse(&host_record("a/b", job, 0, 7)), Some((job, record(7))));
+        assert_eq!(parse(&(step_hosts("ada", job, 0) + "later/thing")), None);
         assert_eq!(parse(&job_record("ada", job)), None);
         assert_eq!(parse_pool_id(&pool_id("uplink", u32::MAX)), Some(u32::MAX));
-        let key = host_record("a/b", job, 7);
-        assert_eq!(job_hosts_of(&key), Some(job_hosts("a/b", job)));
-        assert_eq!(job_hosts_of(&hosts("ada")), None);
+        let key = host_record("a/b", job, 3, 7);
+        assert_eq!(step_hosts_of(&key), Some(step_hosts("a/b", job, 3)));
+        assert_eq!(step_hosts_of(&hosts("ada")), None);
     }
 
     proptest! {
@@ -336,7 +339,7 @@ mod tests {
             prop_assert_eq!(key.matches('/').count(), 5);
             prop_assert!(key.bytes().all(|byte| byte.is_ascii_graphic()));
             prop_assert_eq!(user == other, key == jobs(&other));
-            let network = network_key(&user, Owner::local(1), &other);
+            let network = network_key(&user, Owner::local(1), 0, &other);
             let what = HostKey::NetworkKey { network: other };
             prop_assert_eq!(parse_host_key(&network), Some((Owner::local(1), what)));
         }

@@ -153,13 +153,13 @@ fn a_person_reads_and_writes_what_is_theirs_and_nothing_else() {
         let job = Owner { manager: pavo::model::owner::Manager::Slurm, job: 42 };
         put_json(&a, &keys::job_record("ada", job), "mine").await.unwrap();
         put_json(&a, &(keys::drives("ada") + "x"), "mine").await.unwrap();
-        put_json(&node, &keys::host_record("ada", job, 0), "here").await.unwrap();
-        let read = get_json::<String>(&a, &keys::host_record("ada", job, 0)).await.unwrap();
+        put_json(&node, &keys::host_record("ada", job, 0, 0), "here").await.unwrap();
+        let read = get_json::<String>(&a, &keys::host_record("ada", job, 0, 0)).await.unwrap();
         assert_eq!(read.unwrap().0, "here");
         assert!(a.get(&keys::schema()).await.unwrap().is_some());
         assert_eq!(a.list(&keys::jobs("ada"), None, 10).await.unwrap().entries.len(), 1);
 
-        denied(put_json(&a, &keys::host_record("ada", job, 0), "forged")).await;
+        denied(put_json(&a, &keys::host_record("ada", job, 0, 0), "forged")).await;
         denied(put_json(&a, &keys::schema(), "forged")).await;
         denied(put_json(&a, &keys::pool_id("vni", 1), &job)).await;
         denied(a.get(&keys::pool_id("vni", 1))).await;
@@ -268,9 +268,9 @@ fn nodes_without_the_right_to_manage_users_read_no_jobs() {
         // What a node has to do: ids, hosts, and what is left of jobs.
         let pool = Pool::new(&node, "vni", 1..=100);
         assert_eq!(pool.take(job, 2).await.unwrap(), [1, 2]);
-        put_json(&node, &keys::host_record("ada", job, 0), "here").await.unwrap();
+        put_json(&node, &keys::host_record("ada", job, 0, 0), "here").await.unwrap();
         let clear = [
-            Change::DeletePrefix { prefix: keys::job_hosts("ada", job) },
+            Change::DeletePrefix { prefix: keys::step_hosts("ada", job, 0) },
             Change::DeletePrefix { prefix: keys::job("ada", job) },
         ];
         assert!(matches!(node.commit(&[], &clear).await.unwrap(), Commit::Done(_)));
@@ -377,8 +377,8 @@ fn a_node_watches_the_hosts_of_a_job() {
         let first = Etcd::connect(&site.certificate("pavo-node")).await.unwrap();
         let second = Etcd::connect(&site.certificate("pavo-node")).await.unwrap();
         let job = Owner::local(1);
-        let mut watch = first.watch(&keys::job_hosts("ada", job), 0).await.unwrap();
-        put_json(&second, &keys::host_record("ada", job, 1), "there").await.unwrap();
+        let mut watch = first.watch(&keys::step_hosts("ada", job, 0), 0).await.unwrap();
+        put_json(&second, &keys::host_record("ada", job, 0, 1), "there").await.unwrap();
         let seen = crate::next(&mut watch).await;
         let Seen::Changes { events, .. } = seen else { panic!("{seen:?}") };
         let [Event::Put(entry)] = &events[..] else { panic!("{events:?}") };

@@ -6,8 +6,8 @@
 //! wrote, and is waited for in vain.
 //!
 //! ```text
-//! n1 ── put host/<user>/<job>/node/00000, key/<network> ─┐
-//! n2 ── put host/<user>/<job>/node/00001 ────────────────┴─ all watch the prefix
+//! n1 ── put host/<user>/<job>/<step>/node/00000, key/<network> ─┐
+//! n2 ── put host/<user>/<job>/<step>/node/00001 ────────────────┴─ all watch the prefix
 //! ```
 //!
 //! The last host that leaves gives the keys back: a key is free only when no host has a
@@ -68,7 +68,7 @@ pub async fn give_up(store: &dyn Store, ask: &Ask, user: &str, error: &Error) ->
         restart: ask.restart,
         failure: Some(error.to_wire()),
     };
-    let key = keys::host_record(user, ask.owner(), ask.node_id);
+    let key = keys::host_record(user, ask.owner(), ask.step, ask.node_id);
     let lease = store.lease(FAILURE_TTL).await?;
     let put = Change::put_json(key, &record)?.with_lease(lease);
     store.commit(&[], &[put]).await.map(drop)
@@ -148,17 +148,22 @@ async fn publish(
         restart: ask.restart,
         failure: None,
     };
-    let mut changes = vec![Change::put_json(keys::host_record(user, owner, ask.node_id), &record)?];
+    let mut changes =
+        vec![Change::put_json(keys::host_record(user, owner, ask.step, ask.node_id), &record)?];
     if ask.node_id == 0 && !networks.is_empty() {
         let ids = Pool::new(store, POOL, KEYS).take(owner, networks.len()).await?;
         for ((name, _), id) in networks.iter().zip(ids) {
-            changes.push(Change::put_json(keys::network_key(user, owner, name), &id)?);
+            changes.push(Change::put_json(keys::network_key(user, owner, ask.step, name), &id)?);
         }
     }
     match store.commit(&[], &changes).await? {
         Commit::Done(_) => Ok(()),
         Commit::Conflict(_) => Err(Error::bug("a commit without checks had a conflict")),
     }
+}
+
+fn hosts_of(holding: &Holding) -> String {
+    keys::step_hosts(&holding.user, holding.ask.owner(), holding.ask.step)
 }
 
 /// What is known of the job's hosts.
@@ -175,22 +180,23 @@ impl Known {
         holding: &Holding,
         networks: &[(String, Network)],
     ) -> Result<Self> {
-        let (mut known, revision) = Self::read(store, holding).await?;
-        let prefix = keys::job_hosts(&holding.user, holding.ask.owner());
+        let prefix = hosts_of(holding);
+        let (mut known, mut revision) = Self::read(store, holding).await?;
         if known.is_complete(&holding.ask, networks)? {
             return Ok(known);
         }
         let mut watch = store.watch(&prefix, revision).await?;
         while let Some(seen) = watch.next().await {
-            let Seen::Changes { events, .. } = seen? else {
-                known = Self::read(store, holding).await?.0;
-                watch = store.watch(&prefix, revision).await?;
-                continue;
-            };
-            for event in events {
-                if let Event::Put(entry) = event {
-                    known.learn(&entry.key, &entry.value, &holding.ask);
+            if let Seen::Changes { events, .. } = seen? {
+                for event in events {
+                    if let Event::Put(entry) = event {
+                        known.learn(&entry.key, &entry.value, &holding.ask);
+                    }
                 }
+            } else {
+                // The old revision is forgotten: from the new one.
+                (known, revision) = Self::read(store, holding).await?;
+                watch = store.watch(&prefix, revision).await?;
             }
             if known.is_complete(&holding.ask, networks)? {
                 return Ok(known);
@@ -200,7 +206,7 @@ impl Known {
     }
 
     async fn read(store: &dyn Store, holding: &Holding) -> Result<(Self, u64)> {
-        let prefix = keys::job_hosts(&holding.user, holding.ask.owner());
+        let prefix = hosts_of(holding);
         let (entries, revision) = list_all(store, &prefix).await?;
         let mut known = Self::default();
         for entry in entries {
@@ -268,7 +274,8 @@ async fn missing(
 /// Takes back what this host said. The last host frees the job's keys.
 pub async fn leave(store: &dyn Store, holding: &Holding) -> Result<()> {
     let (user, owner) = (&holding.user, holding.ask.owner());
-    let own = store.get(&keys::host_record(user, owner, holding.ask.node_id)).await?;
+    let own =
+        store.get(&keys::host_record(user, owner, holding.ask.step, holding.ask.node_id)).await?;
     if let Some(entry) = own {
         let of_it = |record: HostRecord| {
             (record.step, record.restart) == (holding.ask.step, holding.ask.restart)
@@ -279,7 +286,7 @@ pub async fn leave(store: &dyn Store, holding: &Holding) -> Result<()> {
             let _ = store.commit(&[check], &[Change::delete(entry.key)]).await?;
         }
     }
-    leave_job(store, &keys::job_hosts(user, owner), owner).await
+    leave_job(store, &hosts_of(holding), owner).await
 }
 
 /// Frees the job's keys, if no host of it is left; `prefix` is of what hosts say of it.
@@ -307,4 +314,56 @@ pub async fn leave_job(store: &dyn Store, prefix: &str, owner: Owner) -> Result<
         let _ = store.commit(&unchanged.collect::<Vec<_>>(), &gone.collect::<Vec<_>>()).await?;
     }
     Pool::new(store, POOL, KEYS).free(owner, &ids).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::process;
+    use crate::store::embedded;
+
+    fn holding(step: u32, restart: u32) -> Holding {
+        let text = format!(
+            "version=1\njob=42\nstep={step}\nrestart={restart}\nuid=2001\ngid=2001\nnode=n{step}\n\
+             node_id=0\nnodes=2\ntasks=2\nlocal_tasks=0\nvm=eth:2\nkeeper=77\n"
+        );
+        let (ask, keeper) = (Ask::parse(&text).unwrap(), process::current());
+        Holding {
+            ask,
+            user: "alice".into(),
+            keeper,
+            slot: 0,
+            guard: None,
+            stored: true,
+            undone: false,
+            since: 0,
+        }
+    }
+
+    fn networks() -> Vec<(String, Network)> {
+        ["a", "b"].map(|name| (name.into(), Network::Unsupported { kind: "x".into() })).into()
+    }
+
+    #[tokio::test]
+    async fn another_step_of_the_job_touches_nothing_of_this_ones() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = embedded::open(temp.path()).await.unwrap();
+        let (address, networks) = (Ipv4Addr::LOCALHOST, networks());
+        let pool = Pool::new(&store, POOL, KEYS);
+        let (first, second) = (holding(0, 0), holding(1, 0));
+        publish(&store, &first, address, &networks).await.unwrap();
+        let all = Known::read(&store, &first).await.unwrap().0;
+        // One that is refused, on a host where the first one runs.
+        give_up(&store, &second.ask, "alice", &Error::usage("no")).await.unwrap();
+        // One on other hosts.
+        publish(&store, &second, address, &networks).await.unwrap();
+        assert_eq!(pool.owners().await.unwrap().len(), 4);
+        leave(&store, &second).await.unwrap();
+        let now = Known::read(&store, &first).await.unwrap().0;
+        assert_eq!((now.hosts[&0].node.as_str(), &now.keys), ("n0", &all.keys));
+        let taken: Vec<u32> = pool.owners().await.unwrap().into_keys().collect();
+        assert_eq!(taken, all.keys.values().copied().collect::<Vec<_>>());
+        leave(&store, &first).await.unwrap();
+        assert_eq!(pool.owners().await.unwrap().len(), 0);
+    }
 }

@@ -53,7 +53,7 @@ async fn forget_record(store: &dyn Store, entry: &Entry, owner: Owner) -> Result
     let check = Check::Revision(entry.key.clone(), entry.revision);
     // Changed meanwhile: it is the job's next start that has.
     let _ = store.commit(&[check], &[Change::delete(entry.key.clone())]).await?;
-    match keys::job_hosts_of(&entry.key) {
+    match keys::step_hosts_of(&entry.key) {
         Some(prefix) => leave_job(store, &prefix, owner).await,
         None => Ok(()),
     }
@@ -128,7 +128,7 @@ pub async fn free_ids(etcd: &config::Etcd, pretend: bool) -> Result<Freed> {
 async fn forget_job(store: &Etcd, owner: Owner, entries: &[Entry], ids: &[u32]) -> Result<()> {
     let of_it = |entry: &&Entry| keys::parse_host_key(&entry.key).is_some_and(|(o, _)| o == owner);
     let prefixes: BTreeSet<String> =
-        entries.iter().filter(of_it).filter_map(|entry| keys::job_hosts_of(&entry.key)).collect();
+        entries.iter().filter(of_it).filter_map(|entry| keys::step_hosts_of(&entry.key)).collect();
     for prefix in prefixes {
         let _ = store.commit(&[], &[Change::DeletePrefix { prefix }]).await?;
     }
