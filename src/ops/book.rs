@@ -181,19 +181,22 @@ impl Book {
     }
 
     /// Stores all that has changed since the last time.
+    ///
+    /// Who is interrupted does it again.
     pub async fn flush(&mut self) -> Result<()> {
-        self.flush_at = None;
         if !self.site || !self.dirty || !self.begun {
+            self.flush_at = None;
             return Ok(());
         }
-        self.dirty = false;
         let (user, owner) = (&self.record.user, self.record.owner);
         let record = keys::job_record(user, owner);
         let changes = [
             Change::put_json(record.clone(), &self.record)?,
             Change::put_json(keys::vm_states(user, owner), &self.states)?,
         ];
-        self.commit(&[Check::Exists(record)], &changes).await
+        self.commit(&[Check::Exists(record)], &changes).await?;
+        (self.flush_at, self.dirty) = (None, false);
+        Ok(())
     }
 
     /// Removes all that is stored of the job.

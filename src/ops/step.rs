@@ -11,14 +11,14 @@
 //! made them. Should the launcher die, its end of the life line closes, and every task
 //! ends its VM.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -47,6 +47,8 @@ const END_LIMIT: Duration = Duration::from_secs(8);
 const SRUN_LIMIT: Duration = Duration::from_secs(10);
 /// How long the rest of a host's report may take once it has begun.
 const REPORT_TIME: Duration = Duration::from_millis(300);
+/// The longest line of srun's that is kept whole, in bytes; a longer one counts as several.
+const MAX_LINE: u64 = 4096;
 /// How a host's report begins on srun's standard error (see slurm-plugin).
 const REPORT: &str = "pavo: ";
 
@@ -91,10 +93,14 @@ pub struct Step {
     srun: Option<Child>,
     life_line: Option<ChildStdin>,
     tasks: BTreeMap<u32, mpsc::Sender<ToTask>>,
+    /// The ranks that have said hello, each once.
+    met: BTreeSet<u32>,
     news: mpsc::Receiver<News>,
     tell: mpsc::Sender<News>,
     complaints: Complaints,
     logging_in: bool,
+    /// Where nothing has been written yet.
+    store: Option<Arc<dyn Store>>,
 }
 
 impl std::fmt::Debug for Step {
@@ -115,10 +121,12 @@ impl Step {
             srun: None,
             life_line: None,
             tasks: BTreeMap::new(),
+            met: BTreeSet::new(),
             news,
             tell,
             complaints: Complaints::default(),
             logging_in: false,
+            store: None,
         }
     }
 
@@ -171,6 +179,10 @@ impl Step {
     /// Waits for the next news of a VM and records it; returns its rank. Safe to drop.
     pub async fn next(&mut self, book: &mut Book) -> Result<u32> {
         loop {
+            if let Some(store) = self.store.clone() {
+                book.attach(store, &self.secrets()?).await?;
+                self.store = None;
+            }
             let srun = self.srun.as_mut().ok_or_else(|| Error::bug("there is no step"))?;
             let news = tokio::select! {
                 // What was said comes before that it is over.
@@ -188,6 +200,11 @@ impl Step {
             match news {
                 News::Hello(hello, orders) => {
                     let rank = hello.rank;
+                    if let Some(error) = self.unwelcome(rank) {
+                        tracing::warn!("{}", error.report());
+                        let _ = orders.try_send(ToTask::Refused { error: error.to_wire() });
+                        continue;
+                    }
                     self.welcome(book, *hello, orders).await?;
                     return Ok(rank);
                 }
@@ -204,9 +221,20 @@ impl Step {
                         return Err(error);
                     }
                 }
-                News::Store(store) => book.attach(store?, &self.secrets()?).await?,
+                // Kept until it is done: who waits for news may be interrupted.
+                News::Store(store) => self.store = Some(store?),
             }
         }
+    }
+
+    /// Why a task of this rank gets no VM.
+    fn unwelcome(&mut self, rank: u32) -> Option<Error> {
+        let vms = self.wanted.blueprint.vms.len();
+        if rank as usize >= vms {
+            return Some(Error::system(format!("the cluster has {vms} VMs, and no vm{rank}")));
+        }
+        let twice = !self.met.insert(rank);
+        twice.then(|| Error::system(format!("vm{rank} has a process already")))
     }
 
     /// A task has said who it is: its VM's record is completed and its spec sent.
@@ -220,7 +248,7 @@ impl Step {
         let (Some(vm), Some((key, host_keys))) =
             (self.wanted.blueprint.vms.get(rank), self.keys.as_ref())
         else {
-            return Err(Error::bug(format!("a task of rank {rank}")));
+            return Err(Error::bug(format!("a task of rank {rank} was let in")));
         };
         let allocation = Allocation { cores: hello.cores, memory_mib: hello.memory_mib };
         let mut record = vm.record(&allocation, &hello.host);
@@ -390,6 +418,16 @@ async fn converse(stream: crate::vm::channel::Stream, tell: mpsc::Sender<News>) 
     if tell.send(News::Hello(Box::new(hello), orders)).await.is_err() {
         return;
     }
+    // Until it is told what it is to be, it has nothing to say.
+    match inbox.recv().await {
+        None => return,
+        Some(ToTask::Refused { error }) => return link::refuse(sender, &error.into()).await,
+        Some(order) => {
+            if sender.send(&order).await.is_err() {
+                return drop(tell.send(News::Gone(rank)).await);
+            }
+        }
+    }
     loop {
         tokio::select! {
             message = receiver.receive::<ToLauncher>() => match message {
@@ -411,11 +449,19 @@ async fn converse(stream: crate::vm::channel::Stream, tell: mpsc::Sender<News>) 
     let _ = tell.send(News::Gone(rank)).await;
 }
 
-/// Passes on what srun says.
-async fn listen(stderr: tokio::process::ChildStderr, tell: mpsc::Sender<News>) {
-    let mut lines = BufReader::new(stderr).lines();
-    while let Ok(Some(line)) = lines.next_line().await {
-        if tell.send(News::Said(line)).await.is_err() {
+/// Passes on what srun says, whatever bytes these are: tasks may say what they like, and srun
+/// must always find somebody who reads.
+async fn listen(stderr: impl AsyncRead + Unpin, tell: mpsc::Sender<News>) {
+    let mut reader = BufReader::new(stderr);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let read = (&mut reader).take(MAX_LINE).read_until(b'\n', &mut line).await;
+        if !matches!(read, Ok(1..)) {
+            return;
+        }
+        let text = String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned();
+        if tell.send(News::Said(text)).await.is_err() {
             return;
         }
     }
@@ -429,4 +475,25 @@ fn own_addresses() -> Result<Vec<Ipv4Addr>> {
     addresses.sort_by_key(|address| address.is_loopback());
     addresses.dedup();
     Ok(addresses)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn whatever_srun_says_is_read_to_its_end() {
+        let (tell, mut news) = mpsc::channel(256);
+        let mut said = b"one\nbad \xff byte\n".to_vec();
+        said.extend([b'x'; 10_000]);
+        said.extend(b"\npavo: host n1: why");
+        listen(&said[..], tell).await;
+        let mut lines = Vec::new();
+        while let Some(News::Said(line)) = news.recv().await {
+            lines.push(line);
+        }
+        assert_eq!(lines[..2], ["one", "bad \u{fffd} byte"]);
+        assert_eq!(lines[2..5].iter().map(String::len).collect::<Vec<_>>(), [4096, 4096, 1808]);
+        assert_eq!(lines[5..], ["pavo: host n1: why"]);
+    }
 }
