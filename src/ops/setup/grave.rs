@@ -217,7 +217,7 @@ mod tests {
             symlink(other.path(), dir.join("link")).unwrap();
         }
         if nix::unistd::geteuid().is_root() {
-            fs::set_permissions(scratch.join("a"), PermissionsExt::from_mode(0)).unwrap();
+            fs::set_permissions(scratch.join("a"), PermissionsExt::from_mode(0o000)).unwrap();
         }
         buried_and_gone(parent.path(), &scratch);
         assert!(other.path().join("kept").exists());
