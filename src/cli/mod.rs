@@ -15,6 +15,7 @@ mod cancel;
 mod completion;
 mod config;
 mod console;
+mod doctor;
 mod image;
 mod internal;
 mod job;
@@ -66,6 +67,7 @@ enum Command {
     Template(template::Template),
     Config(config::Config),
     Image(image::Image),
+    Doctor(doctor::Doctor),
     Completion(completion::Completion),
     #[command(subcommand, hide = true)]
     Internal(internal::Internal),
@@ -88,6 +90,7 @@ impl Command {
             Self::Reset(verb) => verb.run(app),
             Self::Template(verb) => verb.run(app),
             Self::Config(verb) => verb.run(app),
+            Self::Doctor(verb) => verb.run(app),
             Self::Completion(verb) => verb.run(app),
             Self::Internal(verb) => verb.run(app),
             Self::Image(verb) => verb.run(app),

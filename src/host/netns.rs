@@ -6,6 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -60,13 +61,24 @@ pub fn unshare_folder(dir: &Path) -> Result<Outcome> {
     Ok(Outcome::Changed)
 }
 
-/// Whether something is mounted at this folder. Its path has no blanks in it.
+/// Whether a folder is where a file system is mounted; another mount of the same name may
+/// lie hidden below. Its path has no blanks in it.
 pub fn is_mount_point(dir: &Path) -> Result<bool> {
-    let file = "/proc/thread-self/mountinfo";
-    let mounts = fs::read_to_string(file).while_doing(|| format!("reading `{file}`"))?;
-    let dir = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
-    // The fifth field is where.
-    Ok(mounts.lines().any(|line| line.split(' ').nth(4).map(Path::new) == Some(&dir)))
+    let doing = || format!("looking for mounts at `{}`", dir.display());
+    let file = match File::open(dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        file => file.while_doing(doing)?,
+    };
+    let info = format!("/proc/thread-self/fdinfo/{}", file.as_raw_fd());
+    let info = fs::read_to_string(info).while_doing(doing)?;
+    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(str::trim);
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").while_doing(doing)?;
+    let path = fs::canonicalize(dir).while_doing(doing)?;
+    // The first field is the mount's id, the fifth its place.
+    Ok(mounts.lines().any(|line| {
+        let mut fields = line.split(' ');
+        fields.next() == id && fields.nth(3).map(Path::new) == Some(&path)
+    }))
 }
 
 /// Makes a namespace and names it, unless it exists.

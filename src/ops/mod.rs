@@ -22,6 +22,7 @@ pub mod cell;
 pub mod children;
 pub mod cleanup;
 pub mod complaints;
+pub mod doctor;
 pub mod elsewhere;
 pub mod gather;
 pub mod here;

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use pavo::config::{Ethernet, Layer};
 use pavo::host::file::write_atomically;
 use pavo::host::journal::Plan;
+use pavo::host::netns;
 use pavo::host::process::ProcessId;
 use pavo::host::step::{Outcome, Step, sysctl};
 use pavo::model::owner::Owner;
@@ -322,6 +323,23 @@ fn what_belongs_to_the_host_is_put_back_and_jobs_leave_it_alone() {
         assert_eq!(forwards(), "1");
         lab.undo(Owner::NODE).unwrap();
         assert_eq!((lab.traces(), forwards()), (before, "0".into()));
+    });
+}
+
+#[test]
+fn a_mount_that_lies_hidden_is_none() {
+    in_netns(|lab| {
+        let (outer, dir) = (lab.dir.join("run"), lab.dir.join("run/netns"));
+        std::fs::create_dir_all(&dir).unwrap();
+        let is_mounted = || netns::is_mount_point(&dir).unwrap();
+        assert!(!is_mounted());
+        netns::share_folder(&dir).unwrap();
+        assert!(is_mounted());
+        sh(None, &format!("mount -t tmpfs none {0}; mkdir {0}/netns", outer.display()));
+        assert!(!is_mounted());
+        sh(None, &format!("umount {}", outer.display()));
+        netns::unshare_folder(&dir).unwrap();
+        assert!(!is_mounted());
     });
 }
 

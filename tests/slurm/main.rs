@@ -6,5 +6,6 @@ mod world;
 
 mod alloc;
 mod batch;
+mod doctor;
 mod node;
 mod secrets;

@@ -72,12 +72,18 @@ struct Cluster<'s> {
 
 impl<'s> Cluster<'s> {
     fn start(site: &'s Site) -> Self {
+        Self::over(site, 1)
+    }
+
+    /// One with a VM on each of so many hosts.
+    fn over(site: &'s Site, hosts: u8) -> Self {
         let home = site.lab.home("alice");
         for file in ["up", "go"] {
             let _ = std::fs::remove_file(home.join(file));
         }
         let script = "touch up; until test -e go; do sleep 0.1; done";
-        let argv = ["pavo", "alloc", "-c1", "--wait", "running", "-E", script, "tiny:1"];
+        let (count, vms) = (format!("-N{hosts}"), format!("tiny:{hosts}"));
+        let argv = ["pavo", "alloc", "-c1", &count, "--wait", "running", "-E", script, &vms];
         let mut command = site.lab.login().command(Some("alice"), &argv).unwrap();
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let pavo = command.spawn().unwrap();
@@ -248,4 +254,86 @@ fn whatever_is_killed_nothing_stays() {
     assert!(told.contains("delete bridge `pb"), "{told}");
     assert_eq!(done(n1, &["sweep", "--dry-run"]).stdout, "");
     drop(sites);
+}
+
+/// What the nodes have in the store.
+fn stored(site: &Site) -> String {
+    let list = |prefix| site.lab.etcdctl(&["get", "--prefix", "--keys-only", prefix]).unwrap();
+    ["/pavo/v1/host/", "/pavo/v1/pool/"].map(list).concat().trim().to_owned()
+}
+
+fn put(site: &Site, key: &str, value: &Value) {
+    site.lab.etcdctl(&["put", key, &value.to_string()]).unwrap();
+}
+
+#[test]
+fn what_dead_jobs_and_hosts_have_in_the_store_is_taken_back() {
+    let site = Site::up(2);
+    let (n1, n2) = (site.lab.host("n1"), site.lab.host("n2"));
+    drop(site.snapshot());
+    let before = site.lab.leaks("n1").unwrap();
+    let etcd = site.lab.stores().next().unwrap().service("etcd").unwrap();
+
+    // etcd is away when a cluster ends: only its keys are left, and nobody's place is taken.
+    let cluster = Cluster::over(&site, 2);
+    let job = status(n1)["clusters"][0]["job"].to_string();
+    etcd.stop().unwrap();
+    cluster.end();
+    until("only keys", || status(n1)["pending"] == serde_json::json!([format!("{job}.0")]));
+    let known = status(n1);
+    assert_eq!(known["clusters"], serde_json::json!([]), "{known}");
+    let left = left(&site, &before);
+    assert!(
+        left.lines().all(|line| line.contains(&format!("+ file /run/pavo/{job}.0"))),
+        "{left} {}",
+        n1.sh(
+            "cat /proc/self/mountinfo | grep netns; ls -la /run/netns; cat /run/pavo/journal/*.json"
+        )
+        .unwrap()
+    );
+    let ask = format!(
+        "version=1\njob=999\nstep=0\nuid=2001\ngid=2001\nnode={}\nnode_id=0\nnodes=1\ntasks=1\n\
+         local_tasks=0\nvm=default:1\nkeeper=1\n",
+        n1.name()
+    );
+    let plan = n1.sh(&format!("printf '{ask}' | pavo internal setup create --dry-run")).unwrap();
+    assert!(plan.contains("address 10.201.0.0/31"), "{plan}");
+    etcd.start().unwrap();
+    assert!(stored(&site).contains(&format!("/alice/{job}/node/00000")), "{}", stored(&site));
+    for host in [n1, n2] {
+        done(host, &["sweep"]);
+    }
+    assert_eq!(stored(&site), "");
+    nothing_left(&site, &before);
+
+    // A host loses its power, and comes back with its disk.
+    let cluster = Cluster::over(&site, 2);
+    n2.kill().unwrap();
+    n2.restart().unwrap();
+    let disks = || n2.sh("ls /var/lib/pavo/run").unwrap();
+    assert!(!disks().is_empty());
+    done(n2, &["init"]);
+    assert_eq!(disks(), "");
+    assert!(!stored(&site).contains("node/00001"), "{}", stored(&site));
+    cluster.end();
+    until("no keys", || stored(&site).is_empty());
+    nothing_left(&site, &before);
+
+    // A host never comes back: the administrator frees what its jobs had.
+    let record = |node: &str| serde_json::json!({ "node": node, "address": "192.0.2.9", "ranks": [0], "step": 0, "restart": 0 });
+    for (number, job) in (65_536..).zip(["9001", "9002", "9003"]) {
+        put(&site, &format!("/pavo/v1/pool/vni/{number:010}"), &job.into());
+    }
+    put(&site, "/pavo/v1/host/alice/9002/node/00000", &record("gone"));
+    put(&site, "/pavo/v1/host/alice/9003/node/00000", &record(n1.name()));
+    let all = stored(&site);
+    let told = done(site.lab.login(), &["sweep", "--ids", "--dry-run"]).stderr;
+    assert!(told.contains("Would free 1 VXLAN keys of job 9001"), "{told}");
+    assert_eq!(stored(&site), all);
+    let told = done(site.lab.login(), &["sweep", "--ids"]).stderr;
+    assert!(told.contains("Freed 1 VXLAN keys of job 9002"), "{told}");
+    assert!(told.contains(&format!("job 9003 is gone, but not for {}", n1.name())), "{told}");
+    let left = stored(&site);
+    let left: Vec<&str> = left.split_whitespace().collect();
+    assert_eq!(left, ["/pavo/v1/host/alice/9003/node/00000", "/pavo/v1/pool/vni/0000065538"]);
 }

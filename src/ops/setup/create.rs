@@ -281,6 +281,15 @@ fn address_of(node: &str, suffix: &str) -> Result<Ipv4Addr> {
     ipv4.next().ok_or_else(|| Error::system("it has no IPv4 address")).while_doing(doing)
 }
 
+/// The link by which other hosts of the site reach this one.
+pub fn underlay(config: &Config, node: &str) -> Result<String> {
+    let suffix = config.networks.values().find_map(|network| match network {
+        Network::Ethernet(ethernet) => ethernet.host_if_suffix.as_deref(),
+        Network::Unsupported { .. } => None,
+    });
+    Underlay::of(address_of(node, suffix.unwrap_or_default())?).map(|underlay| underlay.link)
+}
+
 /// A folder of the user's, below one of root's.
 fn make_scratch(holding: &Holding) -> Result<()> {
     make_dir(Path::new(SCRATCH_DIR), 0o711)?;

@@ -35,7 +35,7 @@ use std::path::Path;
 use crate::config::{self, Config, Sources};
 use crate::error::{Error, Result};
 
-pub use create::{create, create_preview};
+pub use create::{create, create_preview, underlay};
 pub use guard::main as guard;
 pub use node::{BRIDGES_CALL_IPTABLES, cleanup, cleanup_preview, init, init_preview};
 pub use preview::{Preview, delete_preview, sweep_preview};
