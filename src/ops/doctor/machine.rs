@@ -53,11 +53,11 @@ pub(super) fn checks(patient: &Patient) -> Vec<(&'static str, BoxFuture<'_, Outc
 
 /// Whether a program of this name runs here.
 pub(super) fn runs(name: &str) -> bool {
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let is_it = |entry: fs::DirEntry| {
         fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| comm.trim() == name)
     };
-    processes.map(is_it).any(|found| found)
+    processes.any(is_it)
 }
 
 async fn qemu() -> Outcome {
