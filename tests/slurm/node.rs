@@ -124,9 +124,10 @@ fn a_host_is_after_cleanup_as_it_was_before_init() {
     site.write("resources.yaml", RESOURCES);
     let n1 = site.lab.host("n1");
     let forward = || n1.sh("cat /proc/sys/net/ipv4/ip_forward").unwrap();
+    let disk = || n1.sh("find /var/lib/pavo 2>/dev/null || true").unwrap();
     let look = || (site.lab.leaks("n1").unwrap(), forward());
     n1.sh("echo 0 >/proc/sys/net/ipv4/ip_forward").unwrap();
-    let bare = look();
+    let (bare, bare_disk) = (look(), disk());
     let same = |what: &str, before: &(Snapshot, String)| {
         let now = look();
         assert_eq!(before.0.diff(&now.0), "", "{what}");
@@ -216,6 +217,7 @@ fn a_host_is_after_cleanup_as_it_was_before_init() {
     cluster.end();
     nothing_left(&site, &bare.0);
     assert_eq!(forward(), bare.1);
+    assert_eq!(disk(), bare_disk);
 }
 
 #[test]
@@ -293,7 +295,7 @@ fn what_dead_jobs_and_hosts_have_in_the_store_is_taken_back() {
     let plan = n1.sh(&format!("printf '{ask}' | pavo internal setup create --dry-run")).unwrap();
     assert!(plan.contains("address 10.201.0.0/31"), "{plan}");
     etcd.start().unwrap();
-    assert!(stored(&site).contains(&format!("/alice/{job}/node/00000")), "{}", stored(&site));
+    assert!(stored(&site).contains(&format!("/alice/{job}/0/node/00000")), "{}", stored(&site));
     for host in [n1, n2] {
         done(host, &["sweep"]);
     }
@@ -318,8 +320,8 @@ fn what_dead_jobs_and_hosts_have_in_the_store_is_taken_back() {
     for (number, job) in (65_536..).zip(["9001", "9002", "9003"]) {
         put(&site, &format!("/pavo/v1/pool/vni/{number:010}"), &job.into());
     }
-    put(&site, "/pavo/v1/host/alice/9002/node/00000", &record("gone"));
-    put(&site, "/pavo/v1/host/alice/9003/node/00000", &record(n1.name()));
+    put(&site, "/pavo/v1/host/alice/9002/0/node/00000", &record("gone"));
+    put(&site, "/pavo/v1/host/alice/9003/0/node/00000", &record(n1.name()));
     let all = stored(&site);
     let told = done(site.lab.login(), &["sweep", "--ids", "--dry-run"]).stderr;
     assert!(told.contains("Would free 1 VXLAN keys of job 9001"), "{told}");
@@ -329,5 +331,5 @@ fn what_dead_jobs_and_hosts_have_in_the_store_is_taken_back() {
     assert!(told.contains(&format!("job 9003 is gone, but not for {}", n1.name())), "{told}");
     let left = stored(&site);
     let left: Vec<&str> = left.split_whitespace().collect();
-    assert_eq!(left, ["/pavo/v1/host/alice/9003/node/00000", "/pavo/v1/pool/vni/0000065538"]);
+    assert_eq!(left, ["/pavo/v1/host/alice/9003/0/node/00000", "/pavo/v1/pool/vni/0000065538"]);
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use super::holding::{Claim, Holding, RUN_DIR, SCRATCH_DIR, node_names};
 use super::preview::{Action, Preview};
 use super::release::{Patience, leave_host, release, sweep};
-use super::{lost, site_config};
+use super::{grave, lost, site_config};
 use crate::config::{Config, Layer, Network};
 use crate::error::{Context, Error, Result};
 use crate::host::journal::{Journal, Plan};
@@ -28,6 +28,9 @@ use crate::ops::rehearsal;
 
 /// How long the rehearsal may take.
 const REHEARSAL: Duration = Duration::from_secs(20);
+
+/// How long what users' folders hold may take.
+const FOLDERS: Duration = Duration::from_secs(600);
 
 const FORWARD: &str = "net/ipv4/ip_forward";
 
@@ -43,7 +46,12 @@ pub async fn init() -> Result<Vec<String>> {
     journal.update(&plan, &Host::new(NETNS_DIR.into())).await?;
     drop(claim);
     let mut warnings = warnings().await;
-    warnings.extend(sweep(Patience::Long).await.err().map(|error| error.report()));
+    // A host that boots is waited for: the timer's sweep has more patience.
+    let mut note = |outcome: Result<()>| warnings.extend(outcome.err().map(|e| e.report()));
+    note(sweep(Patience::Short).await.map(drop));
+    if let Some(etcd) = &config.batch.etcd {
+        note(lost::forget_lost(etcd).await);
+    }
     Ok(warnings)
 }
 
@@ -158,6 +166,8 @@ pub async fn cleanup(force: bool) -> Result<()> {
     for holding in Holding::all()? {
         failure = end(&holding, force).await.err().or(failure);
     }
+    // The folder goes with the host's plan if nothing is in it.
+    grave::empty(Path::new(SCRATCH_DIR), FOLDERS);
     let journal = Journal::open(JOURNAL_DIR)?;
     for owner in journal.owners()?.into_iter().filter(|owner| force || *owner == Owner::NODE) {
         failure = journal.undo(owner, &host).await.err().or(failure);
