@@ -8,7 +8,7 @@ use std::io::Result;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use clap::Command;
+use clap::{Arg, Command};
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
@@ -103,9 +103,13 @@ fn setup_page(setup: &Command) -> Result<String> {
         let about = command.get_long_about().or_else(|| command.get_about());
         roff.text([roman(about.map(ToString::to_string).unwrap_or_default())]);
         roff.control("RS", []);
-        for option in command.get_opts().filter(|o| !o.is_hide_set() && !o.is_global_set()) {
+        for option in command.get_arguments().filter(|argument| is_own_option(argument)) {
+            let long = format!("--{}", option.get_long().unwrap_or_default());
+            let takes = option.get_action().takes_values();
+            let value = option.get_value_names().filter(|_| takes).unwrap_or_default();
+            let value: String = value.iter().map(|name| format!(" {name}")).collect();
             roff.control("TP", []);
-            roff.text([bold(format!("--{}", option.get_long().unwrap_or_default()))]);
+            roff.text([bold(long), roman(value)]);
             roff.text([roman(option.get_help().map(ToString::to_string).unwrap_or_default())]);
         }
         roff.control("RE", []);
@@ -113,6 +117,12 @@ fn setup_page(setup: &Command) -> Result<String> {
     roff.to_writer(&mut text)?;
     section("SEE ALSO", "pavo(1), pavo-config(5)").to_writer(&mut text)?;
     Ok(formatted(&text))
+}
+
+/// Not one that all commands have.
+fn is_own_option(argument: &Arg) -> bool {
+    let common = ["help", "version"].contains(&argument.get_id().as_str());
+    !common && !argument.is_positional() && !argument.is_hide_set() && !argument.is_global_set()
 }
 
 fn config() -> String {
@@ -164,7 +174,11 @@ mod tests {
             assert!(page.contains("SYNOPSIS") && page.contains("SEE ALSO"), "{page}");
         }
         assert!(!dir.path().join("pavo-internal.1").exists(), "it is not for people");
-        assert!(page("pavo-setup.8").contains("\\fBstore\\fR"));
+        let setup = page("pavo-setup.8");
+        assert!(
+            setup.contains("\\fBstore\\fR") && setup.contains("\\fB\\-\\-closed\\fR"),
+            "{setup}"
+        );
         let config = page("pavo-config.5");
         for (name, example) in EXAMPLES {
             let last = verbatim(example.lines().last().unwrap());
