@@ -12,6 +12,7 @@
 #[path = "../../tests/shared/tiny.rs"]
 mod tiny;
 #[path = "../../tests/slurm/world.rs"]
+#[allow(dead_code, reason = "tests ask for more of a site")]
 mod world;
 
 mod ids;

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::App;
-use super::site::Person;
+use super::site::{INTRODUCTION, Person};
 use crate::batch::slurm::Queued;
 use crate::config::{BatchManager, load_batch};
 use crate::error::Result;
 use crate::model::job::{JobRecord, VmStatus};
 use crate::model::owner::Manager;
-use crate::ops::cleanup::{forget, sweep, sweep_host};
+use crate::ops::cleanup::{forget, sweep, sweep_dirs, sweep_host};
 use crate::ops::elsewhere;
 use crate::ops::jobs::{self, Remains, Selector};
 use crate::ops::queue::{self, Whose};
@@ -126,7 +126,10 @@ async fn log_in(app: &App, person: &Person) -> Result<Option<Arc<dyn Store>>> {
         Ok(store) => return Ok(Some(store)),
         Err(error) => error,
     };
-    let begun = |job: &Queued| job.cluster.is_some() && job.state != "PENDING";
+    let begun = |job: &Queued| {
+        let elapsed = crate::batch::parse_elapsed(&job.elapsed).unwrap_or(0);
+        job.cluster.is_some() && elapsed > INTRODUCTION.as_secs()
+    };
     match queue::list(Whose::User(&app.env.user)).await {
         Ok(jobs) if !jobs.iter().any(begun) => Ok(None),
         _ => Err(refused),
@@ -159,5 +162,6 @@ async fn running_at_site(app: &App, store: &dyn Store) -> Result<Vec<JobRecord>>
         }
     }
     elsewhere::tidy(&app.env.home, &alive);
+    sweep_dirs(&app.env.tmp.join("job"));
     Ok(alive)
 }

@@ -136,7 +136,9 @@ impl Session<'_> {
             (outcome, _) => outcome,
         };
         if !matches!(outcome, Ok(Outcome::ShutDown)) {
-            app.out.status("Terminating the cluster...");
+            // It may be the last that we have the time to say.
+            let why = cluster.ended().map(|why| format!(" ({})", why.error()));
+            app.out.status(&format!("Terminating the cluster{}...", why.unwrap_or_default()));
         }
         let ended = cluster.end(grace).await.while_doing(|| "ending the cluster".into());
         if let (Err(_), Err(leftover)) = (&outcome, &ended) {

@@ -18,7 +18,7 @@ use crate::store::etcd::{Access, Etcd};
 use crate::store::secret::{Secret, SitePublic, person_secret};
 
 /// How long the site may take to know a person whose first job has just begun.
-const INTRODUCTION: Duration = Duration::from_secs(20);
+pub const INTRODUCTION: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Who uses the site's store, and how they get in.

@@ -39,6 +39,7 @@ const COLUMNS: &[Column<Row>] = &[
     Column { title: "state", text: |row| row.state.to_string() },
     Column { title: "for", text: |row| duration(row.elapsed) },
     Column { title: "template", text: |row| row.vm.template.clone() },
+    Column { title: "host", text: |row| row.vm.host.clone() },
     Column { title: "image", text: |row| row.vm.image.clone().unwrap_or_default() },
     Column { title: "address", text: |row| join(&row.vm.addresses) },
     Column { title: "ports", text: |row| ports(&row.vm) },

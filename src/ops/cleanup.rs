@@ -6,9 +6,12 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+use super::reach::is_ours;
 use crate::error::{Context, Result};
 use crate::host::{Host, journal::Journal, process};
 use crate::model::job::JobRecord;
@@ -59,6 +62,38 @@ pub fn remove_dir(dir: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// How old a folder is before its launcher must have locked it, or is dead.
+const SETTLED: Duration = Duration::from_secs(60);
+
+/// Removes what killed launchers of ours left beside `dir`, a job's directory: each holds a
+/// lock on its own. Trouble is not the caller's.
+pub fn sweep_dirs(dir: &Path) {
+    let entries = dir.parent().and_then(|tmp| std::fs::read_dir(tmp).ok()).into_iter().flatten();
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let ours = entry.file_name().to_str().is_some_and(is_job_dir) && is_ours(&path);
+        let age = entry.metadata().and_then(|about| about.modified()).map(|at| at.elapsed());
+        if !ours || !matches!(age, Ok(Ok(age)) if age > SETTLED) {
+            continue;
+        }
+        let Ok(file) = std::fs::File::open(&path) else { continue };
+        if Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok() {
+            if let Err(error) = remove_dir(&path) {
+                tracing::info!("{}", error.report());
+            }
+        }
+    }
+}
+
+/// Whether this is the name of a job's directory, `pavo-42-0123abcd`.
+fn is_job_dir(name: &str) -> bool {
+    let parts = name.strip_prefix("pavo-").and_then(|rest| rest.split_once('-'));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    parts.is_some_and(|(job, nonce)| {
+        digits(job) && nonce.len() == 8 && nonce.bytes().all(|b| b.is_ascii_hexdigit())
+    })
 }
 
 /// Removes every job of `user` whose launcher is gone, and returns the others.

@@ -80,11 +80,19 @@ pub async fn secrets(store: Option<&dyn Store>, job: &JobRecord) -> Result<Secre
         Some(store) => get_json(store, &key).await?,
         None => None,
     };
-    found.map(|(secrets, _)| secrets).ok_or_else(|| {
-        let (host, dir) = (&job.host, job.dir.display());
-        Error::system(format!("job {} is reached from `{host}` only", job.owner.job))
-            .help(format!("go there, or to where `{dir}` is seen"))
-    })
+    match (found, store) {
+        (Some((secrets, _)), _) => Ok(secrets),
+        (None, Some(store))
+            if store.get(&keys::job_record(&job.user, job.owner)).await?.is_none() =>
+        {
+            Err(Error::not_found(format!("job {} has ended", job.owner.job)))
+        }
+        _ => {
+            let (host, dir) = (&job.host, job.dir.display());
+            Err(Error::system(format!("job {} is reached from `{host}` only", job.owner.job))
+                .help(format!("go there, or to where `{dir}` is seen")))
+        }
+    }
 }
 
 fn read_identity(path: &Path) -> Result<Identity> {

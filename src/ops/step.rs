@@ -139,6 +139,7 @@ impl Step {
 
     /// Starts the step. Its tasks come by themselves.
     pub async fn start(&mut self, book: &mut Book) -> Result<()> {
+        cleanup::sweep_dirs(&book.record.dir);
         self.dir = Some(JobDir::make(&book.record.dir)?);
         let identity = Identity::generate(&format!("job {}", book.record.owner.job))?;
         self.keys = Some(ssh::keys(book.record.owner.job, &book.record.vms)?);
@@ -361,6 +362,9 @@ impl Step {
         for orders in self.tasks.values() {
             let _ = orders.try_send(ToTask::Stop(Wish::from(stop)));
         }
+        // Slurm gives us less time than a guest may take: our files must not stay. Whoever
+        // looks at jobs next removes a record that does.
+        let removed = cleanup::remove_dir(&book.record.dir);
         if let Some(mut srun) = self.srun.take() {
             let deadline = Instant::now() + grace + END_LIMIT;
             if grace.is_zero() {
@@ -380,7 +384,7 @@ impl Step {
                 end_srun(&mut srun).await;
             }
         }
-        cleanup::remove_dir(&book.record.dir)?;
+        removed?;
         book.forget().await
     }
 }

@@ -7,5 +7,8 @@ mod world;
 mod alloc;
 mod batch;
 mod doctor;
+mod ends;
 mod node;
 mod secrets;
+mod terminal;
+mod tutorial;

@@ -163,7 +163,10 @@ impl Site {
             if output.stdout.contains(wanted) {
                 return output.stdout;
             }
-            assert!(start.elapsed() < PATIENCE, "no `{wanted}` from {script}: {output:?}");
+            if start.elapsed() >= PATIENCE {
+                let jobs = self.run(user, &["sh", "-c", "squeue -l; cat job-* out* slurm-*"]);
+                panic!("no `{wanted}` from {script}: {output:?}\n{}", jobs.stdout);
+            }
             std::thread::sleep(Duration::from_millis(100));
         }
     }

@@ -269,9 +269,9 @@ fn tutorial(count: usize) -> String {
          \x20 pavo alloc -c1 {hosts}--wait ssh mine:4\n\
          \x20   pavo status                where each of them is\n\
          \x20   pavo ssh vm0 ping -c1 vm3  by name, from host to host\n\
-         \x20   pavo console vm3           leave it with Ctrl-] or as it says\n\
+         \x20   pavo console vm3           leave it with three times Ctrl-C\n\
          \x20   exit                       ends the cluster\n\
-         \x20 pavo batch -c1 {hosts}-E 'pavo ssh vm0 hostname' --wait ssh mine:2\n\
+         \x20 pavo batch -c1 {hosts}-E 'pavo status' mine:2; cat slurm-*.out\n\
          \x20 pavo batch -c1 {hosts}mine:2        stays until it is cancelled\n\
          \x20 pavo ps; pavo ssh -J pavo vm0; scancel -n pavo\n"
     )
