@@ -24,7 +24,7 @@ use pavo::host::spawn;
 use pavo::model::job::VmState;
 use pavo::model::owner::Owner;
 use pavo::model::vm::{Accel, Disk, DiskCache, DiskFormat, DiskModel, HostKey, Seed, VmSpec};
-use pavo::vm::machine::Stop;
+use pavo::vm::machine::{Order, Stop};
 use pavo::vm::{args, driver, overlay, seed};
 use tokio::sync::mpsc;
 
@@ -89,7 +89,7 @@ async fn driven(specs: Vec<VmSpec>) -> (Duration, Duration) {
     }
     let (time, used) = (start.elapsed(), own_cpu() - used);
     for (_, _, stop) in &running {
-        stop.send(Stop::Now).await.unwrap();
+        stop.send(Order::Stop(Stop::Now)).await.unwrap();
     }
     for (done, mut reports, _) in running {
         while reports.recv().await.is_some() {}

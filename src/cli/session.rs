@@ -137,8 +137,12 @@ impl Session<'_> {
         };
         if !matches!(outcome, Ok(Outcome::ShutDown)) {
             // It may be the last that we have the time to say.
-            let why = cluster.ended().map(|why| format!(" ({})", why.error()));
-            app.out.status(&format!("Terminating the cluster{}...", why.unwrap_or_default()));
+            let why = match (&outcome, cluster.ended()) {
+                (_, Some(why)) => format!(" ({})", why.error()),
+                (Ok(Outcome::Signal(why)), None) if !self.grace.is_zero() => format!(" ({why})"),
+                _ => String::new(),
+            };
+            app.out.status(&format!("Terminating the cluster{why}..."));
         }
         let ended = cluster.end(grace).await.while_doing(|| "ending the cluster".into());
         if let (Err(_), Err(leftover)) = (&outcome, &ended) {

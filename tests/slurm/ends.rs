@@ -42,7 +42,7 @@ fn a_job_is_suspended_requeued_and_cancelled() {
     site.sh("alice", "scancel -n pavo");
     site.ended(job);
     let said = site.sh("alice", &format!("cat job-{job}; pavo status 2>&1 || pavo ps"));
-    assert!(said.contains("Terminating the cluster (the job was cancelled)"), "{said}");
+    assert!(said.contains("Terminating the cluster (cancelled)"), "{said}");
     assert!(!said.contains("tiny"), "{said}");
     site.nothing_left(&before);
 }
