@@ -22,6 +22,7 @@ use tracing::warn;
 
 use super::Host;
 use super::file::write_atomically;
+use super::netlink::Netlink;
 use super::process::{self, ProcessId};
 use super::step::Step;
 use crate::error::{Context, Error, Result};
@@ -175,17 +176,19 @@ impl Journal {
             let is_it = |step: &Step| matches!(step, Step::Namespace { name: n } if n == name);
             plan.steps.iter().any(is_it)
         };
-        let mut failure = None;
-        for step in plan.steps.iter().rev() {
-            // What is in a namespace of the plan's own goes with it.
-            if step.namespace().is_some_and(ends_with) {
-                continue;
+        // What is in a namespace of the plan's own goes with it.
+        let alone = |step: &&Step| !step.namespace().is_some_and(ends_with);
+        let steps: Vec<&Step> = plan.steps.iter().rev().filter(alone).collect();
+        let failure = match silenced(&steps).await {
+            // Tables guard links that are no way for anything any more.
+            true => {
+                let (tables, rest): (Vec<&Step>, Vec<&Step>) =
+                    steps.into_iter().partition(|step| matches!(step, Step::NftTables { .. }));
+                let (tables, rest) = tokio::join!(undo_all(&tables, host), undo_all(&rest, host));
+                tables.or(rest)
             }
-            if let Err(error) = step.undo(host).await {
-                warn!("{}", error.report());
-                failure = Some(error);
-            }
-        }
+            false => undo_all(&steps, host).await,
+        };
         match failure {
             Some(error) => Err(error).while_doing(|| format!("cleaning up after job {owner}")),
             None => fs::remove_file(self.path(owner))
@@ -244,6 +247,30 @@ impl Journal {
             }
             tokio::time::sleep(LOCK_PAUSE).await;
         }
+    }
+}
+
+/// Undoes these steps in turn, going on past failures; returns the last one.
+async fn undo_all(steps: &[&Step], host: &Host) -> Option<Error> {
+    let mut failure = None;
+    for step in steps {
+        if let Err(error) = step.undo(host).await {
+            warn!("{}", error.report());
+            failure = Some(error);
+        }
+    }
+    failure
+}
+
+/// Switches the guests' links off, if there are any; whether that is so.
+async fn silenced(steps: &[&Step]) -> bool {
+    let group = steps.iter().find_map(|step| match step {
+        Step::Taps { group, .. } => Some(*group),
+        _ => None,
+    });
+    match group {
+        Some(group) => Netlink::set_group_down(group).await.is_ok(),
+        None => false,
     }
 }
 

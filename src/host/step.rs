@@ -275,7 +275,7 @@ impl Step {
                     None => Ok(Outcome::AlreadySo),
                 }
             }
-            Self::Taps { group, .. } => Netlink::open(None)?.delete_group(*group).await,
+            Self::Taps { group, .. } => Netlink::delete_group(*group).await,
         }
     }
 

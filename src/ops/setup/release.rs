@@ -71,9 +71,12 @@ pub async fn delete(ask: &Ask) -> Result<()> {
 /// the site's store holds for it. Several may do it at once.
 pub async fn release(holding: &Holding) -> Result<()> {
     let Some((mut holding, _lock)) = holding.remove().await? else { return Ok(()) };
-    leave_host(&mut holding).await?;
-    if holding.stored {
-        leave_store(&holding).await?;
+    let stored = holding.stored;
+    // The kernel takes its time with links: enough to log in.
+    let (left, store) = tokio::join!(leave_host(&mut holding), open_store(stored));
+    left?;
+    if let Some(store) = store? {
+        fabric::leave(&store, &holding).await?;
     }
     holding.forget()
 }
@@ -83,11 +86,16 @@ pub async fn leave_host(holding: &mut Holding) -> Result<()> {
     if holding.undone {
         return Ok(());
     }
-    if let Some(guard) = holding.guard.filter(|guard| *guard != process::current()) {
-        end(&guard).await;
-    }
     let journal = Journal::open(JOURNAL_DIR)?;
-    let undone = journal.undo(holding.ask.owner(), &Host::new(NETNS_DIR.into())).await;
+    let host = Host::new(NETNS_DIR.into());
+    let guard = holding.guard.filter(|guard| *guard != process::current());
+    let ending = async {
+        if let Some(guard) = &guard {
+            end(guard).await;
+        }
+    };
+    // It is told first, and touches nothing from then on.
+    let ((), undone) = tokio::join!(ending, journal.undo(holding.ask.owner(), &host));
     grave::bury(&holding.scratch())?;
     undone?;
     leave_groups(&holding.ask).await;
@@ -112,11 +120,15 @@ async fn leave_groups(ask: &Ask) {
     }
 }
 
-/// Takes back what this host has in the site's store.
-async fn leave_store(holding: &Holding) -> Result<()> {
-    let Some(etcd) = site_config()?.batch.etcd else { return Ok(()) };
-    let store = Etcd::connect(&site::as_node(&etcd)?).await?;
-    fabric::leave(&store, holding).await
+/// The site's store, where it is wanted.
+async fn open_store(wanted: bool) -> Result<Option<Etcd>> {
+    if !wanted {
+        return Ok(None);
+    }
+    match site_config()?.batch.etcd {
+        Some(etcd) => Etcd::connect(&site::as_node(&etcd)?).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 /// Ends a guard: politely, then surely.
