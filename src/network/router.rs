@@ -120,10 +120,13 @@ pub fn outer_table(owner: Owner, uplinks: &[Uplink], outside: &Outside) -> Table
         set("sources", &["ifname", "ipv4_addr"], &sources),
         set("addresses", &["ipv4_addr"], &addresses),
         chain("from-job"),
+        chain("from-uplink"),
+        rule("from-uplink", &[eq(source, "@sources"), goto("from-job")]),
+        dropped("from-uplink", &[is_ipv6()], "stray-ipv6"),
+        dropped("from-uplink", &[], "source-address"),
+        // All packets of the host come by here: one look for those of others.
         hook("filter", "prerouting", RAW, "accept"),
-        rule("prerouting", &[eq(source, "@sources"), goto("from-job")]),
-        dropped("prerouting", &[from_job(), is_ipv6()], "stray-ipv6"),
-        dropped("prerouting", &[from_job()], "source-address"),
+        rule("prerouting", &[from_job(), goto("from-uplink")]),
     ]);
     objects.extend(networks.into_iter().map(|network| {
         dropped("from-job", &[within(field("ip", "daddr"), network)], "other-jobs")

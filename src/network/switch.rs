@@ -218,8 +218,8 @@ fn fabric_rules() -> Vec<Value> {
             ],
         ),
         // From other hosts' guests, who have been checked there.
-        dropped("far", &[eq(field("ether", "type"), any(&["8021q", "8021ad"]))], "vlan"),
         rule("far", &[ethertype("ip"), eq(source(), "@addresses"), goto("ipv4-own")]),
+        dropped("far", &[eq(field("ether", "type"), any(&["8021q", "8021ad"]))], "vlan"),
         dropped("far", &[ne(sender(), "@macs")], "source-mac"),
         dropped("far", &[ethertype("arp")], "arp"),
         dropped("far", &[ethertype("ip")], "source-address"),
@@ -257,7 +257,17 @@ fn rules() -> Vec<Value> {
         // Layer 2: all protocols, VLAN tags too, but only the guest's own MAC.
         rule("l2", &[own_mac(field("ether", "saddr")), accept()]),
         dropped("l2", &[], "source-mac"),
-        // Layer 3. The tag first: what follows would look behind it.
+        // Layer 3. Nearly all frames end with the first rule: a frame with a VLAN tag has
+        // another type.
+        rule(
+            "l3",
+            &[
+                ethertype("ip"),
+                own_address(field("ether", "saddr"), field("ip", "saddr")),
+                goto("ipv4-own"),
+            ],
+        ),
+        // The tag before the rest, which would look behind it.
         dropped("l3", &[eq(field("ether", "type"), any(&["8021q", "8021ad"]))], "vlan"),
         dropped("l3", &[ne(tuple(&[port(), field("ether", "saddr")]), "@macs")], "source-mac"),
         rule("l3", &[ethertype("arp"), goto("arp")]),
@@ -298,11 +308,8 @@ fn rules() -> Vec<Value> {
                 accept(),
             ],
         ),
-        rule(
-            "ipv4",
-            &[own_address(field("ether", "saddr"), field("ip", "saddr")), goto("ipv4-own")],
-        ),
         dropped("ipv4", &[], "source-address"),
+        rule("ipv4-own", &[eq(field("ip", "protocol"), "tcp"), accept()]),
         dropped("ipv4-own", &[eq(field("udp", "sport"), 67)], "dhcp-server"),
         dropped("ipv4-own", &[eq(field("udp", "dport"), 68)], "dhcp-server"),
         rule("ipv4-own", &[accept()]),
