@@ -137,9 +137,9 @@ pub fn outer_table(owner: Owner, uplinks: &[Uplink], outside: &Outside) -> Table
         hook("filter", "forward", FILTER, "accept"),
         rule("forward", &[eq(meta("oifname"), "@uplinks"), is_reply(), accept()]),
         dropped("forward", &[eq(meta("oifname"), "@uplinks")], "unsolicited"),
-        hook("filter", "postrouting", FILTER, "accept"),
     ]);
     if let Outside::Pasta { link, gateway } = outside {
+        objects.push(hook("filter", "postrouting", FILTER, "accept"));
         let to_gateway = [eq(meta("oifname"), link), eq(field("ip", "daddr"), gateway)];
         objects.push(dropped("postrouting", &to_gateway, "pasta-gateway"));
     }
