@@ -2,6 +2,7 @@
 #
 #   make quickstart   packages, build, demo image, a cluster of two VMs, and away again
 #   make test         every test; as root the privileged ones too
+#   make test-full    the same with every case of the crash sweep: an hour
 #   make lab          a shell on a cluster: Slurm, etcd, Open vSwitch on hosts in namespaces
 #   make lab-down     takes it down from elsewhere, and what a killed one left
 #   make bench        every figure that the README quotes, beside its peer or floor
@@ -11,7 +12,7 @@
 
 CARGO ?= cargo
 
-.PHONY: quickstart test lint bench lab lab-down man package packages-build packages-run \
+.PHONY: quickstart test test-full lint bench lab lab-down man package packages-build packages-run \
   packages-test packages-bench packages-package
 
 quickstart: packages-run
@@ -24,6 +25,9 @@ lint: packages-build
 
 test: packages-test lint
 	$(CARGO) test --workspace --locked
+
+test-full: export PAVO_FULL = 1
+test-full: test
 
 bench: packages-bench
 	$(CARGO) bench --locked

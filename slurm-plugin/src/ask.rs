@@ -29,6 +29,8 @@ pub struct Facts {
     pub vm: String,
     pub sealed: Option<String>,
     pub keeper: u32,
+    /// Seconds that a set-up may take.
+    pub limit: u64,
 }
 
 impl Facts {
@@ -58,6 +60,7 @@ impl Facts {
             line("sealed", sealed);
         }
         line("keeper", &self.keeper);
+        line("limit", &self.limit);
         if text.len() > MAX_LEN {
             return Err(format!("{} tasks on one host are too many", self.local_tasks.len()));
         }
@@ -104,6 +107,7 @@ mod tests {
             vm: "eth:4".into(),
             sealed: Some("QUJD".into()),
             keeper: 777,
+            limit: 60,
         }
     }
 
@@ -111,7 +115,7 @@ mod tests {
     fn every_fact_is_a_line() {
         let expected = "version=1\njob=42\nstep=1\nrestart=2\narray=40_3\nuid=2001\ngid=2001\n\
             node=n1\nnode_id=0\nnodes=2\nnode_list=n[1-2]\ntasks=4\nlocal_tasks=0,1\nvm=eth:4\n\
-            sealed=QUJD\nkeeper=777\n";
+            sealed=QUJD\nkeeper=777\nlimit=60\n";
         assert_eq!(facts().ask().unwrap(), expected);
     }
 

@@ -94,7 +94,13 @@ impl Run<'_> {
         match status {
             Ok(Some(status)) if status.success() => Ended::Done,
             Ok(Some(status)) => {
-                let silent = || format!("{named} failed without a word ({status})");
+                let silent = || match status.code() {
+                    Some(_) => format!("{named} failed without a word ({status})"),
+                    None => format!(
+                        "{named} was killed ({status})\n  help: is the host's memory short? an \
+                         administrator looks with `dmesg` there"
+                    ),
+                };
                 let text = report().unwrap_or_else(silent);
                 if status.code().is_some() { Ended::Refused(text) } else { Ended::Broken(text) }
             }

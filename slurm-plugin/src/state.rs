@@ -158,7 +158,8 @@ impl State {
             return Err(HET.to_owned());
         }
         let settings = Settings::read(arguments)?;
-        let facts = facts(spank, self.vm.clone().unwrap_or_default())?;
+        let vm = self.vm.clone().unwrap_or_default();
+        let facts = Facts { limit: settings.limit.as_secs(), ..facts(spank, vm)? };
         let owned = Owned {
             ask: facts.ask()?,
             group: format!("pavo.{}.{}.{}", facts.node, facts.job, facts.step),
@@ -251,5 +252,6 @@ fn facts(spank: Spank, vm: String) -> Result<Facts, String> {
         vm,
         sealed: sealed.filter(|sealed| ask::is_sealed(sealed)),
         keeper: std::process::id(),
+        limit: 0,
     })
 }

@@ -35,6 +35,8 @@ impl JobWish {
         let mut options = vec![format!("--ntasks={}", self.vms)];
         // Neighbouring ranks on one host: addresses and tunnels follow hosts.
         options.push("--distribution=block".into());
+        // A host that is lost takes its own VMs with it, not the others'.
+        options.push("--no-kill".into());
         options.push(format!("--comment={COMMENT}{}", self.cluster));
         let mut add = |name: &str, value: Option<String>| {
             options.extend(value.map(|value| format!("--{name}={value}")));
@@ -64,6 +66,7 @@ pub fn srun_arguments(sets: &[(String, u32)], cores: u32, program: &Path) -> Vec
         format!("--cpus-per-task={cores}"),
         "--distribution=block".into(),
         "--kill-on-bad-exit=0".into(),
+        "--no-kill".into(),
         "--wait=0".into(),
         "--input=all".into(),
         "--mpi=none".into(),
@@ -288,7 +291,7 @@ mod tests {
         };
         assert_eq!(
             wish.options().join(" "),
-            "--ntasks=4 --distribution=block --comment=pavo tiny:4 --cpus-per-task=2 --mem=0 --licenses=pkey:1 \
+            "--ntasks=4 --distribution=block --no-kill --comment=pavo tiny:4 --cpus-per-task=2 --mem=0 --licenses=pkey:1 \
              --partition=vm -p big"
         );
     }

@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::crash;
 use super::step::Outcome;
 use crate::error::{Context, Error, Result};
 
@@ -29,6 +30,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.write_all(bytes)?;
         file.sync_all()?;
+        crash::written(path).map_err(std::io::Error::other)?;
         fs::rename(&temporary, path)?;
         File::open(dir)?.sync_all()
     };

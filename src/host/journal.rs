@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::Host;
+use super::crash;
 use super::file::write_atomically;
 use super::netlink::Netlink;
 use super::process::{self, ProcessId};
@@ -70,7 +71,9 @@ impl Journal {
         if self.read(plan.owner)?.is_some_and(|old| old.steps != plan.steps) {
             self.undo_locked(plan.owner, host).await?;
         }
+        crash::point("journal.apply")?;
         self.write(plan)?;
+        crash::point("journal.written")?;
         for step in &plan.steps {
             if let Err(error) = step.apply(host).await {
                 // The step's error is the one that helps; what could not be undone
@@ -81,7 +84,7 @@ impl Journal {
                 return Err(error);
             }
         }
-        Ok(())
+        crash::point("journal.applied")
     }
 
     /// Brings what an owner has from its old plan to this one: undoes what only the old
@@ -131,6 +134,7 @@ impl Journal {
     /// The last failure, after all were tried.
     pub async fn sweep(&self, host: &Host) -> Result<Vec<Owner>> {
         let _lock = self.lock().await?;
+        self.tidy()?;
         let (mut swept, mut failure) = (Vec::new(), None);
         for owner in self.owners()? {
             match self.sweep_one(owner, host).await {
@@ -161,6 +165,19 @@ impl Journal {
         Ok(owners)
     }
 
+    /// Removes plans that were never written to their end. Whoever writes has the lock.
+    fn tidy(&self) -> Result<()> {
+        let listing = || format!("listing `{}`", self.dir.display());
+        for entry in fs::read_dir(&self.dir).while_doing(listing)? {
+            let entry = entry.while_doing(listing)?;
+            if entry.file_name().as_encoded_bytes().starts_with(b".") {
+                let path = entry.path();
+                fs::remove_file(&path).while_doing(|| format!("removing `{}`", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+
     async fn sweep_one(&self, owner: Owner, host: &Host) -> Result<bool> {
         match self.read(owner)? {
             Some(plan) if !process::alive(&plan.keeper) => {
@@ -172,6 +189,7 @@ impl Journal {
 
     async fn undo_locked(&self, owner: Owner, host: &Host) -> Result<()> {
         let Some(plan) = self.read(owner)? else { return Ok(()) };
+        crash::point("journal.undo")?;
         let ends_with = |name: &str| {
             let is_it = |step: &Step| matches!(step, Step::Namespace { name: n } if n == name);
             plan.steps.iter().any(is_it)
@@ -189,6 +207,7 @@ impl Journal {
             }
             false => undo_all(&steps, host).await,
         };
+        crash::point("journal.undone")?;
         match failure {
             Some(error) => Err(error).while_doing(|| format!("cleaning up after job {owner}")),
             None => fs::remove_file(self.path(owner))

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 pub mod cgroup;
 pub mod cmd;
+pub mod crash;
 pub mod file;
 pub mod firewall;
 pub mod journal;

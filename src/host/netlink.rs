@@ -23,6 +23,7 @@ use rtnetlink::sys::Socket;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::{AddressMessageBuilder, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 
+use super::crash;
 use super::netns;
 use super::step::Outcome;
 use crate::error::{Context, Error, Result};
@@ -185,6 +186,7 @@ impl Netlink {
         settings: &LinkSettings<'_>,
     ) -> Result<Outcome> {
         let outcome = self.make_link(message, settings).await?;
+        crash::point("link.made")?;
         self.configure(std::slice::from_ref(settings)).await?;
         Ok(outcome)
     }

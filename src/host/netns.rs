@@ -14,6 +14,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{NSFS_MAGIC, statfs};
 
+use super::crash;
 use super::step::Outcome;
 use crate::error::{Context, Error, Result};
 
@@ -90,6 +91,7 @@ pub fn create(path: &Path) -> Result<Outcome> {
     // A crash may have left the file without the mount.
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(path);
     file.while_doing(|| format!("creating `{}`", path.display()))?;
+    crash::point("netns.file")?;
     on_own_thread(|| {
         unshare(CloneFlags::CLONE_NEWNET)?;
         mount(Some("/proc/thread-self/ns/net"), path, NONE, MsFlags::MS_BIND, NONE)

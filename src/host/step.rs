@@ -16,6 +16,7 @@ use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
 
 use super::Host;
+use super::crash;
 use super::file;
 use super::netlink::{LinkSettings, Netlink, VethPeer};
 use super::netns;
@@ -144,12 +145,18 @@ pub enum Step {
 impl Step {
     /// Makes the change, or what is missing of it.
     pub async fn apply(&self, host: &Host) -> Result<Outcome> {
-        self.ensure(host).await.while_doing(|| format!("creating {self}"))
+        crash::step("apply", self.kind())?;
+        let outcome = self.ensure(host).await.while_doing(|| format!("creating {self}"))?;
+        crash::step("applied", self.kind())?;
+        Ok(outcome)
     }
 
     /// Takes the change back. What is already gone is not an error.
     pub async fn undo(&self, host: &Host) -> Result<Outcome> {
-        self.ensure_not(host).await.while_doing(|| format!("deleting {self}"))
+        crash::step("undo", self.kind())?;
+        let outcome = self.ensure_not(host).await.while_doing(|| format!("deleting {self}"))?;
+        crash::step("undone", self.kind())?;
+        Ok(outcome)
     }
 
     async fn ensure(&self, host: &Host) -> Result<Outcome> {
@@ -279,6 +286,29 @@ impl Step {
         }
     }
 
+    /// What kind of object it concerns, as the journal names it.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Namespace { .. } => "namespace",
+            Self::Folder { .. } => "folder",
+            Self::SharedFolder { .. } => "shared-folder",
+            Self::Sysctl { .. } => "sysctl",
+            Self::NftTables { .. } => "nft-tables",
+            Self::Bridge { .. } => "bridge",
+            Self::Veth { .. } => "veth",
+            Self::Address { .. } => "address",
+            Self::Neighbours { .. } => "neighbours",
+            Self::Route { .. } => "route",
+            Self::LinkUp { .. } => "link-up",
+            Self::Vxlan { .. } => "vxlan",
+            Self::Forwarding { .. } => "forwarding",
+            Self::NoOffloads { .. } => "no-offloads",
+            Self::OvsBridges { .. } => "ovs-bridges",
+            Self::OvsFlows { .. } => "ovs-flows",
+            Self::Taps { .. } => "taps",
+        }
+    }
+
     /// The namespace the step happens in, unless it is the host's own.
     pub fn namespace(&self) -> Option<&str> {
         match self {
@@ -335,6 +365,7 @@ async fn ensure_taps(
             batch.iter().map(|name| LinkSettings { name, ..like.clone() }).collect();
         netlink.configure(&links).await?;
         // Only now, in the owner's group, can they be found again after a crash.
+        crash::point("taps.made")?;
         for tap in new {
             tap.keep().while_doing(|| "keeping a TAP device".into())?;
             outcome = Outcome::Changed;

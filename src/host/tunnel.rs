@@ -20,6 +20,7 @@ use rtnetlink::packet_route::neighbour::{
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{LinkBridgePort, LinkUnspec};
 
+use super::crash;
 use super::netlink::{BATCH, LinkSettings, Netlink, gone, in_time, made, new_link, refused};
 use super::step::Outcome;
 use crate::error::{Context, Result};
@@ -61,6 +62,7 @@ impl Netlink {
         ];
         let message = new_link(settings, InfoKind::Vxlan, InfoData::Vxlan(options));
         let outcome = self.make_link(message, settings).await?;
+        crash::point("link.tunnel")?;
         silence(settings.name)?;
         let index = self.require_link(settings.name).await?.index;
         if let Some(bridge) = settings.bridge {

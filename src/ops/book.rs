@@ -53,6 +53,13 @@ impl std::fmt::Debug for Book {
 /// How often what has changed is stored, at most.
 const FLUSH: Duration = Duration::from_millis(500);
 
+/// When that is tried again where the store was away.
+const AGAIN: Duration = Duration::from_secs(5);
+
+fn removed() -> Error {
+    Error::system("the job's record was removed").help("was the job ended by another process?")
+}
+
 /// Seconds since the epoch.
 pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
@@ -119,8 +126,7 @@ impl Book {
             Commit::Conflict(_) if !self.begun => {
                 Err(Error::bug(format!("job {} exists already", self.record.owner.job)))
             }
-            Commit::Conflict(_) => Err(Error::system("the job's record was removed")
-                .help("was the job ended by another process?")),
+            Commit::Conflict(_) => Err(removed()),
         }
     }
 
@@ -180,7 +186,8 @@ impl Book {
         }
     }
 
-    /// Stores all that has changed since the last time.
+    /// Stores all that has changed since the last time. A store that is away is no reason to
+    /// end a cluster: it is tried again later.
     ///
     /// Who is interrupted does it again.
     pub async fn flush(&mut self) -> Result<()> {
@@ -194,8 +201,15 @@ impl Book {
             Change::put_json(record.clone(), &self.record)?,
             Change::put_json(keys::vm_states(user, owner), &self.states)?,
         ];
-        self.commit(&[Check::Exists(record)], &changes).await?;
-        (self.flush_at, self.dirty) = (None, false);
+        let Some(store) = &self.store else { return Ok(()) };
+        match store.commit(&[Check::Exists(record)], &changes).await {
+            Ok(Commit::Done(_)) => (self.flush_at, self.dirty) = (None, false),
+            Ok(Commit::Conflict(_)) => return Err(removed()),
+            Err(error) => {
+                tracing::warn!("{}", error.report());
+                self.flush_at = Some(Instant::now() + AGAIN);
+            }
+        }
         Ok(())
     }
 

@@ -32,6 +32,7 @@ use super::resolve::{Blueprint, Job};
 use super::ssh::{self, SshFiles};
 use crate::batch::local::Allocation;
 use crate::error::{Context, Error, Result};
+use crate::host::crash;
 use crate::host::file::write_atomically;
 use crate::host::limits::raise_open_files;
 use crate::model::job::VmReport;
@@ -141,6 +142,7 @@ impl Step {
     pub async fn start(&mut self, book: &mut Book) -> Result<()> {
         cleanup::sweep_dirs(&book.record.dir);
         self.dir = Some(JobDir::make(&book.record.dir)?);
+        crash::point("launch.begin")?;
         let identity = Identity::generate(&format!("job {}", book.record.owner.job))?;
         self.keys = Some(ssh::keys(book.record.owner.job, &book.record.vms)?);
         let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
@@ -155,6 +157,7 @@ impl Step {
         // A connection for each task.
         raise_open_files();
         tokio::spawn(accept(listener, self.tell.clone()));
+        crash::point("launch.listening")?;
         self.start_srun(&bootstrap).await
     }
 
@@ -172,9 +175,10 @@ impl Step {
         let stderr = srun.stderr.take().ok_or_else(|| Error::bug("srun has no errors"))?;
         tokio::spawn(listen(stderr, self.tell.clone()));
         self.srun = Some(srun);
+        crash::point("launch.srun")?;
         stdin.write_all(bootstrap.line().as_bytes()).await.while_doing(doing)?;
         self.life_line = Some(stdin);
-        Ok(())
+        crash::point("launch.bootstrap")
     }
 
     /// Waits for the next news of a VM and records it; returns its rank. Safe to drop.
@@ -183,6 +187,7 @@ impl Step {
             if let Some(store) = self.store.clone() {
                 book.attach(store, &self.secrets()?).await?;
                 self.store = None;
+                crash::point("launch.stored")?;
             }
             let srun = self.srun.as_mut().ok_or_else(|| Error::bug("there is no step"))?;
             let news = tokio::select! {
@@ -245,6 +250,7 @@ impl Step {
         hello: Hello,
         orders: mpsc::Sender<ToTask>,
     ) -> Result<()> {
+        crash::point("launch.hello")?;
         let rank = hello.rank as usize;
         let (Some(vm), Some((key, host_keys))) =
             (self.wanted.blueprint.vms.get(rank), self.keys.as_ref())
@@ -274,6 +280,7 @@ impl Step {
         let spec = vm.spec(&job, hello.nics.into_iter().map(model).collect());
         // A task that is gone says so by itself.
         let _ = orders.send(ToTask::Spec(Box::new(spec))).await;
+        crash::point("launch.spec")?;
         self.tasks.insert(hello.rank, orders);
         if self.tasks.len() == self.wanted.blueprint.vms.len() {
             self.write_ssh_files(book)?;
@@ -355,6 +362,7 @@ impl Step {
 
     /// Ends the step and removes what the launcher made.
     pub async fn end(mut self, book: &Book, grace: Duration) -> Result<()> {
+        crash::point("launch.end")?;
         let stop = match grace {
             Duration::ZERO => Stop::Now,
             deadline => Stop::Graceful { deadline },
@@ -384,8 +392,14 @@ impl Step {
                 end_srun(&mut srun).await;
             }
         }
+        crash::point("launch.stopped")?;
+        crash::point("launch.removed")?;
         removed?;
-        book.forget().await
+        // The store may be away, and the user's next command forgets it as well.
+        if let Err(error) = book.forget().await {
+            tracing::warn!("{}", error.report());
+        }
+        Ok(())
     }
 }
 

@@ -12,7 +12,7 @@ use super::accel;
 use super::setup::host_report::{HostReport, LocalVm};
 use crate::batch::slurm::{Environment, Task};
 use crate::error::{Error, Result};
-use crate::host::cgroup;
+use crate::host::{cgroup, crash};
 use crate::model::vm::{Accel, VmSpec};
 use crate::vm::channel::Listener;
 use crate::vm::link::{self, Hello};
@@ -33,21 +33,27 @@ const LEAST_MIB: u64 = 64;
 
 /// Runs the VM of this task to its end. `input` is the step's standard input.
 pub async fn main(input: OwnedFd, environment: &Environment) -> Result<()> {
+    crash::point("task.begin")?;
     let task = environment.task()?;
     let (bootstrap, life_line) = link::read_bootstrap(input, BOOTSTRAP_LIMIT).await?;
+    crash::point("task.bootstrap")?;
     let host = HostReport::read(task.job, task.step)?;
     let local = host.vms.iter().find(|vm| vm.rank == task.rank).cloned();
     let local = local.ok_or_else(|| {
         Error::bug(format!("host `{}` was not set up for vm{}", host.node, task.rank))
     })?;
+    crash::point("task.host")?;
     let accel = accel::choose(&host.scratch, &|_| {}).await;
     let any = SocketAddr::from(([0, 0, 0, 0], 0));
     let control = Listener::bind(any, &bootstrap.identity)?;
     let address = (host.address, control.address()?.port()).into();
     let hello = hello(&task, &host, local, address, accel)?;
+    crash::point("task.hello")?;
     let (spec, sender, receiver) = link::join(&bootstrap, hello, LAUNCHER_LIMIT).await?;
+    crash::point("task.spec")?;
     let spec = VmSpec { dir: host.scratch.join(format!("vm{}", task.rank)), ..spec };
-    process::task(spec, (sender, receiver), life_line, Some(control)).await
+    process::task(spec, (sender, receiver), life_line, Some(control)).await?;
+    crash::point("task.end")
 }
 
 fn hello(

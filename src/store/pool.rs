@@ -53,12 +53,31 @@ impl<'s> Pool<'s> {
     /// # Errors
     /// When fewer are free: says how many there are, and who has them.
     pub async fn take(&self, owner: Owner, count: usize) -> Result<Vec<u32>> {
-        self.try_take(owner, count)
+        self.take_with(owner, count, &|_| Ok(Vec::new())).await
+    }
+
+    /// The same, with more changes in the same commit, such as a note of the ids: whoever
+    /// dies has taken and noted them, or neither.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take), and those of `more`.
+    pub async fn take_with(
+        &self,
+        owner: Owner,
+        count: usize,
+        more: &(dyn Fn(&[u32]) -> Result<Vec<Change>> + Send + Sync),
+    ) -> Result<Vec<u32>> {
+        self.try_take(owner, count, more)
             .await
             .while_doing(|| format!("taking {count} of the pool `{}` for job {owner}", self.name))
     }
 
-    async fn try_take(&self, owner: Owner, count: usize) -> Result<Vec<u32>> {
+    async fn try_take(
+        &self,
+        owner: Owner,
+        count: usize,
+        more: &(dyn Fn(&[u32]) -> Result<Vec<Change>> + Send + Sync),
+    ) -> Result<Vec<u32>> {
         if count >= MAX_OPERATIONS {
             return Err(Error::bug(format!("{} ids at once are the limit", MAX_OPERATIONS - 1)));
         }
@@ -76,6 +95,7 @@ impl<'s> Pool<'s> {
                 checks.push(Check::Absent(self.key(*id)));
                 changes.push(Change::put_json(self.key(*id), &owner)?);
             }
+            changes.extend(more(&free)?);
             match self.store.commit(&checks, &changes).await? {
                 Commit::Done(_) => return Ok(free),
                 Commit::Conflict(now) => {

@@ -125,13 +125,26 @@ impl Site {
     /// Waits until everything is as it was.
     #[track_caller]
     pub fn nothing_left(&self, before: &Before) {
-        for (name, snapshot) in &before.hosts {
-            let settled = self.lab.settled(name, snapshot, LEAK_PATIENCE);
-            settled.unwrap_or_else(|left| panic!("{left}"));
-        }
+        self.as_before(before, LEAK_PATIENCE).unwrap_or_else(|left| panic!("{left}"));
+    }
+
+    /// Waits for that, and says what differs in the end.
+    pub fn as_before(&self, before: &Before, patience: Duration) -> Result<(), String> {
         let start = Instant::now();
-        while self.keys() != before.keys {
-            assert!(start.elapsed() < LEAK_PATIENCE, "{:?} {:?}", before.keys, self.keys());
+        let mut left = String::new();
+        for (name, snapshot) in &before.hosts {
+            let settled =
+                self.lab.settled(name, snapshot, patience.saturating_sub(start.elapsed()));
+            left.extend(settled.err().map(|left| left.to_string()));
+        }
+        loop {
+            let keys = self.keys();
+            if keys == before.keys {
+                return if left.is_empty() { Ok(()) } else { Err(left) };
+            }
+            if start.elapsed() > patience {
+                return Err(format!("{left}{:?} instead of {:?}", keys, before.keys));
+            }
             std::thread::sleep(Duration::from_millis(200));
         }
     }

@@ -44,6 +44,9 @@ pub struct Ask {
     pub sealed: Option<String>,
     /// The process that lives as long as the step on this host.
     pub keeper: u32,
+    /// The seconds after which the plugin ends a set-up.
+    #[serde(default)]
+    pub limit: Option<u32>,
 }
 
 impl Ask {
@@ -86,6 +89,7 @@ impl Ask {
             sets: parse_sets(fields.text("vm")?)?,
             sealed: fields.get("sealed").map(str::to_owned),
             keeper: fields.number("keeper")?,
+            limit: fields.get("limit").map(|_| fields.number("limit")).transpose()?,
         };
         ask.check()?;
         Ok(ask)

@@ -20,6 +20,7 @@ use super::{SITE_DIR, site_config};
 use crate::config::{self, Config, Network, SwitchChoice};
 use crate::error::{Context, Error, Kind, Result};
 use crate::host::Host;
+use crate::host::crash;
 use crate::host::file::write_atomically;
 use crate::host::journal::Journal;
 use crate::network::{self, Fabric, NetworkPlan, Outside, Switch, VmNetworks};
@@ -37,10 +38,12 @@ const NOBODY: u32 = 65_534;
 /// # Errors
 /// What the user is told, with the name of this host before it: a cause and a way out.
 pub async fn create(ask: &Ask) -> Result<()> {
+    crash::point("setup.begin")?;
     // What dead steps left must not be in the way; their trouble is not this user's.
     if let Err(error) = sweep(Patience::Short).await {
         tracing::warn!("{}", error.report());
     }
+    crash::point("setup.swept")?;
     let config = site_config()?;
     let user = user_name(ask.uid)?;
     let outcome = set_up(&config, ask, &user).await;
@@ -81,10 +84,17 @@ pub async fn create_preview(ask: &Ask) -> Result<Preview> {
 async fn set_up(config: &Config, ask: &Ask, user: &str) -> Result<()> {
     let wanted = Wanted::new(config, ask)?;
     let slots = network::uplink_slots(&wanted.networks);
-    let holding = Holding::begin(&mut Claim::wait()?, ask, user, slots)?;
+    let mut claim = Claim::wait()?;
+    crash::point("setup.claimed")?;
+    let holding = Holding::begin(&mut claim, ask, user, slots)?;
+    drop(claim);
     let outcome = wanted.build(holding.clone()).await;
     if outcome.is_err() {
-        let remains = Holding::of(ask.job, ask.step)?.unwrap_or(holding);
+        crash::point("setup.failed")?;
+        // The others are told why by us, not that it broke off.
+        let mut remains = Holding::of(ask.job, ask.step)?.unwrap_or(holding);
+        remains.pending = false;
+        let _ = remains.save();
         if let Err(error) = release(&remains).await {
             tracing::warn!("{}", error.report());
         }
@@ -140,19 +150,26 @@ impl Wanted {
     }
 
     async fn build(self, mut holding: Holding) -> Result<()> {
+        crash::point("setup.held")?;
         let address = address_of(&holding.ask.node, "")?;
         let host = Host::new(NETNS_DIR.into());
         let fabric = self.meet(&mut holding).await?;
         let switch = self.switch(&host, fabric.as_ref()).await?;
         let plan = self.plan(&holding, fabric, switch)?;
+        crash::point("setup.planned")?;
         make_scratch(&holding)?;
+        crash::point("setup.scratch")?;
         let journal = Journal::open(JOURNAL_DIR)?;
         journal.apply(&plan.plan, &host).await?;
         let bound = publish::bind_all(&plan, address)?;
+        crash::point("setup.bound")?;
         let vms = local_vms(&plan, &bound);
-        holding.guard = start_guard(&holding, &plan, bound).await?;
+        start_guard(&mut holding, &plan, bound).await?;
+        crash::point("setup.guarded")?;
+        tell_user(&holding, address, vms)?;
+        holding.pending = false;
         holding.save()?;
-        tell_user(&holding, address, vms)
+        crash::point("setup.done")
     }
 
     /// Makes the person known to the site, and finds the other hosts of the job.
@@ -170,9 +187,12 @@ impl Wanted {
         }
         holding.stored = true;
         holding.save()?;
+        crash::point("setup.stored")?;
         let store = Etcd::connect(&site::as_node(etcd)?).await?;
+        crash::point("setup.connected")?;
         if let (true, Some(sealed)) = (first, &holding.ask.sealed) {
             introduce(&store, holding, sealed).await?;
+            crash::point("setup.introduced")?;
         }
         if holding.ask.nodes == 1 {
             return Ok(None);
@@ -249,17 +269,13 @@ fn local_vms(plan: &NetworkPlan, bound: &[Bound]) -> Vec<LocalVm> {
 
 /// Starts what answers the guests; without an L3 network there is nothing to answer, but
 /// the guard still waits for the step's end.
-async fn start_guard(
-    holding: &Holding,
-    plan: &NetworkPlan,
-    bound: Vec<Bound>,
-) -> Result<Option<crate::host::process::ProcessId>> {
+async fn start_guard(holding: &mut Holding, plan: &NetworkPlan, bound: Vec<Bound>) -> Result<()> {
     let upstream = publish::name_servers();
     let dir = Path::new(NETNS_DIR);
     let responders = publish::responders(plan, dir, &bound, &upstream, Some((NOBODY, NOBODY)));
     let mut handed: Vec<OwnedFd> = bound.into_iter().map(|b| b.bound.listener).collect();
     handed.extend(upstream);
-    guard::start(holding, responders, handed).await.map(Some)
+    guard::start(holding, responders, handed).await
 }
 
 /// Lets the site's store know the person: with the secret that only root can open.
@@ -299,6 +315,7 @@ fn make_scratch(holding: &Holding) -> Result<()> {
     // Of an earlier job with this id, whose end nobody saw.
     grave::bury(&path)?;
     std::fs::DirBuilder::new().mode(0o700).create(&path).while_doing(doing)?;
+    crash::point("setup.scratch-made")?;
     chown(&path, Some(uid), Some(gid)).while_doing(doing)
 }
 
@@ -314,6 +331,7 @@ fn tell_user(holding: &Holding, address: Ipv4Addr, vms: Vec<LocalVm>) -> Result<
     let text = serde_json::to_vec(&report).expect("a report is always valid JSON");
     let path = holding.dir().join("host.json");
     write_atomically(&path, &text, 0o400)?;
+    crash::point("setup.report")?;
     let (uid, gid) = (Uid::from_raw(holding.ask.uid), Gid::from_raw(holding.ask.gid));
     chown(&path, Some(uid), Some(gid)).while_doing(|| format!("handing over `{}`", path.display()))
 }

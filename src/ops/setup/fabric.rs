@@ -26,6 +26,7 @@ use super::ask::Ask;
 use super::holding::Holding;
 use crate::config::Network;
 use crate::error::{Context, Error, Kind, Result, WireError};
+use crate::host::crash;
 use crate::model::hostlist;
 use crate::model::owner::Owner;
 use crate::network::{Fabric, Peer, VmNetworks};
@@ -36,6 +37,13 @@ use crate::store::{Change, Check, Commit, Event, MAX_OPERATIONS, Seen, Store, li
 /// How long other hosts may take to begin. They are started at the same moment, but some
 /// may have to wait for their file systems.
 const OTHERS_LIMIT: Duration = Duration::from_secs(40);
+
+/// The same, where the plugin gives less: there must be time left to say who is missing.
+fn others_limit(ask: &Ask) -> Duration {
+    let given = ask.limit.map(|seconds| Duration::from_secs(seconds.into()) * 2 / 3);
+    given.map_or(OTHERS_LIMIT, |given| given.min(OTHERS_LIMIT))
+}
+
 /// The pool of VXLAN keys. The lowest are left to what a site may have configured by hand.
 pub const POOL: &str = "vni";
 pub const KEYS: std::ops::RangeInclusive<u32> = 0x1_0000..=0xff_ffff;
@@ -116,11 +124,13 @@ pub async fn join(
 ) -> Result<Fabric> {
     let ask = &holding.ask;
     publish(store, holding, underlay.address, networks).await?;
-    let limit = timeout(OTHERS_LIMIT, Known::complete(store, holding, networks)).await;
+    crash::point("fabric.published")?;
+    let limit = timeout(others_limit(ask), Known::complete(store, holding, networks)).await;
     let known = match limit {
         Ok(known) => known?,
         Err(_) => return Err(missing(store, holding, networks).await?),
     };
+    crash::point("fabric.complete")?;
     let keys = networks.iter().filter_map(|(name, _)| known.keys.get(name).copied()).collect();
     let peers =
         known.hosts.into_iter().filter(|(id, _)| *id != ask.node_id).map(|(_, host)| Peer {
@@ -148,15 +158,22 @@ async fn publish(
         restart: ask.restart,
         failure: None,
     };
-    let mut changes =
-        vec![Change::put_json(keys::host_record(user, owner, ask.step, ask.node_id), &record)?];
+    let note = Change::put_json(keys::host_record(user, owner, ask.step, ask.node_id), &record)?;
     if ask.node_id == 0 && !networks.is_empty() {
-        let ids = Pool::new(store, POOL, KEYS).take(owner, networks.len()).await?;
-        for ((name, _), id) in networks.iter().zip(ids) {
-            changes.push(Change::put_json(keys::network_key(user, owner, ask.step, name), &id)?);
-        }
+        // In one commit: ids of which there is no note would be nobody's to free.
+        let noted = |ids: &[u32]| {
+            let key = |name| keys::network_key(user, owner, ask.step, name);
+            let keys =
+                networks.iter().zip(ids).map(|((name, _), id)| Change::put_json(key(name), id));
+            keys.chain([Ok(note.clone())]).collect()
+        };
+        crash::point("fabric.keys")?;
+        return Pool::new(store, POOL, KEYS)
+            .take_with(owner, networks.len(), &noted)
+            .await
+            .map(drop);
     }
-    match store.commit(&[], &changes).await? {
+    match store.commit(&[], &[note]).await? {
         Commit::Done(_) => Ok(()),
         Commit::Conflict(_) => Err(Error::bug("a commit without checks had a conflict")),
     }
@@ -260,7 +277,7 @@ async fn missing(
     };
     let absent: Vec<String> =
         (0..ask.nodes).filter(|id| !known.hosts.contains_key(id)).map(name).collect();
-    let seconds = OTHERS_LIMIT.as_secs();
+    let seconds = others_limit(ask).as_secs();
     Ok(if absent.is_empty() {
         let without = networks.iter().find(|(name, _)| !known.keys.contains_key(name));
         let network = without.map_or("?", |(name, _)| name);
@@ -274,6 +291,7 @@ async fn missing(
 /// Takes back what this host said. The last host frees the job's keys.
 pub async fn leave(store: &dyn Store, holding: &Holding) -> Result<()> {
     let (user, owner) = (&holding.user, holding.ask.owner());
+    crash::point("leave.begin")?;
     let own =
         store.get(&keys::host_record(user, owner, holding.ask.step, holding.ask.node_id)).await?;
     if let Some(entry) = own {
@@ -285,6 +303,11 @@ pub async fn leave(store: &dyn Store, holding: &Holding) -> Result<()> {
             // Changed meanwhile: it is the job's next start that has.
             let _ = store.commit(&[check], &[Change::delete(entry.key)]).await?;
         }
+    }
+    crash::point("leave.own")?;
+    if holding.pending && holding.ask.nodes > 1 {
+        // It died in its set-up, and they wait for it.
+        give_up(store, &holding.ask, user, &Error::system("its set-up was broken off")).await?;
     }
     leave_job(store, &hosts_of(holding), owner).await
 }
@@ -307,13 +330,16 @@ pub async fn leave_job(store: &dyn Store, prefix: &str, owner: Owner) -> Result<
     if entries.is_empty() {
         return Ok(());
     }
+    // While they are noted, whoever tries again can free them.
+    Pool::new(store, POOL, KEYS).free(owner, &ids).await?;
+    crash::point("leave.freed")?;
     for some in entries.chunks(MAX_OPERATIONS) {
         // What is written meanwhile is of the job's next start, and stays.
         let unchanged = some.iter().map(|entry| Check::unchanged(&entry.key, Some(entry)));
         let gone = some.iter().map(|entry| Change::delete(entry.key.clone()));
         let _ = store.commit(&unchanged.collect::<Vec<_>>(), &gone.collect::<Vec<_>>()).await?;
     }
-    Pool::new(store, POOL, KEYS).free(owner, &ids).await.map(drop)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -336,6 +362,7 @@ mod tests {
             guard: None,
             stored: true,
             undone: false,
+            pending: false,
             since: 0,
         }
     }

@@ -20,8 +20,8 @@ use tokio::time::timeout;
 use super::holding::Holding;
 use super::release::release;
 use crate::error::{Context, Error, Result, WireError};
-use crate::host::process::{self, ProcessId};
 use crate::host::spawn::inherit;
+use crate::host::{crash, process};
 use crate::network::responder;
 use crate::ops::children::{hand_over, start_responder, waited_for};
 
@@ -40,17 +40,17 @@ struct Watch {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Answer {
-    Ready(ProcessId),
+    Ready,
     Error(WireError),
 }
 
-/// Starts the guard of a set-up and waits until its responders are ready. `handed` are
-/// the descriptors that `responders` name.
+/// Starts the guard of a set-up, notes it, and waits until its responders are ready.
+/// `handed` are the descriptors that `responders` name.
 pub async fn start(
-    holding: &Holding,
+    holding: &mut Holding,
     responders: Vec<responder::Spec>,
     handed: Vec<OwnedFd>,
-) -> Result<ProcessId> {
+) -> Result<()> {
     let doing = || "starting the guard of the cluster".to_owned();
     let exe = std::env::current_exe().while_doing(|| "finding this program".into())?;
     let (mut ours, theirs) = StdUnixStream::pair().while_doing(doing)?;
@@ -62,8 +62,12 @@ pub async fn start(
     command.process_group(0);
     inherit(&mut command, handed);
     // It is not waited for: it goes on when this process has ended.
-    drop(command.spawn().while_doing(doing)?);
+    let guard = command.spawn().while_doing(doing)?;
     drop(command);
+    crash::point("guard.spawned")?;
+    // Before it knows what to do: whatever becomes of us, it is found.
+    holding.guard = process::identify(guard.id());
+    holding.save()?;
     let watch = Watch { job: holding.ask.job, step: holding.ask.step, responders };
     let line = serde_json::to_string(&watch).expect("a watch is always valid JSON") + "\n";
     ours.set_write_timeout(Some(READY_LIMIT)).while_doing(doing)?;
@@ -75,7 +79,7 @@ pub async fn start(
         .while_doing(doing)?
         .while_doing(doing)?;
     match serde_json::from_str(&answer) {
-        Ok(Answer::Ready(guard)) => Ok(guard),
+        Ok(Answer::Ready) => Ok(()),
         Ok(Answer::Error(error)) => Err(error.into()),
         Err(_) => Err(Error::system("it ended without a word")).while_doing(doing),
     }
@@ -89,13 +93,15 @@ pub async fn main(stdin: StdUnixStream) -> Result<()> {
     stream.read_line(&mut line).await.while_doing(|| "reading what to guard".into())?;
     let watch: Watch = serde_json::from_str(&line)
         .map_err(|error| Error::bug(format!("not what a guard is told: {error}")))?;
+    crash::point("guard.begin")?;
     let mut terminate =
         signal(SignalKind::terminate()).while_doing(|| "listening for signals".into())?;
     let holding = Holding::of(watch.job, watch.step)?
         .ok_or_else(|| Error::bug("there is nothing to guard"))?;
     let responders = start_all(watch.responders).await;
+    crash::point("guard.responders")?;
     let answer = match &responders {
-        Ok(_) => Answer::Ready(process::current()),
+        Ok(_) => Answer::Ready,
         Err(error) => Answer::Error(error.to_wire()),
     };
     let line = serde_json::to_string(&answer).expect("an answer is always valid JSON") + "\n";
@@ -103,11 +109,12 @@ pub async fn main(stdin: StdUnixStream) -> Result<()> {
     let told = stream.write_all(line.as_bytes()).await.is_ok();
     drop(stream);
     let responders = responders?;
+    crash::point("guard.told")?;
     if told {
         tokio::select! {
             _ = terminate.recv() => {
                 drop(responders);
-                return Ok(());
+                return crash::point("guard.end");
             }
             ended = process::ended(&holding.keeper) => {
                 ended.while_doing(|| "waiting for the step's end".into())?;

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ask::Ask;
 use crate::error::{Context, Error, Result};
+use crate::host::crash;
 use crate::host::file::write_atomically;
 use crate::host::process::{self, ProcessId};
 
@@ -56,6 +57,9 @@ pub struct Holding {
     /// yet.
     #[serde(default)]
     pub undone: bool,
+    /// The set-up has not come to its end: other hosts wait for this one.
+    #[serde(default)]
+    pub pending: bool,
     /// Seconds of the epoch.
     #[serde(default)]
     pub since: u64,
@@ -160,7 +164,7 @@ impl Holding {
         let (ask, user) = (ask.clone(), user.to_owned());
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let (guard, stored, undone, since) = (None, false, false, now.as_secs());
-        Ok(Self { ask, user, keeper, slot, guard, stored, undone, since })
+        Ok(Self { ask, user, keeper, slot, guard, stored, undone, pending: true, since })
     }
 
     /// Why another step of the same job gets no cluster.
@@ -241,6 +245,7 @@ impl Holding {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             moved => moved.while_doing(|| format!("removing `{}`", self.dir().display()))?,
         }
+        crash::point("release.forgotten")?;
         remove_tree(&old)
     }
 }

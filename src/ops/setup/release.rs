@@ -19,7 +19,7 @@ use super::{lost, site_config};
 use crate::error::{Context, Error, Result};
 use crate::host::journal::Journal;
 use crate::host::process::{self, ProcessId};
-use crate::host::{Host, cgroup, ovs};
+use crate::host::{Host, cgroup, crash, ovs};
 use crate::model::owner::Owner;
 use crate::ops::cleanup::{JOURNAL_DIR, NETNS_DIR};
 use crate::ops::site;
@@ -57,6 +57,7 @@ impl Patience {
 pub async fn delete(ask: &Ask) -> Result<()> {
     match Holding::of(ask.job, ask.step)? {
         Some(holding) => {
+            crash::point("delete.begin")?;
             let released = release(&holding).await;
             if !grave::empty(Path::new(SCRATCH_DIR), GRAVE_LIMIT) {
                 tracing::warn!("the VMs' folders hold much: the next sweep goes on");
@@ -78,6 +79,7 @@ pub async fn release(holding: &Holding) -> Result<()> {
     if let Some(store) = store? {
         fabric::leave(&store, &holding).await?;
     }
+    crash::point("release.left")?;
     holding.forget()
 }
 
@@ -86,6 +88,7 @@ pub async fn leave_host(holding: &mut Holding) -> Result<()> {
     if holding.undone {
         return Ok(());
     }
+    crash::point("release.begin")?;
     let journal = Journal::open(JOURNAL_DIR)?;
     let host = Host::new(NETNS_DIR.into());
     let guard = holding.guard.filter(|guard| *guard != process::current());
@@ -96,7 +99,9 @@ pub async fn leave_host(holding: &mut Holding) -> Result<()> {
     };
     // It is told first, and touches nothing from then on.
     let ((), undone) = tokio::join!(ending, journal.undo(holding.ask.owner(), &host));
+    crash::point("release.undone")?;
     grave::bury(&holding.scratch())?;
+    crash::point("release.buried")?;
     undone?;
     leave_groups(&holding.ask).await;
     if holding.stored {

@@ -1,0 +1,235 @@
+//! Named moments at which tests make a process of pavo die, hang or fail.
+//!
+//! Only in debug builds: a release build has no such moments and reads no such files
+//! (`debug_assertions` decides; packages are release builds). There, a process that comes
+//! by a moment looks for
+//!
+//! - `/run/pavo/crash-at`, one line `POINT ACTION`. It obeys a file that is its own user's
+//!   and nobody else's to read (0600), *once*: whoever obeys removes the file, or empties it
+//!   where it may not remove it. What cleans up afterwards therefore gets through.
+//! - `/run/pavo/crash-seen`: where that exists and may be written to, the moment's name is
+//!   appended.
+//!
+//! Actions: `kill` (the process is gone at once), `stop` (it hangs), `fail` (the moment
+//! returns an error).
+
+use std::path::Path;
+
+use crate::error::Result;
+
+/// Where a test says what is to happen, and reads what was reached.
+pub const CRASH_AT: &str = "/run/pavo/crash-at";
+pub const CRASH_SEEN: &str = "/run/pavo/crash-seen";
+
+/// All moments, in the order in which a cluster comes by them.
+const POINTS: &[&str] = &[
+    // The launcher.
+    "launch.begin",
+    "launch.listening",
+    "launch.srun",
+    "launch.bootstrap",
+    "launch.hello",
+    "launch.spec",
+    "launch.stored",
+    // Root: the set-up of a host.
+    "setup.begin",
+    "setup.swept",
+    "setup.claimed",
+    "write.state",
+    "setup.held",
+    "setup.stored",
+    "setup.connected",
+    "setup.introduced",
+    "fabric.keys",
+    "fabric.published",
+    "fabric.complete",
+    "setup.planned",
+    "setup.scratch-made",
+    "setup.scratch",
+    "journal.apply",
+    "write.journal",
+    "journal.written",
+    "journal.applied",
+    "setup.bound",
+    "guard.spawned",
+    "guard.begin",
+    "guard.responders",
+    "guard.told",
+    "setup.guarded",
+    "write.host",
+    "setup.report",
+    "setup.done",
+    "setup.failed",
+    // A task.
+    "task.begin",
+    "task.bootstrap",
+    "task.host",
+    "task.hello",
+    "task.spec",
+    "task.end",
+    // The end: the launcher's, then root's on each host.
+    "launch.end",
+    "launch.stopped",
+    "launch.removed",
+    "delete.begin",
+    "guard.end",
+    "release.begin",
+    "journal.undo",
+    "journal.undone",
+    "release.undone",
+    "release.buried",
+    "leave.begin",
+    "leave.own",
+    "leave.freed",
+    "release.left",
+    "release.forgotten",
+];
+
+/// The steps of plans before and after they are applied and undone, and what is half
+/// done between. What lies in a namespace of the plan's is not undone by itself.
+const STEPS: &[&str] = &[
+    "netns.file",
+    "link.made",
+    "link.tunnel",
+    "taps.made",
+    "apply.namespace",
+    "applied.namespace",
+    "apply.sysctl",
+    "applied.sysctl",
+    "apply.nft-tables",
+    "applied.nft-tables",
+    "apply.bridge",
+    "applied.bridge",
+    "apply.veth",
+    "applied.veth",
+    "apply.address",
+    "applied.address",
+    "apply.neighbours",
+    "applied.neighbours",
+    "apply.route",
+    "applied.route",
+    "apply.link-up",
+    "applied.link-up",
+    "apply.vxlan",
+    "applied.vxlan",
+    "apply.forwarding",
+    "applied.forwarding",
+    "apply.taps",
+    "applied.taps",
+    "undo.namespace",
+    "undone.namespace",
+    "undo.sysctl",
+    "undone.sysctl",
+    "undo.nft-tables",
+    "undone.nft-tables",
+    "undo.bridge",
+    "undone.bridge",
+    "undo.veth",
+    "undone.veth",
+    "undo.address",
+    "undone.address",
+    "undo.neighbours",
+    "undone.neighbours",
+    "undo.vxlan",
+    "undone.vxlan",
+    "undo.forwarding",
+    "undone.forwarding",
+    "undo.taps",
+    "undone.taps",
+];
+
+/// The names of all moments.
+pub fn points() -> Vec<&'static str> {
+    [POINTS, STEPS].concat()
+}
+
+/// A process comes by this moment.
+///
+/// # Errors
+/// Where a test wants it to fail here.
+#[inline]
+pub fn point(name: &str) -> Result<()> {
+    #[cfg(debug_assertions)]
+    debug::meet(name)?;
+    let _ = name;
+    Ok(())
+}
+
+/// The moment of a step of this kind: `apply.bridge`.
+///
+/// # Errors
+/// Where a test wants it to fail here.
+#[inline]
+pub fn step(moment: &str, kind: &str) -> Result<()> {
+    #[cfg(debug_assertions)]
+    debug::meet(&format!("{moment}.{kind}"))?;
+    let _ = (moment, kind);
+    Ok(())
+}
+
+/// The moment between a file's temporary name and its own, of the files that root keeps.
+///
+/// # Errors
+/// Where a test wants it to fail here.
+#[inline]
+pub fn written(path: &Path) -> Result<()> {
+    #[cfg(debug_assertions)]
+    match path.file_name().and_then(|name| name.to_str()) {
+        Some("state.json") => debug::meet("write.state")?,
+        Some("host.json") => debug::meet("write.host")?,
+        _ if path.parent().is_some_and(|dir| dir.ends_with("journal")) => {
+            debug::meet("write.journal")?;
+        }
+        _ => {}
+    }
+    let _ = path;
+    Ok(())
+}
+
+#[cfg(debug_assertions)]
+mod debug {
+    use std::fs::{self, OpenOptions};
+    use std::io::Write;
+    use std::os::unix::fs::MetadataExt;
+
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::{Pid, geteuid};
+
+    use super::{CRASH_AT, CRASH_SEEN, points};
+    use crate::error::{Error, Result};
+
+    pub fn meet(name: &str) -> Result<()> {
+        note(name);
+        match armed(name).as_deref() {
+            Some("kill") => end(Signal::SIGKILL),
+            Some("stop") => end(Signal::SIGSTOP),
+            Some("fail") => return Err(Error::system(format!("made to fail at `{name}`"))),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn end(signal: Signal) {
+        let _ = kill(Pid::this(), signal);
+    }
+
+    fn note(name: &str) {
+        if let Ok(mut seen) = OpenOptions::new().append(true).open(CRASH_SEEN) {
+            let known = if points().contains(&name) { "" } else { "unknown " };
+            // One write: several processes append.
+            let _ = seen.write_all(format!("{known}{name}\n").as_bytes());
+        }
+    }
+
+    /// What is to happen here. It is not to happen again.
+    fn armed(name: &str) -> Option<String> {
+        let meta = fs::symlink_metadata(CRASH_AT).ok()?;
+        if !meta.is_file() || meta.uid() != geteuid().as_raw() || meta.mode() & 0o077 != 0 {
+            return None;
+        }
+        let text = fs::read_to_string(CRASH_AT).ok()?;
+        let action = text.trim().strip_prefix(name)?.strip_prefix(' ')?.to_owned();
+        fs::remove_file(CRASH_AT).or_else(|_| fs::write(CRASH_AT, "")).ok()?;
+        Some(action)
+    }
+}
