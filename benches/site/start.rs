@@ -123,5 +123,3 @@ fn arguments(site: &Site) -> String {
     }
     arguments
 }
-
-pub fn wide() {}
