@@ -107,7 +107,7 @@ pub fn network_keys(user: &str, job: Owner, step: u32) -> String {
 }
 
 /// The VXLAN key of a network, in the step. Written by the step's first host, which takes
-/// it from its pool; deleted with the step, before the key is free again.
+/// it from its pool, in one commit; deleted with the step, once the key is free again.
 pub fn network_key(user: &str, job: Owner, step: u32, network: &str) -> String {
     format!("{}{}", network_keys(user, job, step), escape(network))
 }

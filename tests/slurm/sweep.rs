@@ -157,7 +157,8 @@ fn run(site: &Site, before: &Before, case: &Case) -> Findings {
                 findings.wrong.push(format!("the sweep: {error}"));
             }
         }
-        site.lab.login().sh("touch -d '5 minutes ago' /tmp/pavo-*-* 2>/dev/null || true").unwrap();
+        let aged = "find /tmp -maxdepth 1 -name 'pavo-*-*' -exec touch -d '5 minutes ago' {} +";
+        site.lab.login().sh(aged).unwrap();
         site.run("alice", &["pavo", "ps"]);
         site.run("alice", &["pavo", "status"]);
         if let Err(still) = site.as_before(before, BY_ITSELF) {

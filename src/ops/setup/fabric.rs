@@ -63,9 +63,6 @@ pub struct HostRecord {
     pub failure: Option<WireError>,
 }
 
-/// How long it is said that a host failed. Nobody else is there to take it back.
-const FAILURE_TTL: Duration = Duration::from_secs(60);
-
 /// Tells the other hosts of the job that this one could not be set up.
 pub async fn give_up(store: &dyn Store, ask: &Ask, user: &str, error: &Error) -> Result<()> {
     let record = HostRecord {
@@ -77,7 +74,8 @@ pub async fn give_up(store: &dyn Store, ask: &Ask, user: &str, error: &Error) ->
         failure: Some(error.to_wire()),
     };
     let key = keys::host_record(user, ask.owner(), ask.step, ask.node_id);
-    let lease = store.lease(FAILURE_TTL).await?;
+    // As long as others may wait for it. Nobody else is there to take it back.
+    let lease = store.lease(others_limit(ask)).await?;
     let put = Change::put_json(key, &record)?.with_lease(lease);
     store.commit(&[], &[put]).await.map(drop)
 }
