@@ -69,8 +69,8 @@ const POINTS: &[&str] = &[
     "task.end",
     // The end: the launcher's, then root's on each host.
     "launch.end",
-    "launch.stopped",
     "launch.removed",
+    "launch.stopped",
     "delete.begin",
     "guard.end",
     "release.begin",

@@ -373,6 +373,7 @@ impl Step {
         // Slurm gives us less time than a guest may take: our files must not stay. Whoever
         // looks at jobs next removes a record that does.
         let removed = cleanup::remove_dir(&book.record.dir);
+        crash::point("launch.removed")?;
         if let Some(mut srun) = self.srun.take() {
             let deadline = Instant::now() + grace + END_LIMIT;
             if grace.is_zero() {
@@ -393,7 +394,6 @@ impl Step {
             }
         }
         crash::point("launch.stopped")?;
-        crash::point("launch.removed")?;
         removed?;
         // The store may be away, and the user's next command forgets it as well.
         if let Err(error) = book.forget().await {
