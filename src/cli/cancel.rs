@@ -21,6 +21,9 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// How often it is looked at.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// How often Slurm is asked whether the job is still there.
+const ASK_SLURM: Duration = Duration::from_secs(2);
+
 /// End a cluster
 ///
 /// Its VMs are switched off and everything of it is removed. The command returns when
@@ -50,7 +53,14 @@ impl Cancel {
             }
             let deadline = Instant::now() + LIMIT;
             app.out.progress(&format!("Waiting for job {id} to end…"));
+            let mut ask_slurm = Instant::now() + ASK_SLURM;
             while Instant::now() < deadline {
+                if known.manager() == Manager::Slurm && Instant::now() >= ask_slurm {
+                    // Slurm kills a launcher whose guests take long: then the record stays,
+                    // until somebody looks.
+                    known.running(app).await?;
+                    ask_slurm = Instant::now() + ASK_SLURM;
+                }
                 if !known.exists(app, &job).await? {
                     app.out.status(&format!("Job {id} has ended."));
                     return Ok(0);

@@ -1,11 +1,14 @@
 //! What `make lab` tells people to try, as alice on two hosts.
 
+use std::time::Duration;
+
 use super::terminal::Terminal;
 use super::world::Site;
 
 #[test]
 fn the_tutorial_does_what_it_says() {
     let site = Site::up(2);
+    let bare: Vec<_> = site.lab.computes().map(|host| site.lab.leaks(host.name())).collect();
     let before = site.snapshot();
     let template = r"mkdir -p ~/.pavo
         printf 'mine:\n  image: tiny\n  description: my own\n' >~/.pavo/templates.yaml
@@ -27,7 +30,7 @@ fn the_tutorial_does_what_it_says() {
     shell.sees("the-console-of-3");
     for _ in 0..3 {
         shell.types("\x03");
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(100));
     }
     shell.types("echo left on $(hostname)\n");
     shell.sees(&format!("left on {}login", site.lab.prefix()));
@@ -45,4 +48,9 @@ fn the_tutorial_does_what_it_says() {
     site.ended(job);
     assert!(!site.sh("alice", "pavo ps").contains("mine"));
     site.nothing_left(&before);
+    for (host, bare) in site.lab.computes().zip(bare) {
+        host.sh("pavo internal setup cleanup").unwrap();
+        let settled = site.lab.settled(host.name(), &bare.unwrap(), Duration::from_secs(20));
+        settled.unwrap_or_else(|left| panic!("{left}"));
+    }
 }
