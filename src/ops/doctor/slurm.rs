@@ -104,8 +104,9 @@ fn read(file: &Path, depth: u32, lines: &mut Vec<String>) {
                     read(&path, depth + 1, lines);
                 }
             }
+            // Files that include each other have an end.
+            Some(("include", _)) | None => {}
             Some(_) => lines.push(line.to_owned()),
-            None => {}
         }
     }
 }
