@@ -4,9 +4,9 @@
 //! (`debug_assertions` decides; packages are release builds). There, a process that comes
 //! by a moment looks for
 //!
-//! - `/run/pavo/crash-at`, one line `POINT ACTION`. It obeys a file that is its own user's
-//!   and nobody else's to read (0600), *once*: whoever obeys removes the file, or empties it
-//!   where it may not remove it. What cleans up afterwards therefore gets through.
+//! - `/run/pavo/crash-at`, lines of `POINT ACTION`. It obeys a file that is its own user's
+//!   and nobody else's to read (0600), *once*: whoever obeys removes the line, with the last
+//!   one the file. What cleans up afterwards therefore gets through.
 //! - `/run/pavo/crash-seen`: where that exists and may be written to, the moment's name is
 //!   appended.
 //!
@@ -228,8 +228,13 @@ mod debug {
             return None;
         }
         let text = fs::read_to_string(CRASH_AT).ok()?;
-        let action = text.trim().strip_prefix(name)?.strip_prefix(' ')?.to_owned();
-        fs::remove_file(CRASH_AT).or_else(|_| fs::write(CRASH_AT, "")).ok()?;
-        Some(action)
+        let action = |line: &str| Some(line.strip_prefix(name)?.strip_prefix(' ')?.to_owned());
+        let found = text.lines().find_map(action)?;
+        let left: Vec<&str> = text.lines().filter(|line| action(line).is_none()).collect();
+        match left.is_empty() {
+            true => fs::remove_file(CRASH_AT).or_else(|_| fs::write(CRASH_AT, "")).ok()?,
+            false => fs::write(CRASH_AT, left.join("\n")).ok()?,
+        }
+        Some(found)
     }
 }

@@ -1,15 +1,42 @@
 //! What srun says on its standard error while it carries a cluster.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
 use crate::error::{Error, Kind};
+use crate::model::cluster::MAX_VMS;
+use crate::model::vmset::fold;
 
 /// The most lines that are kept.
 const MAX_LINES: usize = 200;
+/// How a host's report begins on srun's standard error (see slurm-plugin).
+const REPORT: &str = "pavo: ";
+/// How long the rest may take of what has begun to be said.
+pub const REPORT_TIME: Duration = Duration::from_millis(300);
 
 /// srun's complaints, and what follows from them.
 #[derive(Debug, Default)]
 pub struct Complaints {
     lines: Vec<String>,
     ended: Option<Ended>,
+    hearing: Option<Hearing>,
+}
+
+/// What ends the cluster, and may not be all said yet.
+#[derive(Debug)]
+struct Hearing {
+    end: Instant,
+    /// The lines of a host's report.
+    report: Vec<String>,
+    tasks: Option<TasksEnded>,
+}
+
+impl Default for Hearing {
+    fn default() -> Self {
+        Self { end: Instant::now() + REPORT_TIME, report: Vec::new(), tasks: None }
+    }
 }
 
 /// Why Slurm ends a step.
@@ -57,12 +84,86 @@ impl Ended {
     }
 }
 
+/// Tasks that have ended, as srun says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TasksEnded {
+    /// A list of Slurm's.
+    pub hosts: String,
+    pub ranks: BTreeSet<u32>,
+    pub how: String,
+}
+
+impl TasksEnded {
+    /// Reads `srun: error: n[1-2]: tasks 0,2-3: Exited with exit code 5`.
+    pub fn read(line: &str) -> Option<Self> {
+        let (hosts, rest) = line.strip_prefix("srun: error: ")?.split_once(": task")?;
+        let (ranks, how) = rest.strip_prefix('s').unwrap_or(rest).trim_start().split_once(": ")?;
+        let range = |part: &str| {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+            (last.checked_sub(first)? < MAX_VMS).then_some(first..=last)
+        };
+        let ranks = ranks.split(',').map(range).collect::<Option<Vec<_>>>()?;
+        let ranks = ranks.into_iter().flatten().collect();
+        Some(Self { hosts: hosts.to_owned(), ranks, how: how.to_owned() })
+    }
+
+    /// Why these VMs of theirs never began; `words` are what the tasks may have said.
+    pub fn error(&self, ranks: &[u32], words: String) -> Error {
+        let (vms, hosts) = (fold(ranks), &self.hosts);
+        let what = match ranks.len() {
+            1 => format!("host {hosts}: the process of {vms} has ended: {}", self.how),
+            _ => format!("hosts {hosts}: the processes of {vms} have ended: {}", self.how),
+        };
+        match words.is_empty() {
+            true => Error::system(what).help("slurmd's log there, or `dmesg`, says why"),
+            false => Error::system(what).because(Error::system(words)),
+        }
+    }
+}
+
 impl Complaints {
-    pub fn keep(&mut self, line: &str) {
+    /// Takes a line of srun's. A host's report ends the cluster, and so does the end of a
+    /// task that has not `met` the launcher.
+    pub fn hear(&mut self, line: &str, met: &BTreeSet<u32>) {
         self.ended = self.ended.or_else(|| Ended::read(line));
         if self.lines.len() < MAX_LINES {
             self.lines.push(line.to_owned());
         }
+        if let Some(report) = line.strip_prefix(REPORT) {
+            self.hearing.get_or_insert_default().report.push(report.to_owned());
+        } else if let Some(tasks) = TasksEnded::read(line).filter(|t| !t.ranks.is_subset(met)) {
+            self.hearing.get_or_insert_default().tasks.get_or_insert(tasks);
+        } else if let (Some(hearing), true) = (&mut self.hearing, is_own(line)) {
+            if !hearing.report.is_empty() {
+                hearing.report.push(line.to_owned());
+            }
+        }
+    }
+
+    /// When it is time for a [`verdict`](Self::verdict); pending while there is no reason.
+    pub async fn due(&self) {
+        match &self.hearing {
+            Some(hearing) => sleep_until(hearing.end).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// What was heard, as an error.
+    pub fn verdict(&mut self, met: &BTreeSet<u32>) -> Option<Error> {
+        let Hearing { report, tasks, .. } = self.hearing.take()?;
+        if !report.is_empty() {
+            let report = Error::system(report.join("\n"));
+            return Some(Error::system("a host could not be set up").because(report));
+        }
+        if let Some(why) = self.ended {
+            return Some(why.error());
+        }
+        let tasks = tasks?;
+        let lost: Vec<u32> = tasks.ranks.difference(met).copied().collect();
+        let words: Vec<&str> =
+            self.lines.iter().map(String::as_str).filter(|line| is_own(line)).collect();
+        Some(tasks.error(&lost, words.join("\n")))
     }
 
     /// Why Slurm ends the step, if it has said so.
@@ -83,6 +184,11 @@ impl Complaints {
     }
 }
 
+/// Whether it was said neither by Slurm nor by root's side: by a task.
+fn is_own(line: &str) -> bool {
+    !["srun:", "slurmstepd", REPORT].iter().any(|other| line.starts_with(other))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,5 +206,55 @@ mod tests {
             assert_eq!(Ended::read(&format!("{line}{rest}")), Some(expected), "{rest}");
         }
         assert_eq!(Ended::read("srun: error: n1: task 0: Killed"), None);
+    }
+
+    #[tokio::test]
+    async fn a_report_is_whole_and_comes_before_the_end_of_its_task() {
+        let (mut complaints, nobody) = (Complaints::default(), BTreeSet::new());
+        for line in [
+            "srun: error: n1: task 0: Exited with exit code 1",
+            "pavo: host n1: why",
+            "pavo: host n1:   help: how",
+            "slurmstepd-n1: error: spank: failed",
+        ] {
+            complaints.hear(line, &nobody);
+        }
+        complaints.due().await;
+        let report = complaints.verdict(&nobody).unwrap().report();
+        assert!(report.ends_with("because: host n1: why\n    host n1:   help: how"), "{report}");
+        assert!(complaints.verdict(&nobody).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_task_that_has_met_the_launcher_tells_by_itself_and_another_by_srun() {
+        let (mut complaints, met) = (Complaints::default(), BTreeSet::from([0]));
+        complaints.hear("srun: error: n1: task 0: Killed", &met);
+        let soon = REPORT_TIME * 2;
+        assert!(tokio::time::timeout(soon, complaints.due()).await.is_err());
+        complaints.hear("error: no room", &met);
+        complaints.hear("srun: error: n[1-2]: tasks 0-1: Exited with exit code 5", &met);
+        complaints.due().await;
+        let report = complaints.verdict(&met).unwrap().report();
+        assert!(report.contains("the process of vm1 has ended: Exited"), "{report}");
+        assert!(report.contains("because: error: no room"), "{report}");
+    }
+
+    #[test]
+    fn srun_says_which_tasks_have_ended() {
+        let read = |line| TasksEnded::read(line).map(|e| (e.hosts, Vec::from_iter(e.ranks), e.how));
+        let one = ("n1".into(), vec![0], "Killed".into());
+        assert_eq!(read("srun: error: n1: task 0: Killed"), Some(one));
+        let many = ("n[1-2]".into(), vec![0, 2, 3], "Exited with exit code 5".into());
+        let line = "srun: error: n[1-2]: tasks 0,2-3: Exited with exit code 5";
+        assert_eq!(read(line), Some(many));
+        for other in [
+            "srun: error: n1: task x: Killed",
+            "srun: error: n1: tasks 3-0: Killed",
+            "srun: error: n1: tasks 0-4294967295: Killed",
+            "srun: error: Task launch for 3.0 failed on node n1: Unspecified error",
+            "n1: task 0: Killed",
+        ] {
+            assert_eq!(read(other), None, "{other}");
+        }
     }
 }

@@ -26,7 +26,7 @@ use tokio::time::{Instant, timeout};
 use super::book::{Book, JobDir, random};
 use super::children::failed;
 use super::cleanup;
-use super::complaints::{Complaints, Ended};
+use super::complaints::{Complaints, Ended, REPORT_TIME};
 use super::reach::{IDENTITY, Secrets};
 use super::resolve::{Blueprint, Job};
 use super::ssh::{self, SshFiles};
@@ -46,12 +46,8 @@ use crate::vm::machine::Stop;
 const END_LIMIT: Duration = Duration::from_secs(8);
 /// How long srun may take to end after that, and again after a signal.
 const SRUN_LIMIT: Duration = Duration::from_secs(10);
-/// How long the rest of a host's report may take once it has begun.
-const REPORT_TIME: Duration = Duration::from_millis(300);
 /// The longest line of srun's that is kept whole, in bytes; a longer one counts as several.
 const MAX_LINE: u64 = 4096;
-/// How a host's report begins on srun's standard error (see slurm-plugin).
-const REPORT: &str = "pavo: ";
 
 /// Logs the person in to the site's store; called once a host has introduced them.
 pub type LogIn =
@@ -198,6 +194,12 @@ impl Step {
                     book.flush().await?;
                     continue;
                 }
+                () = self.complaints.due() => {
+                    match self.complaints.verdict(&self.met) {
+                        Some(error) => return Err(error),
+                        None => continue,
+                    }
+                }
                 status = srun.wait() => {
                     let status = status.while_doing(|| "waiting for srun".into())?;
                     return Err(self.ended_early(status).await);
@@ -222,11 +224,7 @@ impl Step {
                         return book.report(report).await;
                     }
                 }
-                News::Said(line) => {
-                    if let Some(error) = self.heard(line).await {
-                        return Err(error);
-                    }
-                }
+                News::Said(line) => self.complaints.hear(&line, &self.met),
                 // Kept until it is done: who waits for news may be interrupted.
                 News::Store(store) => self.store = Some(store?),
             }
@@ -325,34 +323,16 @@ impl Step {
         Some(failed(rank, &error))
     }
 
-    /// A line of srun's. The beginning of a host's report is the end of the cluster.
-    async fn heard(&mut self, line: String) -> Option<Error> {
-        self.complaints.keep(&line);
-        let mut report = line.strip_prefix(REPORT)?.to_owned();
-        let end = Instant::now() + REPORT_TIME;
-        while let Ok(Some(news)) = tokio::time::timeout_at(end, self.news.recv()).await {
-            let News::Said(line) = news else { continue };
-            if line.starts_with("srun:") || line.starts_with("slurmstepd") {
-                break;
-            }
-            report.push('\n');
-            report.push_str(line.strip_prefix(REPORT).unwrap_or(&line));
-        }
-        Some(Error::system("a host could not be set up").because(Error::system(report)))
-    }
-
     /// Why srun has ended although VMs have not.
     async fn ended_early(&mut self, status: std::process::ExitStatus) -> Error {
         // Its last words may still be on their way.
         let end = Instant::now() + REPORT_TIME;
         while let Ok(Some(news)) = tokio::time::timeout_at(end, self.news.recv()).await {
             if let News::Said(line) = news {
-                if let Some(error) = Box::pin(self.heard(line)).await {
-                    return error;
-                }
+                self.complaints.hear(&line, &self.met);
             }
         }
-        self.complaints.error(status)
+        self.complaints.verdict(&self.met).unwrap_or_else(|| self.complaints.error(status))
     }
 
     /// Why Slurm ends the step, if it has said so.

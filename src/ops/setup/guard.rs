@@ -93,14 +93,18 @@ pub async fn main(stdin: StdUnixStream) -> Result<()> {
     stream.read_line(&mut line).await.while_doing(|| "reading what to guard".into())?;
     let watch: Watch = serde_json::from_str(&line)
         .map_err(|error| Error::bug(format!("not what a guard is told: {error}")))?;
-    crash::point("guard.begin")?;
-    let mut terminate =
-        signal(SignalKind::terminate()).while_doing(|| "listening for signals".into())?;
-    let holding = Holding::of(watch.job, watch.step)?
-        .ok_or_else(|| Error::bug("there is nothing to guard"))?;
-    let responders = start_all(watch.responders).await;
-    crash::point("guard.responders")?;
-    let answer = match &responders {
+    let begun = async {
+        crash::point("guard.begin")?;
+        let terminate =
+            signal(SignalKind::terminate()).while_doing(|| "listening for signals".into())?;
+        let holding = Holding::of(watch.job, watch.step)?
+            .ok_or_else(|| Error::bug("there is nothing to guard"))?;
+        let responders = start_all(watch.responders).await?;
+        crash::point("guard.responders")?;
+        Ok((terminate, holding, responders))
+    };
+    let begun: Result<_> = begun.await;
+    let answer = match &begun {
         Ok(_) => Answer::Ready,
         Err(error) => Answer::Error(error.to_wire()),
     };
@@ -108,7 +112,7 @@ pub async fn main(stdin: StdUnixStream) -> Result<()> {
     // Whoever started us may have been killed: then nobody notes us, and we have to end.
     let told = stream.write_all(line.as_bytes()).await.is_ok();
     drop(stream);
-    let responders = responders?;
+    let (mut terminate, holding, responders) = begun?;
     crash::point("guard.told")?;
     if told {
         tokio::select! {
