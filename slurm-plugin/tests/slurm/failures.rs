@@ -98,7 +98,7 @@ fn a_set_up_that_is_killed_is_removed() {
     world.answer("create", "kill -9 $$");
     let output = world.alice("srun -n1 --vm=eth:1 true");
     assert_eq!(output.status.code(), Some(1));
-    assert!(told(&output)[0].contains("failed without a word (signal: 9"), "{}", output.stderr);
+    assert!(told(&output)[0].contains("was killed (signal: 9"), "{}", output.stderr);
     assert_eq!(world.steps("n1"), ["create 0", "delete 0"]);
 }
 
