@@ -175,10 +175,7 @@ mod tests {
         }
         assert!(!dir.path().join("pavo-internal.1").exists(), "it is not for people");
         let setup = page("pavo-setup.8");
-        assert!(
-            setup.contains("\\fBstore\\fR") && setup.contains("\\fB\\-\\-closed\\fR"),
-            "{setup}"
-        );
+        assert!(setup.contains("\\fBsweep\\fR") && setup.contains("\\fB\\-\\-ids\\fR"), "{setup}");
         let config = page("pavo-config.5");
         for (name, example) in EXAMPLES {
             let last = verbatim(example.lines().last().unwrap());

@@ -47,11 +47,7 @@ pub enum Setup {
     },
     /// Prepare the site's etcd: users, roles, authentication, the site's key; safe to run
     /// again
-    Store {
-        /// Nodes may not make etcd's users: run `internal setup person NAME` for each person
-        #[arg(long)]
-        closed: bool,
-    },
+    Store,
     /// Hold the responders of a cluster
     #[command(hide = true)]
     Guard,
@@ -92,7 +88,7 @@ impl Setup {
                 }
                 Ok(0)
             }
-            Self::Store { closed } => self.store(app, *closed),
+            Self::Store => self.store(app),
             Self::Guard => {
                 let stdin = stdin()?;
                 app.block_on(async { guard(stdin).await }).map(|()| 0)
@@ -122,12 +118,12 @@ impl Setup {
         Ok(Some((previews, dry.output)))
     }
 
-    fn store(&self, app: &App, closed: bool) -> Result<u8> {
+    fn store(&self, app: &App) -> Result<u8> {
         let etcd = etcd()?;
-        let persons = if closed { Persons::MadeByAdministrator } else { Persons::MadeByNodes };
         let dir = Path::new(SITE_DIR);
         let report = app.block_on(async {
-            prepare(&site::as_administrator_to_be(&etcd), persons, site::keep_password).await
+            prepare(&site::as_administrator_to_be(&etcd), Persons::MadeByNodes, site::keep_password)
+                .await
         })?;
         let (_, new_key) = SiteKey::ensure(dir)?;
         for line in &report.done {
