@@ -53,6 +53,17 @@ impl Terminal {
         }
     }
 
+    /// Waits for the shell's prompt, so that no program before takes the keys; then types.
+    #[track_caller]
+    pub fn enters(&mut self, command: &str) {
+        let start = Instant::now();
+        while !self.said().ends_with("$ ") {
+            assert!(start.elapsed() < PATIENCE, "no prompt: {}", self.said());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        self.types(&format!("{command}\n"));
+    }
+
     pub fn types(&mut self, keys: &str) {
         self.child.stdin.as_mut().unwrap().write_all(keys.as_bytes()).unwrap();
     }

@@ -18,13 +18,13 @@ fn the_tutorial_does_what_it_says() {
     let mut shell = Terminal::open(&site, "pavo alloc -c1 -N2 --wait ssh mine:4");
     shell.sees("(pavo/1)");
     assert!(shell.said().contains("Granted job allocation 1"), "{}", shell.said());
-    shell.types("pavo status | cat\n");
+    shell.enters("pavo status | cat");
     for host in ["n1", "n2"] {
         shell.sees(&format!("{}{host}", site.lab.prefix()));
     }
-    shell.types("pavo ssh vm0 ping -c1 -W5 vm3\n");
+    shell.enters("pavo ssh vm0 ping -c1 -W5 vm3");
     shell.sees("1 packets received");
-    shell.types("pavo console vm3\n");
+    shell.enters("pavo console vm3");
     shell.sees("vm3 ready");
     shell.types("\nhostname | sed s/vm/the-console-of-/\n");
     shell.sees("the-console-of-3");
@@ -32,9 +32,9 @@ fn the_tutorial_does_what_it_says() {
         shell.types("\x03");
         std::thread::sleep(Duration::from_millis(100));
     }
-    shell.types("echo left on $(hostname)\n");
+    shell.enters("echo left on $(hostname)");
     shell.sees(&format!("left on {}login", site.lab.prefix()));
-    shell.types("exit\n");
+    shell.enters("exit");
     assert_eq!(shell.ends(), 0, "{}", shell.said());
 
     let job = site.batch("alice", "-c1 -N2 -E 'pavo status' mine:2");
