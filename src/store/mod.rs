@@ -90,6 +90,18 @@ impl Check {
         key
     }
 
+    /// Whether all hold where what they concern is as in `entries`.
+    pub fn all_hold(checks: &[Self], entries: &[Entry]) -> bool {
+        checks.iter().all(|check| {
+            let entry = entries.iter().find(|entry| entry.key == check.key());
+            match check {
+                Self::Absent(_) => entry.is_none(),
+                Self::Exists(_) => entry.is_some(),
+                Self::Revision(_, revision) => entry.is_some_and(|e| e.revision == *revision),
+            }
+        })
+    }
+
     /// Requires that `key` is still as it was read.
     pub fn unchanged(key: &str, read: Option<&Entry>) -> Self {
         match read {

@@ -53,11 +53,13 @@ impl<'s> Pool<'s> {
     /// # Errors
     /// When fewer are free: says how many there are, and who has them.
     pub async fn take(&self, owner: Owner, count: usize) -> Result<Vec<u32>> {
-        self.take_with(owner, count, &|_| Ok(Vec::new())).await
+        let taken = self.take_with(owner, count, &[], &|_| Ok(Vec::new())).await?;
+        Ok(taken.unwrap_or_default())
     }
 
     /// The same, with more changes in the same commit, such as a note of the ids: whoever
-    /// dies has taken and noted them, or neither.
+    /// dies has taken and noted them, or neither. `None`, and nothing done, when one of
+    /// `required` does not hold.
     ///
     /// # Errors
     /// As [`take`](Self::take), and those of `more`.
@@ -65,9 +67,10 @@ impl<'s> Pool<'s> {
         &self,
         owner: Owner,
         count: usize,
+        required: &[Check],
         more: &(dyn Fn(&[u32]) -> Result<Vec<Change>> + Send + Sync),
-    ) -> Result<Vec<u32>> {
-        self.try_take(owner, count, more)
+    ) -> Result<Option<Vec<u32>>> {
+        self.try_take(owner, count, required, more)
             .await
             .while_doing(|| format!("taking {count} of the pool `{}` for job {owner}", self.name))
     }
@@ -76,8 +79,9 @@ impl<'s> Pool<'s> {
         &self,
         owner: Owner,
         count: usize,
+        required: &[Check],
         more: &(dyn Fn(&[u32]) -> Result<Vec<Change>> + Send + Sync),
-    ) -> Result<Vec<u32>> {
+    ) -> Result<Option<Vec<u32>>> {
         if count >= MAX_OPERATIONS {
             return Err(Error::bug(format!("{} ids at once are the limit", MAX_OPERATIONS - 1)));
         }
@@ -87,7 +91,7 @@ impl<'s> Pool<'s> {
             pause(attempt).await;
             let (floor, entry) = self.floor().await?;
             let Some((free, floor)) = self.find(floor, count, &taken).await? else {
-                return Ok(Vec::new());
+                return Ok(Some(Vec::new()));
             };
             let mut checks: Vec<Check> = vec![self.floor_unchanged(entry.as_ref())];
             let mut changes = vec![self.put_floor(&floor)?];
@@ -96,8 +100,10 @@ impl<'s> Pool<'s> {
                 changes.push(Change::put_json(self.key(*id), &owner)?);
             }
             changes.extend(more(&free)?);
+            checks.extend_from_slice(required);
             match self.store.commit(&checks, &changes).await? {
-                Commit::Done(_) => return Ok(free),
+                Commit::Done(_) => return Ok(Some(free)),
+                Commit::Conflict(now) if !Check::all_hold(required, &now) => return Ok(None),
                 Commit::Conflict(now) => {
                     let ids = now.iter().filter_map(|entry| keys::parse_pool_id(&entry.key));
                     taken.extend(ids.filter(|id| free.contains(id)));
@@ -114,14 +120,35 @@ impl<'s> Pool<'s> {
         let mut freed = 0;
         for some in ids.chunks(MAX_OPERATIONS - 1) {
             freed += self
-                .try_free(owner, some)
-                .await
-                .while_doing(|| format!("freeing ids of job {owner} in `{}`", self.name))?;
+                .free_with(owner, some, &[], &[])
+                .await?
+                .ok_or_else(|| Error::bug("what nobody requires cannot fail"))?;
         }
         Ok(freed)
     }
 
-    async fn try_free(&self, owner: Owner, ids: &[u32]) -> Result<usize> {
+    /// The same, with more changes in the same commit, such as the end of what notes the
+    /// ids: whoever dies has done all, or nothing. `None`, and nothing done, when one of
+    /// `required` does not hold.
+    pub async fn free_with(
+        &self,
+        owner: Owner,
+        ids: &[u32],
+        required: &[Check],
+        more: &[Change],
+    ) -> Result<Option<usize>> {
+        self.try_free(owner, ids, required, more)
+            .await
+            .while_doing(|| format!("freeing ids of job {owner} in `{}`", self.name))
+    }
+
+    async fn try_free(
+        &self,
+        owner: Owner,
+        ids: &[u32],
+        required: &[Check],
+        more: &[Change],
+    ) -> Result<Option<usize>> {
         for attempt in 0..ATTEMPTS {
             pause(attempt).await;
             let (floor, entry) = self.floor().await?;
@@ -136,19 +163,32 @@ impl<'s> Pool<'s> {
                 }
             }
             let freed = changes.len();
-            if freed == 0 {
-                return Ok(0);
+            if freed == 0 && more.is_empty() {
+                return Ok(Some(0));
             }
-            checks.push(self.floor_unchanged(entry.as_ref()));
             let now = Floor { freed: named, ..floor.clone() }.tidy();
-            if now != floor {
+            if freed > 0 {
+                checks.push(self.floor_unchanged(entry.as_ref()));
+            }
+            if now != floor && freed > 0 {
                 changes.push(self.put_floor(&now)?);
             }
-            if let Commit::Done(_) = self.store.commit(&checks, &changes).await? {
-                return Ok(freed);
+            checks.extend_from_slice(required);
+            changes.extend_from_slice(more);
+            match self.store.commit(&checks, &changes).await? {
+                Commit::Done(_) => return Ok(Some(freed)),
+                Commit::Conflict(now) if !Check::all_hold(required, &now) => return Ok(None),
+                Commit::Conflict(_) => {}
             }
         }
         Err(self.too_busy())
+    }
+
+    /// Requires that this id is `owner`'s still; `None` if it is not so now.
+    pub async fn taken(&self, owner: Owner, id: u32) -> Result<Option<Check>> {
+        let Some(entry) = self.store.get(&self.key(id)).await? else { return Ok(None) };
+        let is_owners = entry.json::<Owner>()? == owner;
+        Ok(is_owners.then_some(Check::Revision(entry.key, entry.revision)))
     }
 
     /// Gives back all that `owner` has, by reading the whole pool: for those who died

@@ -32,7 +32,7 @@ use crate::model::owner::Owner;
 use crate::network::{Fabric, Peer, VmNetworks};
 use crate::store::keys::{self, HostKey};
 use crate::store::pool::Pool;
-use crate::store::{Change, Check, Commit, Event, MAX_OPERATIONS, Seen, Store, list_all};
+use crate::store::{Change, Check, Commit, Entry, Event, MAX_OPERATIONS, Seen, Store, list_all};
 
 /// How long other hosts may take to begin. They are started at the same moment, but some
 /// may have to wait for their file systems.
@@ -43,6 +43,9 @@ fn others_limit(ask: &Ask) -> Duration {
     let given = ask.limit.map(|seconds| Duration::from_secs(seconds.into()) * 2 / 3);
     given.map_or(OTHERS_LIMIT, |given| given.min(OTHERS_LIMIT))
 }
+
+/// How often what the job has in the store is read again because somebody changed it.
+const ATTEMPTS: u32 = 20;
 
 /// The pool of VXLAN keys. The lowest are left to what a site may have configured by hand.
 pub const POOL: &str = "vni";
@@ -158,23 +161,76 @@ async fn publish(
     };
     let note = Change::put_json(keys::host_record(user, owner, ask.step, ask.node_id), &record)?;
     if ask.node_id == 0 && !networks.is_empty() {
-        // In one commit: ids of which there is no note would be nobody's to free.
-        let noted = |ids: &[u32]| {
-            let key = |name| keys::network_key(user, owner, ask.step, name);
-            let keys =
-                networks.iter().zip(ids).map(|((name, _), id)| Change::put_json(key(name), id));
-            keys.chain([Ok(note.clone())]).collect()
-        };
         crash::point("fabric.keys")?;
-        return Pool::new(store, POOL, KEYS)
-            .take_with(owner, networks.len(), &noted)
-            .await
-            .map(drop);
+        return publish_keys(store, holding, &note, networks).await;
     }
     match store.commit(&[], &[note]).await? {
         Commit::Done(_) => Ok(()),
         Commit::Conflict(_) => Err(Error::bug("a commit without checks had a conflict")),
     }
+}
+
+/// Writes the first host's record with the networks' keys.
+///
+/// The job's last start may have left keys, also those of which we were not told that we
+/// have taken them: they are the job's still, and it takes no others in their place.
+async fn publish_keys(
+    store: &dyn Store,
+    holding: &Holding,
+    note: &Change,
+    networks: &[(String, Network)],
+) -> Result<()> {
+    // As it nearly always is, which need not be read.
+    let mut left = Vec::new();
+    for _ in 0..ATTEMPTS {
+        if try_publish_keys(store, holding, note, networks, &left).await? {
+            return Ok(());
+        }
+        left = list_all(store, &hosts_of(holding)).await?.0;
+    }
+    Err(Error::system(format!("others have changed the job's keys {ATTEMPTS} times"))
+        .help("try again"))
+}
+
+/// Whether what the job has in the store was `left` all the time.
+async fn try_publish_keys(
+    store: &dyn Store,
+    holding: &Holding,
+    note: &Change,
+    networks: &[(String, Network)],
+    left: &[Entry],
+) -> Result<bool> {
+    let (user, owner, step) = (&holding.user, holding.ask.owner(), holding.ask.step);
+    let pool = Pool::new(store, POOL, KEYS);
+    let (mut checks, mut changes, mut wanting) = (Vec::new(), vec![note.clone()], Vec::new());
+    for (name, _) in networks {
+        let key = keys::network_key(user, owner, step, name);
+        let entry = left.iter().find(|entry| entry.key == key);
+        checks.push(Check::unchanged(&key, entry));
+        let id = entry.and_then(|entry| entry.json::<u32>().ok());
+        let taken = match id {
+            Some(id) => pool.taken(owner, id).await?,
+            None => None,
+        };
+        match (id, taken) {
+            // Written again: who frees the last start's sees that it is in use.
+            (Some(id), Some(taken)) => {
+                checks.push(taken);
+                changes.push(Change::put_json(key, &id)?);
+            }
+            _ => wanting.push(key),
+        }
+    }
+    if wanting.is_empty() {
+        return Ok(matches!(store.commit(&checks, &changes).await?, Commit::Done(_)));
+    }
+    // In one commit: ids of which there is no note would be nobody's to free.
+    let noted = |ids: &[u32]| {
+        let keys = wanting.iter().zip(ids).map(|(key, id)| Change::put_json(key.as_str(), id));
+        keys.chain(changes.iter().cloned().map(Ok)).collect()
+    };
+    let taken = pool.take_with(owner, wanting.len(), &checks, &noted).await?;
+    Ok(taken.is_some())
 }
 
 fn hosts_of(holding: &Holding) -> String {
@@ -311,40 +367,57 @@ pub async fn leave(store: &dyn Store, holding: &Holding) -> Result<()> {
 }
 
 /// Frees the job's keys, if no host of it is left; `prefix` is of what hosts say of it.
+///
+/// A key is free when its note is gone, and not before: both go in one commit.
 pub async fn leave_job(store: &dyn Store, prefix: &str, owner: Owner) -> Result<()> {
-    let (entries, _) = list_all(store, prefix).await?;
-    let mut ids: Vec<u32> = Vec::new();
-    for entry in &entries {
-        match keys::parse_host_key(&entry.key) {
-            Some((_, HostKey::NetworkKey { .. })) => ids.extend(entry.json::<u32>().ok()),
-            // Somebody else's turn; one that failed has none.
-            Some((_, HostKey::Record { .. })) => match entry.json::<HostRecord>() {
-                Ok(record) if record.failure.is_some() => {}
-                _ => return Ok(()),
-            },
-            None => {}
+    for _ in 0..ATTEMPTS {
+        let (entries, _) = list_all(store, prefix).await?;
+        if entries.is_empty() || entries.iter().any(is_in_use) {
+            return Ok(());
+        }
+        if free_noted(store, owner, &entries).await? {
+            return crash::point("leave.freed");
+        }
+        // What was written meanwhile is of the job's next start, or somebody else was here.
+    }
+    Err(Error::system(format!("others have changed `{prefix}` {ATTEMPTS} times")).help("try again"))
+}
+
+/// Whether it is the record of a host; one that failed has nothing.
+fn is_in_use(entry: &Entry) -> bool {
+    let record = matches!(keys::parse_host_key(&entry.key), Some((_, HostKey::Record { .. })));
+    record && !entry.json::<HostRecord>().is_ok_and(|record| record.failure.is_some())
+}
+
+/// Deletes these entries, and frees the keys that they note; whether nobody had changed
+/// them.
+async fn free_noted(store: &dyn Store, owner: Owner, entries: &[Entry]) -> Result<bool> {
+    let pool = Pool::new(store, POOL, KEYS);
+    // An entry and its id, and one for the pool.
+    for some in entries.chunks(MAX_OPERATIONS / 2 - 1) {
+        let noted = |entry: &Entry| match keys::parse_host_key(&entry.key)? {
+            (_, HostKey::NetworkKey { .. }) => entry.json::<u32>().ok(),
+            _ => None,
+        };
+        let ids: Vec<u32> = some.iter().filter_map(noted).collect();
+        let unchanged: Vec<Check> =
+            some.iter().map(|entry| Check::unchanged(&entry.key, Some(entry))).collect();
+        let gone: Vec<Change> =
+            some.iter().map(|entry| Change::delete(entry.key.clone())).collect();
+        if pool.free_with(owner, &ids, &unchanged, &gone).await?.is_none() {
+            return Ok(false);
         }
     }
-    if entries.is_empty() {
-        return Ok(());
-    }
-    // While they are noted, whoever tries again can free them.
-    Pool::new(store, POOL, KEYS).free(owner, &ids).await?;
-    crash::point("leave.freed")?;
-    for some in entries.chunks(MAX_OPERATIONS) {
-        // What is written meanwhile is of the job's next start, and stays.
-        let unchanged = some.iter().map(|entry| Check::unchanged(&entry.key, Some(entry)));
-        let gone = some.iter().map(|entry| Change::delete(entry.key.clone()));
-        let _ = store.commit(&unchanged.collect::<Vec<_>>(), &gone.collect::<Vec<_>>()).await?;
-    }
-    Ok(())
+    Ok(true)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::host::process;
-    use crate::store::embedded;
+    use crate::store::{LeaseId, Page, Watch, embedded};
+    use futures_util::future::BoxFuture;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     fn holding(step: u32, restart: u32) -> Holding {
         let text = format!(
@@ -390,5 +463,134 @@ mod tests {
         assert_eq!(taken, all.keys.values().copied().collect::<Vec<_>>());
         leave(&store, &first).await.unwrap();
         assert_eq!(pool.owners().await.unwrap().len(), 0);
+    }
+
+    /// A store in which somebody else does something just before a certain commit, or which
+    /// is lost then.
+    struct Before<'s> {
+        store: &'s dyn Store,
+        commit: u32,
+        seen: AtomicU32,
+        then: &'s (dyn Fn() -> BoxFuture<'s, Result<()>> + Send + Sync),
+    }
+
+    impl std::fmt::Debug for Before<'_> {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("Before")
+        }
+    }
+
+    impl Store for Before<'_> {
+        fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Entry>>> {
+            self.store.get(key)
+        }
+
+        fn list<'a>(
+            &'a self,
+            prefix: &'a str,
+            after: Option<&'a str>,
+            limit: usize,
+        ) -> BoxFuture<'a, Result<Page>> {
+            self.store.list(prefix, after, limit)
+        }
+
+        fn commit<'a>(
+            &'a self,
+            checks: &'a [Check],
+            changes: &'a [Change],
+        ) -> BoxFuture<'a, Result<Commit>> {
+            Box::pin(async move {
+                if self.seen.fetch_add(1, Ordering::Relaxed) == self.commit {
+                    (self.then)().await?;
+                }
+                self.store.commit(checks, changes).await
+            })
+        }
+
+        fn watch<'a>(&'a self, prefix: &'a str, after: u64) -> BoxFuture<'a, Result<Watch>> {
+            self.store.watch(prefix, after)
+        }
+
+        fn lease(&self, ttl: Duration) -> BoxFuture<'_, Result<LeaseId>> {
+            self.store.lease(ttl)
+        }
+
+        fn keep_alive(&self, lease: LeaseId) -> BoxFuture<'_, Result<bool>> {
+            self.store.keep_alive(lease)
+        }
+
+        fn revoke(&self, lease: LeaseId) -> BoxFuture<'_, Result<()>> {
+            self.store.revoke(lease)
+        }
+    }
+
+    /// The ids that are taken, which must be those that are noted.
+    #[track_caller]
+    fn taken_and_noted(known: &Known, owners: &BTreeMap<u32, Owner>, when: &str) -> usize {
+        let mut noted: Vec<u32> = known.keys.values().copied().collect();
+        noted.sort_unstable();
+        assert_eq!(noted, owners.keys().copied().collect::<Vec<_>>(), "{when}");
+        noted.len()
+    }
+
+    #[tokio::test]
+    async fn a_job_that_starts_again_has_no_more_ids_than_before() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = embedded::open(temp.path()).await.unwrap();
+        let (first, again) = (holding(0, 0), holding(0, 1));
+        let pool = Pool::new(&store, POOL, KEYS);
+        publish(&store, &first, Ipv4Addr::LOCALHOST, &networks()[..1]).await.unwrap();
+        // Nobody has seen the end of the first; the site has one network more.
+        publish(&store, &again, Ipv4Addr::LOCALHOST, &networks()).await.unwrap();
+        let known = Known::read(&store, &again).await.unwrap().0;
+        assert!(known.is_complete(&Ask { nodes: 1, ..again.ask.clone() }, &networks()).unwrap());
+        assert_eq!(taken_and_noted(&known, &pool.owners().await.unwrap(), "again"), 2);
+        // Late, and no more its turn.
+        leave(&store, &first).await.unwrap();
+        let known = Known::read(&store, &again).await.unwrap().0;
+        assert_eq!(taken_and_noted(&known, &pool.owners().await.unwrap(), "late"), 2);
+        leave(&store, &again).await.unwrap();
+        assert_eq!(pool.owners().await.unwrap().len(), 0);
+        assert_eq!(list_all(&store, &keys::all_hosts()).await.unwrap().0, []);
+    }
+
+    #[tokio::test]
+    async fn an_id_is_free_when_its_note_is_gone_whoever_comes_between() {
+        let networks = networks();
+        for commit in 0..4 {
+            let temp = tempfile::tempdir().unwrap();
+            let store = embedded::open(temp.path()).await.unwrap();
+            let (first, again) = (holding(0, 0), holding(0, 1));
+            let pool = Pool::new(&store, POOL, KEYS);
+            let look = async |when: &str| {
+                let known = Known::read(&store, &again).await.unwrap().0;
+                taken_and_noted(&known, &pool.owners().await.unwrap(), when)
+            };
+            let when = format!("before commit {commit}");
+
+            // It dies.
+            publish(&store, &first, Ipv4Addr::LOCALHOST, &networks).await.unwrap();
+            let dies = || -> BoxFuture<'_, _> { Box::pin(async { Err(Error::system("died")) }) };
+            let seen = AtomicU32::new(0);
+            let dying = Before { store: &store, commit, seen, then: &dies };
+            let outcome = leave(&dying, &first).await;
+            assert_eq!(outcome.is_err(), commit < 2, "{when}");
+            look(&format!("it dies {when}")).await;
+            leave(&store, &first).await.unwrap();
+            assert_eq!(look(&format!("it is done again {when}")).await, 0);
+
+            // The job starts again.
+            publish(&store, &first, Ipv4Addr::LOCALHOST, &networks).await.unwrap();
+            let starts = || -> BoxFuture<'_, _> {
+                Box::pin(publish(&store, &again, Ipv4Addr::LOCALHOST, &networks))
+            };
+            let seen = AtomicU32::new(0);
+            let between = Before { store: &store, commit, seen, then: &starts };
+            leave(&between, &first).await.unwrap();
+            let started = between.seen.load(Ordering::Relaxed) > commit;
+            assert_eq!(look(&format!("it starts {when}")).await, if started { 2 } else { 0 });
+            leave(&store, &again).await.unwrap();
+            assert_eq!(look("all is over").await, 0);
+        }
     }
 }

@@ -151,7 +151,7 @@ impl<'c> Fenced<'c> {
                 // What was lost checks for the fence as it was: it will never be done.
                 (*known, self.lost) = (now, None);
             }
-            if !hold(self.checks, &entries) {
+            if !Check::all_hold(self.checks, &entries) {
                 if self.lost.is_some() {
                     // It may be on its way still, and its checks hold when it arrives.
                     *known = self.outrun(*known).await?;
@@ -268,18 +268,6 @@ fn operation(change: &Change) -> TxnOp {
             TxnOp::delete(format!("{prefix}\0"), Some(options))
         }
     }
-}
-
-/// Whether the checks hold for what was read together.
-fn hold(checks: &[Check], entries: &[Entry]) -> bool {
-    checks.iter().all(|check| {
-        let entry = entries.iter().find(|entry| entry.key == check.key());
-        match check {
-            Check::Absent(_) => entry.is_none(),
-            Check::Exists(_) => entry.is_some(),
-            Check::Revision(_, revision) => entry.is_some_and(|e| e.revision == *revision),
-        }
-    })
 }
 
 fn revision(answer: &TxnResponse) -> Revision {
