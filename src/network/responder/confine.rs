@@ -123,7 +123,6 @@ const ALLOWED: &[i64] = &[
     libc::SYS_rt_sigreturn,
     libc::SYS_getpid,
     libc::SYS_gettid,
-    libc::SYS_tgkill,
 ];
 
 /// Calls that are allowed with these arguments only.
@@ -138,12 +137,16 @@ fn conditional() -> Result<Vec<(i64, Vec<SeccompRule>)>, seccompiler::BackendErr
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     let inet = equals(0, -1, libc::AF_INET)?;
     let stream = equals(1, !flags, libc::SOCK_STREAM)?;
+    // A panic ends this process by a signal, and no other.
+    let own = i32::try_from(std::process::id()).unwrap_or_default();
+    let to_itself = vec![SeccompRule::new(vec![equals(0, -1, own)?])?];
     // The standard library's debug check that what it closes is open.
     let is_open = vec![SeccompRule::new(vec![equals(1, -1, libc::F_GETFD)?])?];
     Ok(vec![
         (libc::SYS_fcntl, is_open),
         (libc::SYS_mmap, no_exec.clone()),
         (libc::SYS_mprotect, no_exec),
+        (libc::SYS_tgkill, to_itself),
         (libc::SYS_socket, vec![SeccompRule::new(vec![inet, stream])?]),
     ])
 }
@@ -182,10 +185,20 @@ mod tests {
             "datagram" => drop(std::net::UdpSocket::bind("127.0.0.1:0")),
             "namespace" => drop(nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER)),
             "signal" => drop(nix::sys::signal::kill(nix::unistd::getppid(), None)),
+            "tgkill" => tgkill(nix::unistd::getppid()),
+            "abort" => std::process::abort(),
             "limit" => drop(setrlimit(Resource::RLIMIT_NPROC, 0, 0)),
             "connect" => drop(std::net::TcpStream::connect("127.0.0.1:1")),
             "memory" => assert_eq!(vec![1_u8; 8 << 20].len(), 8 << 20),
             other => panic!("no attempt `{other}`"),
+        }
+    }
+
+    fn tgkill(process: nix::unistd::Pid) {
+        #[expect(unsafe_code)]
+        // SAFETY: three integers; signal 0 does nothing.
+        unsafe {
+            libc::syscall(libc::SYS_tgkill, process.as_raw(), process.as_raw(), 0);
         }
     }
 
@@ -216,8 +229,19 @@ mod tests {
             assert_eq!(confined(what).code(), Some(SURVIVED), "{what} is needed");
         }
         let killed = Some(libc::SIGSYS);
-        let forbidden =
-            ["open", "exec", "fork", "thread", "unix", "datagram", "namespace", "signal", "limit"];
+        assert_eq!(confined("abort").signal(), Some(libc::SIGABRT));
+        let forbidden = [
+            "open",
+            "exec",
+            "fork",
+            "thread",
+            "unix",
+            "datagram",
+            "namespace",
+            "signal",
+            "tgkill",
+            "limit",
+        ];
         for what in forbidden {
             let status = confined(what);
             assert_eq!(status.signal(), killed, "{what}: {status}");
