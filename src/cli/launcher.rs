@@ -17,6 +17,7 @@ use crate::model::hostlist::expand;
 use crate::model::owner::{Manager, Owner};
 use crate::ops::book::{Book, Place};
 use crate::ops::launch::Cluster;
+use crate::ops::program;
 use crate::ops::queue;
 use crate::ops::step::Wanted;
 
@@ -36,7 +37,7 @@ pub struct Launcher {
 
 /// The command line of the launcher, for salloc or a batch script.
 pub fn command(session: &SessionArgs, definition: &ClusterDef, batch: bool) -> Result<Vec<String>> {
-    let exe = std::env::current_exe().while_doing(|| "finding this program".into())?;
+    let exe = program::path().while_doing(|| "finding this program".into())?;
     let mut words = vec![exe.display().to_string(), "internal".into(), "launcher".into()];
     words.extend(batch.then(|| "--batch".into()));
     words.extend(session.arguments());
@@ -68,7 +69,7 @@ impl Launcher {
         let name = environment.job_name().unwrap_or("pavo");
         let definition = blueprint.definition.to_string();
         let book = Book::new(None, owner, &place, name, definition, None)?;
-        let exe = std::env::current_exe().while_doing(|| "finding this program".into())?;
+        let exe = program::path().while_doing(|| "finding this program".into())?;
         let sets = slurm::runs(blueprint.vms.iter().map(|vm| vm.template.resource_set.as_str()));
         let srun = slurm::srun_arguments(&sets, environment.cores(), &exe);
         let person = Person::new(app, config.batch.etcd.as_ref())?;

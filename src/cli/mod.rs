@@ -36,6 +36,7 @@ mod wait;
 use crate::config::Config;
 use crate::error::{Context, Error, Kind, Result};
 use crate::image::library::Library;
+use crate::ops::program;
 use crate::store::embedded;
 use out::Out;
 
@@ -196,6 +197,7 @@ pub fn command() -> clap::Command {
 
 /// Parses the arguments, runs the command and reports its outcome.
 pub fn main() -> ExitCode {
+    program::show_name();
     let out = Out::new();
     let cli = match Cli::try_parse_from(passing::arrange(&command(), std::env::args_os().collect()))
     {

@@ -19,7 +19,6 @@ use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -36,6 +35,7 @@ use super::children::{
     START_ANEW, failed, hand_over, start_responder, start_vm, tell_end, waited_for,
 };
 use super::cleanup::{JobFiles, remove};
+use super::program;
 use crate::error::{Context, Error, Result, WireError};
 use crate::host::Host;
 use crate::host::journal::{Journal, Plan};
@@ -102,8 +102,7 @@ pub fn outer(rootless: bool) -> Result<()> {
     let mut control = StdUnixStream::from(control);
     let made = if rootless { enter_user_namespace() } else { new_pid_namespace() };
     let first = made.and_then(|()| {
-        let exe = std::env::current_exe().while_doing(|| "finding this program".into())?;
-        Command::new(exe)
+        program::again()
             .args(["internal", "cell-init"])
             .spawn()
             .while_doing(|| "starting the cell's first process".into())

@@ -15,6 +15,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::program;
 use crate::error::{Context, Error, Result};
 use crate::host::spawn::{die_with_parent, inherit};
 use crate::model::job::{VmReport, VmState};
@@ -39,10 +40,9 @@ pub fn failed(rank: u32, error: &Error) -> VmReport {
 
 /// A `pavo internal VERB` with one end of a new socket as its standard input.
 fn child(verb: &str, inherited: Vec<OwnedFd>) -> Result<(Command, StdUnixStream)> {
-    let exe = std::env::current_exe().while_doing(|| "finding this program".into())?;
     let (ours, theirs) =
         StdUnixStream::pair().while_doing(|| format!("making a socket for `internal {verb}`"))?;
-    let mut command = Command::new(exe);
+    let mut command = program::again();
     command.args(["internal", verb]).stdin(Stdio::from(OwnedFd::from(theirs)));
     die_with_parent(&mut command);
     inherit(&mut command, inherited);

@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -22,6 +22,7 @@ use super::book::{Book, JobDir, random};
 use super::cell::{News, Order, SetUp};
 use super::cleanup::{self, JobFiles};
 use super::pasta;
+use super::program;
 use super::publish::{self, Bound};
 use super::resolve::{Blueprint, Job};
 use super::ssh::{self, SshFiles};
@@ -226,13 +227,12 @@ impl Here {
 
     fn start_cell(&mut self, book: &Book, handed: Vec<OwnedFd>) -> Result<()> {
         let doing = || "starting the cell".to_owned();
-        let exe = std::env::current_exe().while_doing(|| "finding this program".into())?;
         let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().while_doing(doing)?;
         // It fits into the socket's buffer, and stays there if we die now.
         let guard = line(&Order::Guard(self.files(book)));
         ours.write_all(guard.as_bytes()).while_doing(doing)?;
         ours.set_nonblocking(true).while_doing(doing)?;
-        let mut command = Command::new(exe);
+        let mut command = program::again();
         command.args(["internal", "cell"]);
         if self.rootless() {
             command.arg("--rootless");

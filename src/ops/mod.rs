@@ -29,6 +29,7 @@ pub mod here;
 pub mod jobs;
 pub mod launch;
 pub mod pasta;
+pub mod program;
 pub mod publish;
 pub mod queue;
 pub mod reach;

@@ -16,6 +16,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::cleanup::NETNS_DIR;
+use super::program;
 use crate::config::{Ethernet, Network};
 use crate::error::{Context, Error, Result, WireError};
 use crate::host::step::Step;
@@ -28,8 +29,7 @@ use crate::network::{Fabric, Outside, Peer, Request, Switch, VmNetworks, plan};
 /// # Errors
 /// The step that cannot be done, and how to mend it.
 pub async fn rehearse(limit: Duration) -> Result<()> {
-    let exe = std::env::current_exe().while_doing(|| "finding this program".into())?;
-    let mut command = std::process::Command::new(exe);
+    let mut command = program::again();
     command.args(["internal", "rehearsal"]).env_clear().current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     spawn::die_with_parent(&mut command);
