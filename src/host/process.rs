@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use nix::sys::signal::Signal;
 
 pub use crate::model::job::ProcessId;
 
@@ -32,16 +34,40 @@ pub fn alive(process: &ProcessId) -> bool {
 /// # Errors
 /// When the kernel cannot tell of it (it is older than 5.3).
 pub async fn ended(process: &ProcessId) -> io::Result<()> {
-    let descriptor = match descriptor(process) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => return Ok(()),
-        descriptor => descriptor?,
-    };
+    let Some(descriptor) = running(process)? else { return Ok(()) };
     #[expect(unsafe_code)]
     // SAFETY: an `OwnedFd` always gives the same descriptor, and keeps it open.
     let descriptor = unsafe { tokio::io::unix::AsyncFd::register(descriptor) };
     drop(descriptor?.readable().await?);
     Ok(())
+}
+
+/// Sends a signal to this very process, and to none that has its id after it. One that has
+/// ended needs none.
+///
+/// # Errors
+/// When the kernel refuses (or is older than 5.3).
+pub fn signal(process: &ProcessId, signal: Signal) -> io::Result<()> {
+    let Some(descriptor) = running(process)? else { return Ok(()) };
+    let (fd, none) = (descriptor.as_raw_fd(), std::ptr::null::<nix::libc::siginfo_t>());
+    #[expect(unsafe_code)]
+    // SAFETY: the descriptor is open during the call, and without a siginfo_t the call reads
+    // no memory of ours.
+    let sent =
+        unsafe { nix::libc::syscall(nix::libc::SYS_pidfd_send_signal, fd, signal as i32, none, 0) };
+    match nix::errno::Errno::result(sent) {
+        Ok(_) | Err(nix::errno::Errno::ESRCH) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The [`descriptor`] of a process; `None` if it has ended.
+fn running(process: &ProcessId) -> io::Result<Option<OwnedFd>> {
+    match descriptor(process) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => Ok(None),
+        descriptor => descriptor.map(Some),
+    }
 }
 
 /// A descriptor that is readable once this very process has ended (pidfd_open(2)).
@@ -102,13 +128,18 @@ mod tests {
         let waits = async { tokio::time::timeout(early, ended(&process)).await.is_err() };
         assert!(runtime.block_on(waits), "it lives");
 
-        child.kill().unwrap();
+        // Not meant for it, though it has the id.
+        signal(&later, Signal::SIGKILL).unwrap();
+        assert!(alive(&process));
+
+        signal(&process, Signal::SIGKILL).unwrap();
         runtime.block_on(ended(&process)).unwrap();
         // Waits for the end, but leaves the zombie.
         let id = nix::sys::wait::Id::Pid(nix::unistd::Pid::from_raw(child.id() as i32));
         let flags = nix::sys::wait::WaitPidFlag::WEXITED | nix::sys::wait::WaitPidFlag::WNOWAIT;
         nix::sys::wait::waitid(id, flags).unwrap();
         assert!(!alive(&process), "a zombie");
+        signal(&process, Signal::SIGKILL).unwrap();
         child.wait().unwrap();
         assert!(!alive(&process));
     }

@@ -7,8 +7,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use tokio::time::{sleep, timeout};
 
 use super::ask::Ask;
@@ -138,11 +137,12 @@ async fn open_store(wanted: bool) -> Result<Option<Etcd>> {
 
 /// Ends a guard: politely, then surely.
 async fn end(guard: &ProcessId) {
-    let Ok(pid) = i32::try_from(guard.pid).map(Pid::from_raw) else { return };
-    if process::alive(guard) {
-        let _ = kill(pid, Signal::SIGTERM);
-        if !matches!(timeout(GUARD_LIMIT, process::ended(guard)).await, Ok(Ok(()))) {
-            let _ = kill(pid, Signal::SIGKILL);
+    // Whether it is this very process is looked at behind a descriptor of it: another may get
+    // its id at any moment.
+    let told = process::signal(guard, Signal::SIGTERM);
+    if told.is_err() || !matches!(timeout(GUARD_LIMIT, process::ended(guard)).await, Ok(Ok(()))) {
+        if let Err(error) = process::signal(guard, Signal::SIGKILL) {
+            tracing::warn!("ending the guard, process {}: {error}", guard.pid);
         }
     }
 }
