@@ -110,7 +110,7 @@ async fn task(input: OwnedFd) -> Result<()> {
         accel: Accel::Tcg,
     };
     let (spec, sender, receiver) = link::join(&bootstrap, hello, PATIENCE).await?;
-    process::task(spec, (sender, receiver), life, Some(remote)).await
+    process::task(spec, (sender, receiver), life, Some(remote), std::future::pending()).await
 }
 
 /// A VM that runs, and its launcher's ends of what leads to it.

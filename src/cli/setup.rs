@@ -91,7 +91,7 @@ impl Setup {
             Self::Store => self.store(app),
             Self::Guard => {
                 let stdin = stdin()?;
-                app.block_on(async { guard(stdin).await }).map(|()| 0)
+                app.block_on(async { guard::main(stdin).await }).map(|()| 0)
             }
         }
     }

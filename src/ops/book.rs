@@ -36,6 +36,8 @@ pub struct Book {
     pub states: Vec<VmStatus>,
     /// The error a VM's process reported, by rank.
     failures: BTreeMap<u32, Error>,
+    /// What is wrong with the surroundings of VMs that go on, by rank.
+    troubles: BTreeMap<u32, String>,
     begun: bool,
     /// At a site, what changes is stored as a whole, now and then: a thousand VMs are not a
     /// thousand commits.
@@ -97,6 +99,7 @@ impl Book {
             record,
             states,
             failures,
+            troubles: BTreeMap::new(),
             begun: false,
             site,
             dirty: false,
@@ -143,6 +146,10 @@ impl Book {
     /// Records a VM's state, here and in the store.
     pub async fn set_state(&mut self, rank: u32, status: VmStatus) -> Result<()> {
         let key = keys::vm_status(&self.record.user, self.record.owner, rank);
+        let mut status = status;
+        if let (Some(trouble), true) = (self.troubles.get(&rank), status.detail.is_empty()) {
+            status.detail.clone_from(trouble);
+        }
         let change = Change::put_json(key, &status)?;
         self.states[rank as usize] = status;
         if self.site {
@@ -152,6 +159,21 @@ impl Book {
         // Who took the record away has ended the job: nothing may be written behind it.
         let check = Check::Exists(keys::job_record(&self.record.user, self.record.owner));
         self.commit(&[check], &[change]).await
+    }
+
+    /// Records what is wrong with a VM's surroundings, and says it, once for all VMs.
+    pub fn trouble(&mut self, rank: u32, error: &Error) {
+        let text = error.to_string();
+        if !self.troubles.values().any(|told| *told == text) {
+            tracing::warn!("{}", error.report());
+        }
+        if let Some(status) = self.states.get_mut(rank as usize) {
+            if !status.state.is_over() {
+                status.detail.clone_from(&text);
+            }
+            self.touch();
+        }
+        self.troubles.insert(rank, text);
     }
 
     /// Begins to write to the site's store. What an earlier job of the same id has left

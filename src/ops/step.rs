@@ -74,6 +74,7 @@ impl std::fmt::Debug for Wanted {
 enum News {
     Hello(Box<Hello>, mpsc::Sender<ToTask>),
     Report(VmReport),
+    Trouble(u32, Error),
     /// A task's connection has ended.
     Gone(u32),
     /// A line of srun's standard error.
@@ -219,6 +220,7 @@ impl Step {
                 News::Report(report) => {
                     return book.report(report).await;
                 }
+                News::Trouble(rank, error) => book.trouble(rank, &error),
                 News::Gone(rank) => {
                     if let Some(report) = self.lost(book, rank) {
                         return book.report(report).await;
@@ -434,6 +436,9 @@ async fn converse(stream: crate::vm::channel::Stream, tell: mpsc::Sender<News>) 
                     if tell.send(News::Report(VmReport { rank, ..report })).await.is_err() {
                         return;
                     }
+                }
+                Ok(Some(ToLauncher::Trouble(error))) => {
+                    let _ = tell.send(News::Trouble(rank, error.into())).await;
                 }
                 Ok(Some(ToLauncher::Hello(_)) | None) | Err(_) => break,
             },

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::accel;
+use super::setup::guard;
 use super::setup::host_report::{HostReport, LocalVm};
 use crate::batch::slurm::{Environment, Task};
 use crate::error::{Error, Result};
@@ -52,7 +53,8 @@ pub async fn main(input: OwnedFd, environment: &Environment) -> Result<()> {
     let (spec, sender, receiver) = link::join(&bootstrap, hello, LAUNCHER_LIMIT).await?;
     crash::point("task.spec")?;
     let spec = VmSpec { dir: host.scratch.join(format!("vm{}", task.rank)), ..spec };
-    process::task(spec, (sender, receiver), life_line, Some(control)).await?;
+    let unanswered = guard::unanswered(task.job, task.step, host.node);
+    process::task(spec, (sender, receiver), life_line, Some(control), unanswered).await?;
     crash::point("task.end")
 }
 

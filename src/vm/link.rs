@@ -45,6 +45,8 @@ const FIRST_TIME: Duration = Duration::from_secs(60);
 pub enum ToLauncher {
     Hello(Hello),
     Report(VmReport),
+    /// Something is wrong with the VM's surroundings; it goes on.
+    Trouble(WireError),
 }
 
 /// Which VM a task is for, and what it found on its host.
@@ -272,7 +274,9 @@ fn read_hello(line: &[u8]) -> Result<Hello> {
     check_version(parse::<Versioned>(line)?.hello.version, "the task")?;
     match parse(line)? {
         ToLauncher::Hello(hello) => Ok(hello),
-        ToLauncher::Report(_) => Err(Error::system("a task does not say hello first")),
+        ToLauncher::Report(_) | ToLauncher::Trouble(_) => {
+            Err(Error::system("a task does not say hello first"))
+        }
     }
 }
 

@@ -57,7 +57,7 @@ pub async fn main(stream: std::os::unix::net::UnixStream) -> Result<()> {
     let read = |line: &[u8]| serde_json::from_slice(line).map(|wish: Wish| wish.into());
     let wishes = tokio::spawn(wishes(receiver, stop.clone(), read));
     let (report, reports) = mpsc::channel(16);
-    let writing = tokio::spawn(write_reports(Sender::new(writer), reports, |report| report));
+    let writing = tokio::spawn(write_reports(Sender::new(writer), reports));
     let signals = tokio::spawn(Signals::catch()?.pass_on(stop, Stop::Now));
     let outcome = driver::run(spec, report, stops, None).await;
     farewell(writing, &[wishes, signals]).await;
@@ -66,7 +66,8 @@ pub async fn main(stream: std::os::unix::net::UnixStream) -> Result<()> {
 
 /// Runs the VM that a launcher, on whatever host, gave to this task of its step, until it
 /// has ended: also when the connection or the life line does. Signals as in [`main`].
-/// On `remote`, other members of the cluster control the VM.
+/// On `remote`, other members of the cluster control the VM. What `trouble` ends with is
+/// told to the launcher, too.
 ///
 /// # Errors
 /// Why the VM failed; the launcher has been told.
@@ -75,6 +76,7 @@ pub async fn task(
     (sender, receiver): (Sender, Receiver),
     mut life: LifeLine,
     remote: Option<Listener>,
+    trouble: impl Future<Output = Error> + Send + 'static,
 ) -> Result<()> {
     let (stop, stops) = mpsc::channel(4);
     let read = |line: &[u8]| match serde_json::from_slice(line)? {
@@ -91,7 +93,7 @@ pub async fn task(
         let _ = cut.send(Order::Stop(Stop::Now)).await;
     });
     let (report, reports) = mpsc::channel(16);
-    let writing = tokio::spawn(write_reports(sender, reports, ToLauncher::Report));
+    let writing = tokio::spawn(tell_launcher(sender, reports, trouble));
     // Slurm says it more than once, and then does not ask any more.
     let again = Stop::Graceful { deadline: GRACE };
     let signals = tokio::spawn(Signals::catch()?.pass_on(stop, again));
@@ -170,16 +172,43 @@ impl Signals {
 
 async fn write_reports<W: AsyncWrite + Unpin, M: Serialize>(
     mut sender: Sender<W>,
-    mut reports: mpsc::Receiver<VmReport>,
-    message: fn(VmReport) -> M,
+    mut messages: mpsc::Receiver<M>,
 ) {
-    while let Some(report) = reports.recv().await {
-        if sender.send(&message(report)).await.is_err() {
+    while let Some(message) = messages.recv().await {
+        if sender.send(&message).await.is_err() {
             // The launcher is gone. Reports are still taken, so that none blocks.
-            while reports.recv().await.is_some() {}
+            while messages.recv().await.is_some() {}
         }
     }
     sender.close().await;
+}
+
+/// Tells a launcher all reports, and once what is wrong besides.
+async fn tell_launcher(
+    sender: Sender,
+    mut reports: mpsc::Receiver<VmReport>,
+    trouble: impl Future<Output = Error> + Send,
+) {
+    let (post, messages) = mpsc::channel(1);
+    let collect = async move {
+        let (mut trouble, mut told) = (std::pin::pin!(trouble), false);
+        loop {
+            let message = tokio::select! {
+                biased;
+                report = reports.recv() => match report {
+                    Some(report) => ToLauncher::Report(report),
+                    None => return,
+                },
+                error = &mut trouble, if !told => {
+                    told = true;
+                    ToLauncher::Trouble(error.to_wire())
+                }
+            };
+            // It takes them to their end.
+            let _ = post.send(message).await;
+        }
+    };
+    tokio::join!(collect, write_reports(sender, messages));
 }
 
 #[cfg(test)]

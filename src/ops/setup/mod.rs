@@ -19,7 +19,7 @@ pub mod ask;
 mod create;
 mod fabric;
 mod grave;
-mod guard;
+pub mod guard;
 pub mod holding;
 pub mod host_report;
 pub mod lost;
@@ -36,7 +36,6 @@ use crate::config::{self, Config, Sources};
 use crate::error::{Error, Result};
 
 pub use create::{create, create_preview, underlay};
-pub use guard::main as guard;
 pub use node::{BRIDGES_CALL_IPTABLES, cleanup, cleanup_preview, init, init_preview};
 pub use preview::{Preview, delete_preview, sweep_preview};
 pub use release::{Patience, delete, sweep};
