@@ -30,8 +30,17 @@ use crate::ops::{site, site_store};
 use crate::store::etcd::Etcd;
 use crate::store::secret::SiteKey;
 
-/// The account that owns nothing.
-const NOBODY: u32 = 65_534;
+/// Users without a name, as whom responders run: those of each cluster on a host as
+/// another, so that none can do anything to another's. systemd leaves this range alone, it
+/// lies above what `adduser` gives to people, and Debian has given nothing in it away.
+const SERVICE_USERS: std::ops::RangeInclusive<u32> = 60_578..=61_183;
+
+/// The user, and the group, of a cluster's responders.
+fn service_user(slot: u32) -> (u32, u32) {
+    let (first, last) = SERVICE_USERS.into_inner();
+    let uid = first + slot % (last - first + 1);
+    (uid, uid)
+}
 
 /// Makes all that the local VMs need, or nothing.
 ///
@@ -272,7 +281,8 @@ fn local_vms(plan: &NetworkPlan, bound: &[Bound]) -> Vec<LocalVm> {
 async fn start_guard(holding: &mut Holding, plan: &NetworkPlan, bound: Vec<Bound>) -> Result<()> {
     let upstream = publish::name_servers();
     let dir = Path::new(NETNS_DIR);
-    let responders = publish::responders(plan, dir, &bound, &upstream, Some((NOBODY, NOBODY)));
+    let responders =
+        publish::responders(plan, dir, &bound, &upstream, Some(service_user(holding.slot)));
     let mut handed: Vec<OwnedFd> = bound.into_iter().map(|b| b.bound.listener).collect();
     handed.extend(upstream);
     guard::start(holding, responders, handed).await
@@ -334,4 +344,19 @@ fn tell_user(holding: &Holding, address: Ipv4Addr, vms: Vec<LocalVm>) -> Result<
     crash::point("setup.report")?;
     let (uid, gid) = (Uid::from_raw(holding.ask.uid), Gid::from_raw(holding.ask.gid));
     chown(&path, Some(uid), Some(gid)).while_doing(|| format!("handing over `{}`", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn responders_of_two_clusters_are_two_users() {
+        let users: BTreeSet<(u32, u32)> = (0..600).map(service_user).collect();
+        assert_eq!(users.len(), 600);
+        assert!(users.iter().all(|(uid, gid)| SERVICE_USERS.contains(uid) && uid == gid));
+        // More than addresses allow for.
+        assert!(SERVICE_USERS.contains(&service_user(u32::MAX).0));
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! slurmstepd (root) ── plugin ── internal setup create ── plan → journal → apply
-//!     │                              └─ internal setup guard ── internal responder (nobody)
+//!     │                              └─ internal setup guard ── internal responder (service user)
 //!     │ the step's tasks             │
 //!     └─ plugin ── internal setup delete
 //! ```
