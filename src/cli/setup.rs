@@ -195,6 +195,7 @@ fn describe(app: &App, output: OutputArgs, status: &NodeStatus) -> Result<u8> {
     };
     app.out.data(&texts("node", &status.node))?;
     app.out.data(&texts("left", &status.leftovers))?;
+    app.out.data(&texts("unreadable", &status.unreadable))?;
     app.out.data(&texts("keys in etcd", &status.pending)).map(|()| 0)
 }
 

@@ -29,8 +29,9 @@ use super::step::Step;
 use crate::error::{Context, Error, Result};
 use crate::model::owner::Owner;
 
-/// How long others' set-ups may take before we give up.
-const LOCK_LIMIT: Duration = Duration::from_secs(60);
+/// How long others' set-ups may take before we give up: half of what Slurm's plugin gives a
+/// set-up, so that its user is told the reason.
+pub const LOCK_LIMIT: Duration = Duration::from_secs(30);
 /// How often a lock that is held is tried again.
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
@@ -48,6 +49,7 @@ pub struct Plan {
 #[derive(Debug)]
 pub struct Journal {
     dir: PathBuf,
+    patience: Duration,
 }
 
 impl Journal {
@@ -55,12 +57,18 @@ impl Journal {
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self> {
         let dir = dir.into();
         fs::create_dir_all(&dir).while_doing(|| format!("creating `{}`", dir.display()))?;
-        Ok(Self { dir })
+        Ok(Self { dir, patience: LOCK_LIMIT })
     }
 
     /// Names the journal in this folder without making anything: for who only reads.
     pub fn peek(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into() }
+        Self { dir: dir.into(), patience: LOCK_LIMIT }
+    }
+
+    /// Waits no longer than this for others.
+    #[must_use]
+    pub fn patient(self, patience: Duration) -> Self {
+        Self { patience: patience.min(LOCK_LIMIT), ..self }
     }
 
     /// Sets a job up entirely, or not at all: if a step fails, what precedes it is
@@ -247,7 +255,7 @@ impl Journal {
         let open =
             OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
         let mut file = open.while_doing(|| format!("opening `{}`", path.display()))?;
-        let deadline = tokio::time::Instant::now() + LOCK_LIMIT;
+        let deadline = tokio::time::Instant::now() + self.patience;
         loop {
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => return Ok(lock),
@@ -255,10 +263,11 @@ impl Journal {
                     file = back;
                 }
                 Err((_, Errno::EWOULDBLOCK)) => {
-                    let seconds = LOCK_LIMIT.as_secs();
-                    let text =
-                        format!("another set-up has held `{}` for {seconds} s", path.display());
-                    return Err(Error::system(text).help("see who: `fuser -v` and that path"));
+                    let seconds = self.patience.as_secs();
+                    let path = path.display();
+                    let text = format!("another set-up has held `{path}` for {seconds} s");
+                    return Err(Error::system(text)
+                        .help(format!("an administrator sees who: `fuser -v {path}` there")));
                 }
                 Err((_, error)) => {
                     return Err(error).while_doing(|| format!("locking `{}`", path.display()));
@@ -297,6 +306,21 @@ async fn silenced(steps: &[&Step]) -> bool {
 mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt;
+
+    #[tokio::test]
+    async fn who_waits_too_long_is_told_for_what() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path()).unwrap();
+        let _lock = journal.lock().await.unwrap();
+        let waiting = Journal::open(dir.path()).unwrap().patient(Duration::from_millis(1100));
+        let start = std::time::Instant::now();
+        let report = waiting.undo(Owner::local(1), &Host::new(dir.path().into())).await;
+        let report = report.unwrap_err().report();
+        assert!(start.elapsed() < Duration::from_secs(10));
+        assert!(report.contains("another set-up has held `"), "{report}");
+        assert!(report.contains("/lock` for 1 s"), "{report}");
+        assert!(report.contains("help: an administrator sees who: `fuser -v /"), "{report}");
+    }
 
     #[tokio::test]
     async fn others_can_neither_read_the_lock_nor_hold_it() {

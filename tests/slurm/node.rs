@@ -85,7 +85,8 @@ impl<'s> Cluster<'s> {
         let (count, vms) = (format!("-N{hosts}"), format!("tiny:{hosts}"));
         let argv = ["pavo", "alloc", "-c1", &count, "--wait", "running", "-E", script, &vms];
         let mut command = site.lab.login().command(Some("alice"), &argv).unwrap();
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let said = std::fs::File::create(home.join("said")).unwrap();
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said);
         let pavo = command.spawn().unwrap();
         let cluster = Self { site, pavo };
         until("a cluster that runs", || home.join("up").exists());
@@ -97,6 +98,11 @@ impl<'s> Cluster<'s> {
         let file = "cat /run/pavo/*.*/state.json";
         let state: Value = serde_json::from_str(&self.n1().sh(file).unwrap()).unwrap();
         state[what]["pid"].as_u64().unwrap().try_into().unwrap()
+    }
+
+    /// What pavo has said at the terminal.
+    fn said(&self) -> String {
+        std::fs::read_to_string(self.site.lab.home("alice").join("said")).unwrap()
     }
 
     fn n1(&self) -> &Host {
@@ -186,6 +192,11 @@ fn a_host_is_after_cleanup_as_it_was_before_init() {
     let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!((&json[0]["owner"], &json[0]["action"]), (&"999".into(), &"create".into()));
     assert!(n1.sh(&pretend.replace("create", "delete")).unwrap().is_empty());
+    // Who waits for another's lock does so while there is time to say for what.
+    let create = "flock /run/pavo/lock pavo internal setup create";
+    let told = n1.sh(&format!("printf '{ask}limit=2\n' | {create} || true")).unwrap();
+    let why = "error: another process of pavo has held `/run/pavo/lock` for 1 s";
+    assert!(told.contains(why), "{told}");
 
     let known = status(n1);
     let here = &known["clusters"][0];
@@ -227,8 +238,19 @@ fn whatever_is_killed_nothing_stays() {
     let sites = site.snapshot();
     let before = site.lab.leaks("n1").unwrap();
 
-    // The step's process: the guard cleans.
+    // A responder, which runs as a user of its own and has no rights: the user is told.
     let cluster = Cluster::start(&site);
+    let responder = "pgrep -f '^pavo internal responder'";
+    let fields = n1.sh(&format!("cat /proc/$({responder} | head -1)/status")).unwrap();
+    for field in ["Uid:\t60578\t60578\t60578\t60578", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+        assert!(fields.contains(field), "{field}: {fields}");
+    }
+    assert!(fields.contains("CapEff:\t0000000000000000"), "{fields}");
+    n1.sh(&format!("kill -9 $({responder})")).unwrap();
+    let text = format!("the responder of network `nat` on {} has ended", n1.name());
+    site.until("alice", "pavo status", &text);
+
+    // The step's process: the guard cleans.
     cluster.kill(&[cluster.process("keeper")]);
     until("no cluster", || status(n1)["clusters"] == serde_json::json!([]));
     cluster.end();
@@ -238,6 +260,12 @@ fn whatever_is_killed_nothing_stays() {
     let cluster = Cluster::start(&site);
     cluster.kill(&[cluster.process("guard")]);
     until("no guard", || status(n1)["clusters"][0]["guard_alive"] == false);
+    // The user reads it, where the cluster was started and wherever they ask.
+    let text = format!("the processes that answer the guests on {} have ended", n1.name());
+    site.until("alice", "pavo status", &text);
+    let said = cluster.said();
+    assert_eq!(said.matches(&text).count(), 1, "{said}");
+    assert!(said.contains("help: was it killed"), "{said}");
     cluster.end();
     nothing_left(&site, &before);
 
@@ -255,7 +283,57 @@ fn whatever_is_killed_nothing_stays() {
     nothing_left(&site, &before);
     assert!(told.contains("delete bridge `pb"), "{told}");
     assert_eq!(done(n1, &["sweep", "--dry-run"]).stdout, "");
+    what_cannot_be_read_is_in_nobodys_way(&site, &before);
     drop(sites);
+}
+
+/// What is noted of a cluster is damaged while it runs, or after its death.
+fn what_cannot_be_read_is_in_nobodys_way(site: &Site, before: &Snapshot) {
+    let n1 = site.lab.host("n1");
+    let damage = "echo '{\"ask\":{}' >$(echo /run/pavo/*.*/state.json)";
+
+    // It lives: others go on, and it is removed at its end.
+    let cluster = Cluster::start(site);
+    let job = status(n1)["clusters"][0]["job"].to_string();
+    n1.sh(damage).unwrap();
+    let known = status(n1)["unreadable"].to_string();
+    assert!(known.contains(&format!("step {job}.0 cannot be read")), "{known}");
+    assert!(known.contains(&format!("scancel {job}")), "{known}");
+    let swept = setup(n1, &["sweep"]);
+    assert!(
+        !swept.status.success() && swept.stderr.contains("state.json` is damaged"),
+        "{swept:?}"
+    );
+    let refused = setup(n1, &["cleanup"]);
+    assert!(refused.stderr.contains(&format!("scancel {job}")), "{refused:?}");
+    let doctor = n1.run(None, &["pavo", "doctor"]).unwrap();
+    assert!(doctor.stdout.contains("cannot be read"), "{doctor:?}");
+    let ask = format!(
+        "version=1\njob=999\nstep=0\nuid=2001\ngid=2001\nnode={}\nnode_id=0\nnodes=1\ntasks=1\n\
+         local_tasks=0\nvm=default:1\nkeeper=1\n",
+        n1.name()
+    );
+    let plan = n1.sh(&format!("printf '{ask}' | pavo internal setup create --dry-run")).unwrap();
+    assert!(!plan.contains("address 10.201.0.0/31"), "its addresses are its own: {plan}");
+    cluster.end();
+    until("nothing that cannot be read", || status(n1)["unreadable"] == serde_json::json!([]));
+    // Its keys in the store are looked for as after a boot.
+    done(n1, &["sweep"]);
+    nothing_left(site, before);
+
+    // It is dead: the sweep cleans.
+    let cluster = Cluster::start(site);
+    let processes = [cluster.process("guard"), cluster.process("keeper")];
+    n1.sh(damage).unwrap();
+    cluster.kill(&processes);
+    cluster.end();
+    let known = status(n1);
+    assert!(known["unreadable"].to_string().contains("`pavo internal setup sweep`"), "{known}");
+    assert!(known["leftovers"].to_string().contains("delete bridge `pb"), "{known}");
+    let told = done(n1, &["sweep"]).stderr;
+    assert!(told.contains("is damaged"), "{told}");
+    nothing_left(site, before);
+    assert_eq!(status(n1)["unreadable"], serde_json::json!([]));
 }
 
 /// What the nodes have in the store.

@@ -18,7 +18,7 @@ use crate::error::{Context, Error};
 use crate::host::journal::Journal;
 use crate::model::owner::Owner;
 use crate::ops::cleanup::JOURNAL_DIR;
-use crate::ops::setup::SITE_DIR;
+use crate::ops::setup::{SITE_DIR, wreck::Wreck};
 use crate::ops::site::{as_node, as_person};
 use crate::store::Store;
 use crate::store::etcd::Etcd;
@@ -40,6 +40,7 @@ pub(super) fn checks(patient: &Patient) -> Vec<(&'static str, BoxFuture<'_, Outc
     }
     if patient.role == Role::Node && patient.is_root {
         checks.push(("init", at_once(initialised())));
+        checks.push(("clusters", at_once(readable())));
         if Path::new("/run/systemd/system").exists() {
             checks.push(("sweep", swept().boxed()));
         }
@@ -152,6 +153,14 @@ fn initialised() -> Outcome {
             "`setup init` has not run since the host booted",
             "`systemctl enable --now pavo-node.service`, or `pavo internal setup init`",
         ),
+    }
+}
+
+/// Whether all that is noted of clusters here can be read.
+fn readable() -> Outcome {
+    match Wreck::all()?.into_iter().next() {
+        Some(wreck) => Err(wreck.error()),
+        None => ok("what is noted of clusters here can be read"),
     }
 }
 

@@ -5,10 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::host::journal::LOCK_LIMIT;
 use crate::model::cluster::{MAX_VMS, plain_name};
 use crate::model::owner::{Manager, Owner};
 
@@ -50,6 +52,13 @@ pub struct Ask {
 }
 
 impl Ask {
+    /// How long to wait for other processes of pavo on this host: at most for half of what
+    /// the plugin gives, so that there is time left to say what was waited for.
+    pub fn patience(&self) -> Duration {
+        let given = self.limit.map(|seconds| Duration::from_secs(seconds.into()) / 2);
+        given.map_or(LOCK_LIMIT, |given| given.min(LOCK_LIMIT))
+    }
+
     pub fn owner(&self) -> Owner {
         Owner { manager: Manager::Slurm, job: self.job }
     }

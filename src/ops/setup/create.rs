@@ -93,7 +93,7 @@ pub async fn create_preview(ask: &Ask) -> Result<Preview> {
 async fn set_up(config: &Config, ask: &Ask, user: &str) -> Result<()> {
     let wanted = Wanted::new(config, ask)?;
     let slots = network::uplink_slots(&wanted.networks);
-    let mut claim = Claim::wait()?;
+    let mut claim = Claim::wait(ask.patience())?;
     crash::point("setup.claimed")?;
     let holding = Holding::begin(&mut claim, ask, user, slots)?;
     drop(claim);
@@ -168,7 +168,7 @@ impl Wanted {
         crash::point("setup.planned")?;
         make_scratch(&holding)?;
         crash::point("setup.scratch")?;
-        let journal = Journal::open(JOURNAL_DIR)?;
+        let journal = Journal::open(JOURNAL_DIR)?.patient(holding.ask.patience());
         journal.apply(&plan.plan, &host).await?;
         let bound = publish::bind_all(&plan, address)?;
         crash::point("setup.bound")?;

@@ -28,7 +28,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::holding::{Holding, run_dir};
-use super::release::release;
+use super::release::{leave_groups, release_step};
 use crate::error::{Context, Error, Result, WireError};
 use crate::host::spawn::inherit;
 use crate::host::{crash, process};
@@ -145,13 +145,15 @@ pub async fn main(stdin: StdUnixStream) -> Result<()> {
     }
     drop(responders);
     // `setup delete` comes first where the step ends as it should; both may.
-    match Holding::of(watch.job, watch.step)? {
-        Some(holding) => tokio::select! {
-            // Somebody removes it already, and waits for our end.
-            _ = terminate.recv() => Ok(()),
-            released = release(&holding) => released,
-        },
-        None => Ok(()),
+    tokio::select! {
+        // Somebody removes it already, and waits for our end.
+        _ = terminate.recv() => Ok(()),
+        released = release_step(watch.job, watch.step) => {
+            if matches!(released, Ok(false)) {
+                leave_groups(&holding.ask).await;
+            }
+            released.map(drop)
+        }
     }
 }
 

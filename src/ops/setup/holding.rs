@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! state.json   root's: the ask, who keeps it alive, the guard     0600
+//! essence      root's: the most needed of it, once more
 //! host.json    the user's: interfaces and ports of the local VMs  0400
 //! ```
 //!
@@ -24,6 +25,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use super::ask::Ask;
+use super::wreck::Wreck;
 use crate::error::{Context, Error, Result};
 use crate::host::crash;
 use crate::host::file::write_atomically;
@@ -35,8 +37,6 @@ pub const RUN_DIR: &str = "/run/pavo";
 /// overlays may grow to the size of the images.
 pub const SCRATCH_DIR: &str = "/var/lib/pavo/run";
 
-/// How long another may take to remove a cluster.
-const RELEASE_LIMIT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// A cluster that holds something on this host.
@@ -82,15 +82,23 @@ pub struct Removing {
 
 impl Claim {
     /// Waits for the lock; it is held for milliseconds.
-    pub fn wait() -> Result<Self> {
+    pub fn wait(patience: Duration) -> Result<Self> {
         let doing = || format!("locking `{RUN_DIR}`");
         make_dir(Path::new(RUN_DIR), 0o755)?;
         let path = Path::new(RUN_DIR).join("lock");
         let mut open = OpenOptions::new();
         let open = open.create(true).truncate(false).read(true).write(true).mode(0o600);
-        let file = open.open(path).while_doing(doing)?;
-        let lock = Flock::lock(file, FlockArg::LockExclusive);
-        lock.map(|lock| Self { lock }).map_err(|(_, error)| error).while_doing(doing)
+        let mut file = open.open(&path).while_doing(doing)?;
+        let end = Instant::now() + patience;
+        loop {
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(Self { lock }),
+                Err((back, Errno::EWOULDBLOCK)) if Instant::now() < end => file = back,
+                Err((_, Errno::EWOULDBLOCK)) => return Err(held(&path, patience)),
+                Err((_, error)) => return Err(error).while_doing(doing),
+            }
+            std::thread::sleep(PAUSE);
+        }
     }
 
     /// Remembers a name that Slurm has for this host.
@@ -127,8 +135,27 @@ pub fn node_names() -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
+/// That another does not let go of a lock.
+fn held(path: &Path, patience: Duration) -> Error {
+    let (path, seconds) = (path.display(), patience.as_secs());
+    Error::system(format!("another process of pavo has held `{path}` for {seconds} s"))
+        .help(format!("an administrator sees which: `fuser -v {path}` there"))
+}
+
 /// In the folder of a step.
-const STATE: &str = "state.json";
+pub const STATE: &str = "state.json";
+/// The same for who cannot read [`STATE`]: the slot, and the keeper's id and start time. Its
+/// form never changes.
+pub const ESSENCE: &str = "essence";
+
+/// Reads an [`ESSENCE`].
+pub fn parse_essence(text: &str) -> Option<(u32, ProcessId)> {
+    let mut fields = text.split_ascii_whitespace();
+    let slot = fields.next()?.parse().ok()?;
+    let keeper =
+        ProcessId { pid: fields.next()?.parse().ok()?, start_time: fields.next()?.parse().ok()? };
+    Some((slot, keeper))
+}
 
 impl Holding {
     /// Notes that `ask` is about to be carried out, and chooses its slot below `slots`.
@@ -141,6 +168,11 @@ impl Holding {
         let new = Path::new(RUN_DIR).join(format!(".new-{}.{}", ask.job, ask.step));
         remove_tree(&new)?;
         make_dir(&new, 0o711)?;
+        let essence =
+            format!("{} {} {}\n", holding.slot, holding.keeper.pid, holding.keeper.start_time);
+        let path = new.join(ESSENCE);
+        // Nobody sees the folder before it has its name.
+        fs::write(&path, essence).while_doing(|| format!("writing `{}`", path.display()))?;
         holding.write(&new)?;
         let dir = holding.dir();
         fs::rename(&new, &dir).while_doing(|| format!("creating `{}`", dir.display()))?;
@@ -155,8 +187,13 @@ impl Holding {
         if let Some(other) = others.iter().find(|other| other.ask.job == ask.job) {
             return Err(other.refuses(ask));
         }
+        let wrecks = Wreck::all()?;
+        if let Some(wreck) = wrecks.iter().find(|wreck| wreck.job == ask.job) {
+            return Err(wreck.error());
+        }
+        let taken = others.iter().filter(|other| !other.undone).map(|other| other.slot);
         let taken: BTreeSet<u32> =
-            others.iter().filter(|other| !other.undone).map(|other| other.slot).collect();
+            taken.chain(wrecks.iter().filter_map(|wreck| wreck.slot)).collect();
         let slot = (0..slots).find(|slot| !taken.contains(slot)).ok_or_else(|| {
             Error::system(format!("{slots} clusters are on this host already"))
                 .help("`ext-network` in networks.yaml has no addresses for another: widen it")
@@ -199,18 +236,19 @@ impl Holding {
 
     /// Waits for the right to remove it, and reads it again; `None` if somebody else has
     /// removed it meanwhile, and perhaps the step's next start has its place.
-    pub async fn remove(&self) -> Result<Option<(Self, Removing)>> {
+    pub async fn remove(&self, patience: Duration) -> Result<Option<(Self, Removing)>> {
         let dir = self.dir();
         let doing = || format!("locking `{}`", dir.display());
         let mut file = match File::open(&dir) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             file => file.while_doing(doing)?,
         };
-        let end = Instant::now() + RELEASE_LIMIT;
+        let end = Instant::now() + patience;
         let lock = loop {
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => break lock,
                 Err((back, Errno::EWOULDBLOCK)) if Instant::now() < end => file = back,
+                Err((_, Errno::EWOULDBLOCK)) => return Err(held(&dir, patience)),
                 Err((_, error)) => return Err(error).while_doing(doing),
             }
             tokio::time::sleep(PAUSE).await;
@@ -225,11 +263,10 @@ impl Holding {
         read(&run_dir(job, step))
     }
 
-    /// Every holding on this host.
+    /// Every holding on this host that can be read; of the others there is a [`Wreck`].
     pub fn all() -> Result<Vec<Self>> {
-        let names = names()?;
-        let steps = names.iter().filter_map(|name| parse(name));
-        steps.filter_map(|(job, step)| Self::of(job, step).transpose()).collect()
+        let steps = steps()?.into_iter();
+        Ok(steps.filter_map(|(job, step)| Self::of(job, step).ok().flatten()).collect())
     }
 
     /// Whether the step still runs here.
@@ -239,15 +276,26 @@ impl Holding {
 
     /// Forgets it: everything else is gone.
     pub fn forget(&self) -> Result<()> {
-        let old = Path::new(RUN_DIR).join(format!(".old-{}.{}", self.ask.job, self.ask.step));
-        remove_tree(&old)?;
-        match fs::rename(self.dir(), &old) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            moved => moved.while_doing(|| format!("removing `{}`", self.dir().display()))?,
-        }
-        crash::point("release.forgotten")?;
-        remove_tree(&old)
+        forget(self.ask.job, self.ask.step)
     }
+}
+
+/// Removes the folder of a step.
+pub fn forget(job: u32, step: u32) -> Result<()> {
+    let dir = run_dir(job, step);
+    let old = Path::new(RUN_DIR).join(format!(".old-{job}.{step}"));
+    remove_tree(&old)?;
+    match fs::rename(&dir, &old) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        moved => moved.while_doing(|| format!("removing `{}`", dir.display()))?,
+    }
+    crash::point("release.forgotten")?;
+    remove_tree(&old)
+}
+
+/// The jobs and steps that have a folder.
+pub fn steps() -> Result<Vec<(u32, u32)>> {
+    Ok(names()?.iter().filter_map(|name| parse(name)).collect())
 }
 
 /// What is in [`RUN_DIR`].
@@ -312,8 +360,7 @@ fn read(dir: &Path) -> Result<Option<Holding>> {
         Err(error) => return Err(error).while_doing(|| format!("reading `{}`", path.display())),
     };
     serde_json::from_slice(&text).map(Some).map_err(|error| {
-        Error::system(format!("`{}` is not of this version of pavo", path.display()))
+        Error::system(format!("`{}` is damaged, or of another version of pavo", path.display()))
             .because(error)
-            .help("end the job, remove its links by hand, then that folder")
     })
 }

@@ -12,6 +12,7 @@ use std::path::Path;
 
 use super::fabric::{HostRecord, KEYS, POOL, leave_job};
 use super::holding::{Holding, RUN_DIR};
+use super::wreck::Wreck;
 use crate::config;
 use crate::error::{Context, Result};
 use crate::host::file::write_atomically;
@@ -35,18 +36,27 @@ pub async fn forget_lost(etcd: &config::Etcd) -> Result<()> {
     let store = Etcd::connect(&site::as_node(etcd)?).await?;
     let (entries, _) = list_all(&store, &keys::all_hosts()).await?;
     // Read after the records: a holding is there before its record.
-    let known = Holding::all()?;
+    let (known, wrecks) = (Holding::all()?, Wreck::all()?);
     let own = addresses()?;
     for (entry, owner, record) in entries.iter().filter_map(record) {
         let is_known = known.iter().any(|holding| {
             holding.ask.owner() == owner
                 && (holding.ask.step, holding.ask.restart) == (record.step, record.restart)
-        });
+        }) || wrecks.iter().any(|wreck| wreck.owner() == owner);
         if own.contains(&record.address) && !is_known {
             forget_record(&store, entry, owner).await?;
         }
     }
     write_atomically(&mark, b"", 0o600)
+}
+
+/// Lets the next sweep look as after a boot.
+pub fn look_again() -> Result<()> {
+    let mark = Path::new(RUN_DIR).join(MARK);
+    match std::fs::remove_file(&mark) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed.while_doing(|| format!("removing `{}`", mark.display())),
+    }
 }
 
 async fn forget_record(store: &dyn Store, entry: &Entry, owner: Owner) -> Result<()> {

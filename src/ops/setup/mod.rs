@@ -27,6 +27,7 @@ mod node;
 mod preview;
 mod release;
 mod status;
+pub mod wreck;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;

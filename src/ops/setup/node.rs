@@ -16,10 +16,11 @@ use std::time::Duration;
 use super::holding::{Claim, Holding, RUN_DIR, SCRATCH_DIR, node_names};
 use super::preview::{Action, Preview};
 use super::release::{Patience, leave_host, release, sweep};
+use super::wreck::Wreck;
 use super::{grave, lost, site_config};
 use crate::config::{Config, Layer, Network};
 use crate::error::{Context, Error, Result};
-use crate::host::journal::{Journal, Plan};
+use crate::host::journal::{Journal, LOCK_LIMIT, Plan};
 use crate::host::step::{Step, sysctl};
 use crate::host::{Host, cgroup, file, firewall, netns, process};
 use crate::model::owner::Owner;
@@ -40,7 +41,7 @@ const FORWARD: &str = "net/ipv4/ip_forward";
 /// Returns what the site should mend, a text each: clusters may run all the same.
 pub async fn init() -> Result<Vec<String>> {
     let config = site_config()?;
-    let claim = Claim::wait()?;
+    let claim = Claim::wait(LOCK_LIMIT)?;
     let journal = Journal::open(JOURNAL_DIR)?;
     let plan = node_plan(&config, &journal)?;
     journal.update(&plan, &Host::new(NETNS_DIR.into())).await?;
@@ -149,9 +150,10 @@ pub const BRIDGES_CALL_IPTABLES: &str = "guests' frames pass the host's IP rules
 /// # Errors
 /// While clusters live, unless by `force`.
 pub async fn cleanup(force: bool) -> Result<()> {
-    let living: Vec<Holding> = Holding::all()?.into_iter().filter(Holding::alive).collect();
-    if !force && !living.is_empty() {
-        let names: Vec<String> = living.iter().map(|holding| holding.ask.job.to_string()).collect();
+    let living = Holding::all()?.into_iter().filter(Holding::alive).map(|living| living.ask.job);
+    let wrecks = Wreck::all()?.into_iter().filter(Wreck::alive).map(|wreck| wreck.job);
+    let names: Vec<String> = living.chain(wrecks).map(|job| job.to_string()).collect();
+    if !force && !names.is_empty() {
         return Err(Error::usage(format!("clusters run here, of job {}", names.join(", "))).help(
             format!(
                 "end them first: `scancel {}`\n  help: `--force` takes their networks and disks \
@@ -165,6 +167,9 @@ pub async fn cleanup(force: bool) -> Result<()> {
     let mut failure = sweep(Patience::Long).await.err();
     for holding in Holding::all()? {
         failure = end(&holding, force).await.err().or(failure);
+    }
+    for wreck in Wreck::all()? {
+        failure = wreck.clear().await.err().or(failure);
     }
     // The folder goes with the host's plan if nothing is in it.
     grave::empty(Path::new(SCRATCH_DIR), FOLDERS);
@@ -189,14 +194,14 @@ async fn end(holding: &Holding, force: bool) -> Result<()> {
     if released.is_ok() || !force {
         return released;
     }
-    let Some((mut holding, _lock)) = holding.remove().await? else { return Ok(()) };
+    let Some((mut holding, _lock)) = holding.remove(LOCK_LIMIT).await? else { return Ok(()) };
     leave_host(&mut holding).await?;
     holding.forget()
 }
 
 fn forget_run_dir() -> Result<()> {
     let dir = Path::new(RUN_DIR);
-    let claim = Claim::wait()?;
+    let claim = Claim::wait(LOCK_LIMIT)?;
     claim.tidy()?;
     for name in ["lock", lost::MARK] {
         remove_file(&dir.join(name))?;

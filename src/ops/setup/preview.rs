@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::ask::Ask;
 use super::holding::{Holding, lost_scratch};
 use super::release::stale_groups;
+use super::wreck::Wreck;
 use crate::error::Result;
 use crate::host::cgroup;
 use crate::host::journal::{Journal, Plan};
@@ -82,6 +83,10 @@ fn removal(holding: &Holding, journal: &Journal) -> Result<Preview> {
 
 /// What `delete` would do.
 pub fn delete_preview(ask: &Ask) -> Result<Vec<Preview>> {
+    if let Some(wreck) = Wreck::of(ask.job, ask.step) {
+        let (owner, also) = (wreck.owner(), wreck.lines());
+        return Ok(vec![Preview { action: Action::Delete, owner, steps: Vec::new(), also }]);
+    }
     let holding = Holding::of(ask.job, ask.step)?;
     removals(holding.as_slice(), &Journal::peek(JOURNAL_DIR))
 }
@@ -95,6 +100,10 @@ pub fn sweep_preview() -> Result<Vec<Preview>> {
         let known = dead.iter().any(|holding| holding.ask.owner() == owner);
         let plan = journal.read(owner)?.filter(|plan| !known && !process::alive(&plan.keeper));
         all.extend(plan.map(|plan| Preview::new(Action::Delete, plan)));
+    }
+    for wreck in Wreck::all()?.into_iter().filter(|wreck| !wreck.alive()) {
+        let (owner, also) = (wreck.owner(), wreck.lines());
+        all.push(Preview { action: Action::Delete, owner, steps: Vec::new(), also });
     }
     let also = strays()?;
     if !also.is_empty() {

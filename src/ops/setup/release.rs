@@ -14,9 +14,10 @@ use super::ask::Ask;
 use super::fabric;
 use super::grave;
 use super::holding::{Claim, Holding, SCRATCH_DIR, lost_scratch, node_names};
+use super::wreck::Wreck;
 use super::{lost, site_config};
 use crate::error::{Context, Error, Result};
-use crate::host::journal::Journal;
+use crate::host::journal::{Journal, LOCK_LIMIT};
 use crate::host::process::{self, ProcessId};
 use crate::host::{Host, cgroup, crash, ovs};
 use crate::model::owner::Owner;
@@ -43,6 +44,14 @@ pub enum Patience {
 }
 
 impl Patience {
+    /// For other processes of pavo.
+    fn for_others(self) -> Duration {
+        match self {
+            Self::Short => Duration::from_secs(5),
+            Self::Long => LOCK_LIMIT,
+        }
+    }
+
     fn for_folders(self) -> Duration {
         match self {
             Self::Short => Duration::from_millis(200),
@@ -54,23 +63,35 @@ impl Patience {
 /// `pavo internal setup delete`: removes what `create` made for the same ask. Nothing to
 /// remove is no error.
 pub async fn delete(ask: &Ask) -> Result<()> {
-    match Holding::of(ask.job, ask.step)? {
-        Some(holding) => {
-            crash::point("delete.begin")?;
-            let released = release(&holding).await;
+    crash::point("delete.begin")?;
+    match release_step(ask.job, ask.step).await {
+        Ok(false) => Ok(()),
+        released => {
             if !grave::empty(Path::new(SCRATCH_DIR), GRAVE_LIMIT) {
                 tracing::warn!("the VMs' folders hold much: the next sweep goes on");
             }
-            released
+            released.map(drop)
         }
-        None => Ok(()),
+    }
+}
+
+/// Removes everything of a step on this host, also where what is noted of it cannot be
+/// read; whether there was something.
+pub async fn release_step(job: u32, step: u32) -> Result<bool> {
+    match (Holding::of(job, step), Wreck::of(job, step)) {
+        (Ok(Some(holding)), _) => release(&holding).await.map(|()| true),
+        (Err(_), Some(wreck)) => {
+            tracing::warn!("{}", wreck.error().report());
+            wreck.clear().await.map(|()| true)
+        }
+        _ => Ok(false),
     }
 }
 
 /// Removes everything of a cluster on this host: its guard, its network, its files, what
 /// the site's store holds for it. Several may do it at once.
 pub async fn release(holding: &Holding) -> Result<()> {
-    let Some((mut holding, _lock)) = holding.remove().await? else { return Ok(()) };
+    let Some((mut holding, _lock)) = holding.remove(LOCK_LIMIT).await? else { return Ok(()) };
     let stored = holding.stored;
     // The kernel takes its time with links: enough to log in.
     let (left, store) = tokio::join!(leave_host(&mut holding), open_store(stored));
@@ -111,7 +132,7 @@ pub async fn leave_host(holding: &mut Holding) -> Result<()> {
 }
 
 /// Removes the step's control groups. Whoever started this process may have put it there.
-async fn leave_groups(ask: &Ask) {
+pub async fn leave_groups(ask: &Ask) {
     let name = cgroup::step_group(&ask.node, ask.job, ask.step);
     cgroup::leave(&name);
     let end = Instant::now() + LAST_MOMENT;
@@ -136,7 +157,7 @@ async fn open_store(wanted: bool) -> Result<Option<Etcd>> {
 }
 
 /// Ends a guard: politely, then surely.
-async fn end(guard: &ProcessId) {
+pub async fn end(guard: &ProcessId) {
     // Whether it is this very process is looked at behind a descriptor of it: another may get
     // its id at any moment.
     let told = process::signal(guard, Signal::SIGTERM);
@@ -152,7 +173,8 @@ async fn end(guard: &ProcessId) {
 /// # Errors
 /// The last failure, after all were tried.
 pub async fn sweep(patience: Patience) -> Result<Vec<Owner>> {
-    Claim::wait()?.tidy()?;
+    let others = patience.for_others();
+    Claim::wait(others)?.tidy()?;
     let (mut swept, mut failure) = (Vec::new(), None);
     let mut note = |outcome: Result<()>| {
         if let Err(error) = outcome {
@@ -162,13 +184,14 @@ pub async fn sweep(patience: Patience) -> Result<Vec<Owner>> {
     };
     let (mut pending, all) = (Vec::new(), Holding::all()?);
     for holding in all.into_iter().filter(|holding| !holding.alive()) {
-        match sweep_one(&holding).await {
+        match sweep_one(&holding, others).await {
             Ok(Some(left)) => pending.push(left),
             Ok(None) => swept.push(holding.ask.owner()),
             Err(error) => note(Err(error)),
         }
     }
-    let journal = Journal::open(JOURNAL_DIR)?;
+    sweep_wrecks(&mut swept, &mut note).await?;
+    let journal = Journal::open(JOURNAL_DIR)?.patient(others);
     match journal.sweep(&Host::new(NETNS_DIR.into())).await {
         Ok(owners) => swept.extend(owners),
         Err(error) => note(Err(error)),
@@ -194,6 +217,22 @@ pub async fn sweep(patience: Patience) -> Result<Vec<Owner>> {
     failure.map_or(Ok(swept), Err)
 }
 
+/// Removes what dead steps have of which little is known, and complains of those that live.
+async fn sweep_wrecks(swept: &mut Vec<Owner>, note: &mut impl FnMut(Result<()>)) -> Result<()> {
+    for wreck in Wreck::all()? {
+        if wreck.alive() {
+            note(Err(wreck.error()));
+            continue;
+        }
+        tracing::warn!("{}", wreck.error().report());
+        match wreck.clear().await {
+            Ok(()) => swept.push(wreck.owner()),
+            Err(error) => note(Err(error)),
+        }
+    }
+    Ok(())
+}
+
 /// Deletes bridges of Open vSwitch that no plan knows: its database outlives a reboot.
 async fn sweep_ovs(journal: &Journal, swept: &mut Vec<Owner>) -> Result<()> {
     let host = Host::new(NETNS_DIR.into());
@@ -212,8 +251,8 @@ async fn sweep_ovs(journal: &Journal, swept: &mut Vec<Owner>) -> Result<()> {
 }
 
 /// Removes what a dead step has on this host, and returns what is left to do.
-async fn sweep_one(holding: &Holding) -> Result<Option<Holding>> {
-    let Some((mut holding, _lock)) = holding.remove().await? else { return Ok(None) };
+async fn sweep_one(holding: &Holding, others: Duration) -> Result<Option<Holding>> {
+    let Some((mut holding, _lock)) = holding.remove(others).await? else { return Ok(None) };
     leave_host(&mut holding).await?;
     if holding.stored {
         return Ok(Some(holding));
@@ -233,11 +272,12 @@ async fn leave_stores(pending: &[Holding]) -> Result<()> {
 
 /// The control groups, by name, of steps that nobody knows.
 pub fn stale_groups() -> Result<Vec<String>> {
-    let known = Holding::all()?;
+    let (known, wrecks) = (Holding::all()?, Wreck::all()?);
     let mut stale = Vec::new();
     for node in node_names() {
         let is_known = |(job, step): (u32, u32)| {
             known.iter().any(|holding| holding.ask.job == job && holding.ask.step == step)
+                || wrecks.iter().any(|wreck| wreck.job == job && wreck.step == step)
         };
         let steps = cgroup::steps_of(&node).into_iter();
         // A younger one may have been made for a set-up that begins.

@@ -4,7 +4,8 @@ use serde::Serialize;
 
 use super::holding::Holding;
 use super::preview::sweep_preview;
-use crate::error::Result;
+use super::wreck::Wreck;
+use crate::error::{Error, Result, WireError};
 use crate::host::journal::Journal;
 use crate::host::process;
 use crate::host::step::Step;
@@ -19,6 +20,9 @@ pub struct NodeStatus {
     pub node: Vec<String>,
     /// What the next sweep does.
     pub leftovers: Vec<String>,
+    /// Clusters of which cannot be read what was noted of them: what is wrong, and what to
+    /// do.
+    pub unreadable: Vec<String>,
     /// Clusters of which only keys in the store are left.
     pub pending: Vec<String>,
 }
@@ -61,11 +65,19 @@ pub fn status() -> Result<NodeStatus> {
         clusters: clusters.collect::<Result<_>>()?,
         node: node.iter().map(Step::to_string).collect(),
         leftovers,
+        unreadable: Wreck::all()?.iter().map(|wreck| told(&wreck.error())).collect(),
         pending: pending
             .iter()
             .map(|holding| format!("{}.{}", holding.ask.job, holding.ask.step))
             .collect(),
     })
+}
+
+/// In a line.
+fn told(error: &Error) -> String {
+    let WireError { what, because, help, .. } = error.to_wire();
+    let because: String = because.iter().map(|cause| format!(": {cause}")).collect();
+    format!("{what}{because}; {}", help.join("; "))
 }
 
 fn describe(holding: &Holding, journal: &Journal) -> Result<ClusterHere> {
