@@ -96,7 +96,8 @@ fn any_port() -> SocketAddr {
 /// What a task of the step does, from its standard input to the end of its VM.
 async fn task(input: OwnedFd) -> Result<()> {
     let (bootstrap, life) = link::read_bootstrap(input, PATIENCE).await?;
-    let remote = Listener::bind(any_port(), &bootstrap.identity)?;
+    let identity = bootstrap.identity.expect("there is no root that could have it");
+    let remote = Listener::bind(any_port(), &identity)?;
     let hello = Hello {
         version: link::VERSION,
         rank: 0,
@@ -109,7 +110,8 @@ async fn task(input: OwnedFd) -> Result<()> {
         control: Some(remote.address()?),
         accel: Accel::Tcg,
     };
-    let (spec, sender, receiver) = link::join(&bootstrap, hello, PATIENCE).await?;
+    let (spec, sender, receiver) =
+        link::join(&bootstrap.addresses, &identity, hello, PATIENCE).await?;
     process::task(spec, (sender, receiver), life, Some(remote), std::future::pending()).await
 }
 
@@ -131,7 +133,7 @@ async fn start() -> Running {
     let mut listener = Listener::bind(any_port(), &identity).unwrap();
     // No other child may hold the life line.
     let (input, life) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
-    let bootstrap = Bootstrap::new(vec![listener.address().unwrap()], identity.clone());
+    let bootstrap = Bootstrap::new(vec![listener.address().unwrap()], Some(identity.clone()));
     let line = bootstrap.line();
     assert_eq!(nix::unistd::write(&life, line.as_bytes()).unwrap(), line.len());
     let task = tokio::spawn(task(input));

@@ -80,10 +80,13 @@ pub fn is_node(text: &str) -> bool {
     (1..=255).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with(['.', '-'])
 }
 
-/// Base64 of at most 512 characters.
+/// Longest sealed text, as pavo has it.
+pub const MAX_SEALED: usize = 4096;
+
+/// Base64 of at most [`MAX_SEALED`] characters.
 pub fn is_sealed(text: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"+/=-_".contains(&b);
-    (1..=512).contains(&text.len()) && text.bytes().all(allowed)
+    (1..=MAX_SEALED).contains(&text.len()) && text.bytes().all(allowed)
 }
 
 #[cfg(test)]
@@ -138,7 +141,7 @@ mod tests {
     fn what_the_environment_says_cannot_add_a_line() {
         assert!(is_host_list("n[1-3,7],gpu-a.b_c"));
         assert!(is_node("n1.example") && !is_node(".n1") && !is_node("n/1") && !is_node(""));
-        assert!(is_sealed("QUJD+/==") && !is_sealed(&"A".repeat(513)));
+        assert!(is_sealed("QUJD+/==") && !is_sealed(&"A".repeat(MAX_SEALED + 1)));
         for hostile in ["", "n1\nuid=0", "n1 n2", "n1;rm", "n1\0"] {
             assert!(!is_host_list(hostile) && !is_node(hostile) && !is_sealed(hostile));
         }

@@ -235,7 +235,7 @@ fn facts(spank: Spank, vm: String) -> Result<Facts, String> {
     let array = slurm::item(spank, Item::ArrayJob).filter(|&job| job != 0);
     let list = slurm::step_env::<16384>(spank, c"SLURM_STEP_NODELIST")
         .or_else(|| slurm::step_env::<16384>(spank, c"SLURM_JOB_NODELIST"));
-    let sealed = slurm::step_env::<513>(spank, c"PAVO_SEALED");
+    let sealed = slurm::step_env::<{ ask::MAX_SEALED + 1 }>(spank, c"PAVO_SEALED");
     Ok(Facts {
         job: need(Item::Job)?,
         step: need(Item::Step)?,

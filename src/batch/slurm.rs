@@ -242,9 +242,31 @@ impl Queued {
     /// Whether what a launcher wrote when it began at `started` is of this run of the job:
     /// not of an earlier one, nor of an earlier job with the same number.
     pub fn is_of_run(&self, started: u64) -> bool {
-        let waits = ["PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"];
         let earlier = self.start.is_some_and(|start| started.saturating_add(CLOCKS) < start);
-        !waits.contains(&self.state.as_str()) && !earlier
+        !self.waits() && !earlier
+    }
+
+    /// Whether it is still to begin.
+    pub fn waits(&self) -> bool {
+        let waits = ["PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"];
+        waits.contains(&self.state.as_str())
+    }
+
+    /// Whether nothing of it begins any more.
+    pub fn ends(&self) -> bool {
+        let lives = ["RUNNING", "CONFIGURING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING"];
+        !self.waits() && !lives.contains(&self.state.as_str())
+    }
+
+    /// Why there is no cluster of it yet, as a sentence.
+    pub fn why_not_yet(&self) -> String {
+        let (job, state) = (self.job, self.state.to_lowercase());
+        if self.waits() {
+            let reason = self.reason.trim_matches(['(', ')']);
+            format!("job {job} waits in Slurm's queue ({state}: {reason})")
+        } else {
+            format!("job {job} has begun ({state}), and its cluster is not there yet")
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use super::App;
 use super::site::{INTRODUCTION, Person};
 use crate::batch::slurm::Queued;
 use crate::config::{BatchManager, load_batch};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::model::job::{JobRecord, VmStatus};
 use crate::model::owner::Manager;
 use crate::ops::cleanup::{forget, sweep, sweep_dirs, sweep_host};
@@ -40,13 +40,51 @@ impl JobSelector {
     }
 
     /// Where jobs are known, and the running cluster that is meant.
+    ///
+    /// # Errors
+    /// Also when it is not there yet: then the error says why not.
     pub async fn find(&self, app: &App) -> Result<(Jobs, JobRecord)> {
+        let error = match self.find_running(app).await {
+            Err(error) if error.kind() == Kind::NotFound => error,
+            found => return found,
+        };
+        match self.queued(app).await {
+            Ok(Some(job)) => {
+                let id = job.job;
+                Err(Error::not_found(job.why_not_yet())
+                    .help(format!("wait until its VMs run: `pavo wait -j {id}`; or give it up: `scancel {id}`")))
+            }
+            // A second question is no second trouble.
+            Ok(None) | Err(_) => Err(error),
+        }
+    }
+
+    /// The same, and nothing about those that wait.
+    pub async fn find_running(&self, app: &App) -> Result<(Jobs, JobRecord)> {
         if let Some(id) = &self.jobid {
             jobs::parse_id(id)?;
         }
         let known = Jobs::open(app).await?;
         let job = jobs::choose(known.running(app).await?, &self.selector(app))?;
         Ok((known, job))
+    }
+
+    /// The one job in Slurm's queue that is meant, and that may still become a cluster.
+    pub async fn queued(&self, app: &App) -> Result<Option<Queued>> {
+        if load_batch(&super::config::sources(app))?.manager != BatchManager::Slurm {
+            return Ok(None);
+        }
+        let selector = self.selector(app);
+        let is_meant = |job: &Queued| match (&selector.id, &selector.name, &selector.here) {
+            (Some(id), ..) | (None, None, Some(id)) => {
+                job.job.to_string() == id.trim_start_matches('l')
+            }
+            (None, Some(name), _) => job.name == *name,
+            (None, None, None) => true,
+        };
+        let mut jobs = queue::list(Whose::User(&app.env.user)).await?;
+        jobs.retain(|job| job.cluster.is_some() && !job.ends() && is_meant(job));
+        Ok(if jobs.len() == 1 { jobs.pop() } else { None })
     }
 }
 

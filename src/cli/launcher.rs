@@ -20,6 +20,7 @@ use crate::ops::launch::Cluster;
 use crate::ops::program;
 use crate::ops::queue;
 use crate::ops::step::Wanted;
+use crate::vm::channel::Identity;
 
 /// Inside a Slurm job, start its cluster
 #[derive(Debug, Args)]
@@ -73,9 +74,10 @@ impl Launcher {
         let sets = slurm::runs(blueprint.vms.iter().map(|vm| vm.template.resource_set.as_str()));
         let srun = slurm::srun_arguments(&sets, environment.cores(), &exe);
         let person = Person::new(app, config.batch.etcd.as_ref())?;
-        let sealed = person.as_ref().map(Person::sealed).transpose()?;
+        let identity = Identity::generate(&format!("job {job}"))?;
+        let sealed = person.as_ref().map(|person| person.sealed(job, &identity)).transpose()?;
         let log_in = person.map(Person::log_in_later);
-        let wanted = Wanted { blueprint, srun, sealed, log_in };
+        let wanted = Wanted { blueprint, srun, identity, sealed, log_in };
         let mut signals = Signals::new()?;
         // Suspended with its job, it has two seconds to write down that the guests stand still.
         let suspension = SignalKind::from_raw(Signal::SIGTSTP as i32);

@@ -15,7 +15,8 @@ use crate::ops::site;
 use crate::ops::step::LogIn;
 use crate::store::Store;
 use crate::store::etcd::{Access, Etcd};
-use crate::store::secret::{Secret, SitePublic, person_secret};
+use crate::store::secret::{Letter, Secret, SitePublic, person_secret};
+use crate::vm::channel::Identity;
 
 /// How long the site may take to know a person whose first job has just begun.
 pub const INTRODUCTION: Duration = Duration::from_secs(20);
@@ -39,11 +40,12 @@ impl Person {
         Ok(Some(Self { user, uid: app.env.uid, secret, access }))
     }
 
-    /// The secret, sealed to the site: ciphertext, for the environment of a step.
-    pub fn sealed(&self) -> Result<String> {
+    /// What root on the hosts of a job is told, sealed to the site: ciphertext, for the
+    /// environment of a step.
+    pub fn sealed(&self, job: u32, member: &Identity) -> Result<String> {
         let file: PathBuf = Path::new(SITE_DIR).join("site.pub");
-        let sealed = SitePublic::read(&file)
-            .and_then(|public| public.seal(&self.user, self.uid, &self.secret));
+        let letter = Letter::new(&self.user, self.uid, job, self.secret.clone(), member);
+        let sealed = SitePublic::read(&file).and_then(|public| public.seal(&letter));
         sealed.map_err(|error| {
             error.help("an administrator prepares the site: `pavo internal setup store`")
         })

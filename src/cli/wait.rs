@@ -6,16 +6,24 @@ use clap::{Args, ValueEnum};
 use tokio::time::{Instant, sleep};
 
 use super::App;
-use super::job::JobSelector;
-use crate::error::{Error, Result};
-use crate::model::job::{VmState, VmStatus};
+use super::job::{JobSelector, Jobs};
+use crate::batch::slurm::Queued;
+use crate::error::{Error, Kind, Result};
+use crate::model::job::{JobRecord, VmState, VmStatus};
 use crate::model::vmset::fold;
 use crate::ops::watch::{Goal, Probes, missing, too_late};
 
 /// How often the store is looked at: it is a local file, and nobody waits for less.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// How long after one look at Slurm's queue comes the next, at first and at most.
+const QUEUE_PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+/// The same at most, once the job has begun.
+const BEGINNING: Duration = Duration::from_secs(1);
+
 /// Wait until all VMs of a cluster have got somewhere
+///
+/// A job that still waits in Slurm's queue is waited for, too, and why it waits is shown.
 #[derive(Debug, Args)]
 pub struct Wait {
     #[command(flatten)]
@@ -61,7 +69,7 @@ impl Wait {
         let start = Instant::now();
         let deadline =
             self.timeout.and_then(|seconds| start.checked_add(Duration::from_secs(seconds)));
-        let (known, job) = self.job.find(app).await?;
+        let Some((known, job)) = self.begun(app, start, deadline).await? else { return Ok(0) };
         let mut shown = String::new();
         let mut probes = Probes::new(&job);
         loop {
@@ -101,6 +109,58 @@ impl Wait {
                 () = sleep(PAUSE) => {}
                 _ = probes.next() => {}
             }
+        }
+    }
+}
+
+impl Wait {
+    /// The cluster that is meant, once it is there; `None` if it has come and gone meanwhile,
+    /// and its end is what was waited for.
+    async fn begun(
+        &self,
+        app: &App,
+        start: Instant,
+        deadline: Option<Instant>,
+    ) -> Result<Option<(Jobs, JobRecord)>> {
+        let mut selector = self.job.clone();
+        let mut pause = QUEUE_PAUSES.0;
+        let mut seen: Option<Queued> = None;
+        loop {
+            // One that waited when last seen is in no store.
+            let missing = match &seen {
+                Some(job) if job.waits() => None,
+                _ => match selector.find_running(app).await {
+                    Err(error) if error.kind() == Kind::NotFound => Some(error),
+                    found => return found.map(Some),
+                },
+            };
+            let Some(job) = selector.queued(app).await? else {
+                return match (seen, missing, self.goal) {
+                    (Some(_), _, For::Stopped) => Ok(None),
+                    (None, Some(error), _) => Err(error),
+                    (job, ..) => {
+                        let id = job.map_or_else(String::new, |job| format!(" {}", job.job));
+                        Err(Error::system(format!("job{id} has ended")))
+                    }
+                };
+            };
+            let (said, old) = (job.why_not_yet(), seen.as_ref());
+            if old.is_none_or(|old| old.why_not_yet() != said) {
+                app.out.progress(&format!("Waiting: {said}"));
+                pause = QUEUE_PAUSES.0;
+            }
+            if deadline.is_some_and(|end| Instant::now() >= end) {
+                let seconds = start.elapsed().as_secs();
+                return Err(Error::system(said)
+                    .because(format!("that has not changed within {seconds} s"))
+                    .help(format!("wait longer: `--timeout`; or give it up: `scancel {}`", job.job)));
+            }
+            let rest = deadline.map(|end| end.saturating_duration_since(Instant::now()));
+            sleep(rest.map_or(pause, |rest| pause.min(rest))).await;
+            pause = (pause * 2).min(if job.waits() { QUEUE_PAUSES.1 } else { BEGINNING });
+            // From here on no other is meant, whatever begins meanwhile.
+            selector = JobSelector { jobid: Some(job.job.to_string()), jobname: None };
+            seen = Some(job);
         }
     }
 }

@@ -2,10 +2,14 @@
 //!
 //! ```text
 //! launcher ── srun --vm=… ── slurmstepd ─┬─ pavo internal task vm0 ── QEMU
-//!    │  └ standard input: bootstrap,     └─ pavo internal task vm1 ── QEMU
+//!    │  │ environment: sealed letter     └─ pavo internal task vm1 ── QEMU
+//!    │  └ standard input: bootstrap,              │
 //!    │    then the life line                      │
 //!    └───────────────── TLS ──────────────────────┘  hello, spec, reports, stop
 //! ```
+//!
+//! What srun sends can be read on the network. The cluster's identity is in the letter, which
+//! only root on the hosts opens; where the site has no key to seal with, in the bootstrap.
 //!
 //! The launcher knows a VM's interfaces and host only from the task's hello; root's side
 //! made them. Should the launcher die, its end of the life line closes, and every task
@@ -58,7 +62,10 @@ pub struct Wanted {
     pub blueprint: Blueprint,
     /// The options and the program of the srun.
     pub srun: Vec<String>,
-    /// The person's secret, sealed to the site.
+    /// What makes a process a member of the cluster.
+    pub identity: Identity,
+    /// That, and the person's secret, sealed to root on the hosts. None where the site has no
+    /// store: nor has it a key then.
     pub sealed: Option<String>,
     /// None where the site has no store.
     pub log_in: Option<LogIn>,
@@ -87,7 +94,6 @@ pub struct Step {
     wanted: Wanted,
     dir: Option<JobDir>,
     keys: Option<(HostKey, Vec<HostKey>)>,
-    identity: Option<Identity>,
     srun: Option<Child>,
     life_line: Option<ChildStdin>,
     tasks: BTreeMap<u32, mpsc::Sender<ToTask>>,
@@ -115,7 +121,6 @@ impl Step {
             wanted,
             dir: None,
             keys: None,
-            identity: None,
             srun: None,
             life_line: None,
             tasks: BTreeMap::new(),
@@ -140,17 +145,17 @@ impl Step {
         cleanup::sweep_dirs(&book.record.dir);
         self.dir = Some(JobDir::make(&book.record.dir)?);
         crash::point("launch.begin")?;
-        let identity = Identity::generate(&format!("job {}", book.record.owner.job))?;
+        let identity = self.wanted.identity.clone();
         self.keys = Some(ssh::keys(book.record.owner.job, &book.record.vms)?);
         let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let listener = Listener::bind(any, &identity)?;
         let port = listener.address()?.port();
         let addresses = own_addresses()?.into_iter().map(|address| (address, port).into());
-        let bootstrap = Bootstrap::new(addresses.collect(), identity.clone());
         // For commands on this host.
         let text = serde_json::to_vec(&identity).expect("an identity is always valid JSON");
         write_atomically(&book.record.dir.join(IDENTITY), &text, 0o600)?;
-        self.identity = Some(identity);
+        let unsealed = self.wanted.sealed.is_none().then_some(identity);
+        let bootstrap = Bootstrap::new(addresses.collect(), unsealed);
         // A connection for each task.
         raise_open_files();
         tokio::spawn(accept(listener, self.tell.clone()));
@@ -291,9 +296,9 @@ impl Step {
 
     /// What commands on other hosts need.
     fn secrets(&self) -> Result<Secrets> {
-        let keys = self.keys.clone().zip(self.identity.clone());
-        let ((key, host_keys), identity) =
-            keys.ok_or_else(|| Error::bug("a step without keys has tasks"))?;
+        let keys = self.keys.clone();
+        let (key, host_keys) = keys.ok_or_else(|| Error::bug("a step without keys has tasks"))?;
+        let identity = self.wanted.identity.clone();
         Ok(Secrets { identity, key, known: ssh::public(&host_keys) })
     }
 

@@ -1,7 +1,7 @@
 //! `pavo internal task`: one VM of a cluster, as a task of a Slurm step.
 //!
-//! Root has set the host up and left `host.json`; the launcher sends what to run. What is
-//! decided here is only what nobody else can know: how much memory the host's Slurm grants,
+//! Root has set the host up and left `host.json`, with what makes this process a member of
+//! its cluster; the launcher sends what to run. What is decided here is only what nobody else can know: how much memory the host's Slurm grants,
 //! whether KVM works, where there is room for the disk.
 
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use crate::batch::slurm::{Environment, Task};
 use crate::error::{Error, Result};
 use crate::host::{cgroup, crash};
 use crate::model::vm::{Accel, VmSpec};
-use crate::vm::channel::Listener;
+use crate::vm::channel::{Identity, Listener};
 use crate::vm::link::{self, Hello};
 use crate::vm::process;
 
@@ -46,16 +46,26 @@ pub async fn main(input: OwnedFd, environment: &Environment) -> Result<()> {
     crash::point("task.host")?;
     let accel = accel::choose(&host.scratch, &|_| {}).await;
     let any = SocketAddr::from(([0, 0, 0, 0], 0));
-    let control = Listener::bind(any, &bootstrap.identity)?;
+    let identity = identity(&host, bootstrap.identity)?;
+    let control = Listener::bind(any, &identity)?;
     let address = (host.address, control.address()?.port()).into();
     let hello = hello(&task, &host, local, address, accel)?;
     crash::point("task.hello")?;
-    let (spec, sender, receiver) = link::join(&bootstrap, hello, LAUNCHER_LIMIT).await?;
+    let (spec, sender, receiver) =
+        link::join(&bootstrap.addresses, &identity, hello, LAUNCHER_LIMIT).await?;
     crash::point("task.spec")?;
     let spec = VmSpec { dir: host.scratch.join(format!("vm{}", task.rank)), ..spec };
     let unanswered = guard::unanswered(task.job, task.step, host.node);
     process::task(spec, (sender, receiver), life_line, Some(control), unanswered).await?;
     crash::point("task.end")
+}
+
+/// What makes us a member of the cluster. Root's word goes before what came over the network.
+fn identity(host: &HostReport, sent: Option<Identity>) -> Result<Identity> {
+    host.identity.clone().or(sent).ok_or_else(|| {
+        Error::system("the cluster's key has not come with the set-up of this host")
+            .help("an administrator installs spank_pavo.so and pavo of the same release on all hosts")
+    })
 }
 
 fn hello(

@@ -6,10 +6,10 @@
 //! /etc/pavo/site.key    0600, root's            `pavo-site-key-1 <base64>`: to open with
 //! ```
 //!
-//! The secret reaches root's side of a job through the job's environment, which
-//! schedulers record and show. It is sealed there, so that only root's key opens it,
-//! and says whose it is: another's sealed secret, copied from somewhere, is refused.
-//! Whoever can seal can only set a password of his own.
+//! The secret reaches root's side of a job in a [`Letter`], through the environment of the
+//! job's step, which schedulers send in the clear, record and show. It is sealed there, so
+//! that only root's key opens it, and says whose it is and of which job: another's letter,
+//! copied from somewhere, is refused. Whoever can seal can only set a password of his own.
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -21,12 +21,13 @@ use base64ct::{Base64, Base64UrlUnpadded, Encoding};
 use crypto_box::aead::OsRng;
 use crypto_box::{PublicKey, SecretKey};
 use nix::unistd::geteuid;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, Result};
 
-/// The longest sealed text.
-pub const MAX_SEALED: usize = 512;
+/// The longest sealed text, as the plugin has it.
+pub const MAX_SEALED: usize = 4096;
 
 /// The longest of the files.
 const MAX_FILE: u64 = 4096;
@@ -126,23 +127,42 @@ impl SitePublic {
         key().while_doing(|| reading(file))
     }
 
-    /// The secret of the person, for the environment of a job.
-    pub fn seal(&self, user: &str, uid: u32, secret: &Secret) -> Result<String> {
-        let content = Sealed { user: user.into(), uid, secret: secret.clone() };
-        let content = serde_json::to_vec(&content).while_doing(|| "sealing a secret".into())?;
+    /// The letter, for the environment of a step.
+    pub fn seal(&self, letter: &Letter<impl Serialize>) -> Result<String> {
+        let content = serde_json::to_vec(letter).while_doing(|| "sealing a secret".into())?;
         // The cause has nothing to say, and might say it about the secret.
-        let sealed = self.0.seal(&mut OsRng, &content).map_err(|_| cannot_seal(user))?;
+        let sealed = self.0.seal(&mut OsRng, &content);
+        let sealed = sealed.map_err(|_| cannot_seal(&letter.user))?;
         let text = Base64::encode_string(&sealed);
-        if text.len() > MAX_SEALED { Err(cannot_seal(user)) } else { Ok(text) }
+        if text.len() > MAX_SEALED { Err(cannot_seal(&letter.user)) } else { Ok(text) }
     }
 }
 
-/// What is in a sealed text.
+/// What a person's launcher tells root on the hosts of one job, and nobody else.
 #[derive(Serialize, Deserialize)]
-struct Sealed {
+pub struct Letter<T> {
+    version: u32,
     user: String,
     uid: u32,
-    secret: Secret,
+    job: u32,
+    /// The person's, by which the site knows them.
+    pub secret: Secret,
+    /// What makes a process a member of the job's cluster.
+    pub member: T,
+}
+
+impl<T> Letter<T> {
+    const VERSION: u32 = 1;
+
+    pub fn new(user: &str, uid: u32, job: u32, secret: Secret, member: T) -> Self {
+        Self { version: Self::VERSION, user: user.into(), uid, job, secret, member }
+    }
+}
+
+impl<T> fmt::Debug for Letter<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Letter of {} in job {}", self.uid, self.job)
+    }
 }
 
 fn cannot_seal(user: &str) -> Error {
@@ -183,30 +203,50 @@ impl SiteKey {
         Ok(Self(SecretKey::from(key().while_doing(|| reading(file))?)))
     }
 
-    /// The secret that this person sealed.
+    /// The letter that this person sealed for this job.
     ///
     /// # Errors
-    /// When the text was not sealed for this site, or is another person's.
-    pub fn open(&self, sealed: &str, user: &str, uid: u32) -> Result<Secret> {
-        let open = || {
-            let bytes = (sealed.len() <= MAX_SEALED).then(|| Base64::decode_vec(sealed).ok())??;
-            let content = self.0.unseal(&bytes).ok()?;
-            serde_json::from_slice::<Sealed>(&content).ok()
-        };
-        let Some(content) = open() else {
-            return Err(Error::system("the sealed secret of the job cannot be opened").help(
-                "an administrator compares /etc/pavo/site.pub of the login node with that of this node",
-            ));
-        };
-        if (content.user.as_str(), content.uid) != (user, uid) {
-            return Err(Error::system(format!(
-                "the sealed secret of the job is of the user {} (`{}`), not of {uid} (`{user}`)",
-                content.uid,
-                content.user.escape_default()
-            ))
-            .help("start the job without PAVO_SEALED in the environment"));
+    /// When the text was not sealed for this site, or is another person's or job's.
+    pub fn open<T: DeserializeOwned>(
+        &self,
+        sealed: &str,
+        user: &str,
+        uid: u32,
+        job: u32,
+    ) -> Result<Letter<T>> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
         }
-        Ok(content.secret)
+        let unseal = || {
+            let bytes = (sealed.len() <= MAX_SEALED).then(|| Base64::decode_vec(sealed).ok())??;
+            self.0.unseal(&bytes).ok()
+        };
+        let content = unseal().ok_or_else(|| {
+            Error::system("the sealed secret of the job cannot be opened").help(
+                "an administrator compares /etc/pavo/site.pub of the login node with that of this node",
+            )
+        })?;
+        // What serde quotes is secret.
+        let version = serde_json::from_slice::<Versioned>(&content).map(|it| it.version).ok();
+        let letter = version.filter(|version| *version == Letter::<T>::VERSION);
+        let letter = letter.and_then(|_| serde_json::from_slice::<Letter<T>>(&content).ok());
+        let letter = letter.ok_or_else(|| {
+            Error::system("another version of pavo sealed the secret of the job")
+                .help("install the same version of pavo on all hosts (`pavo --version`)")
+        })?;
+        let other = |what: String| {
+            Err(Error::system(format!("the sealed secret of the job is of {what}"))
+                .help("start the job without PAVO_SEALED in the environment"))
+        };
+        if (letter.user.as_str(), letter.uid) != (user, uid) {
+            let (theirs, name) = (letter.uid, letter.user.escape_default());
+            return other(format!("the user {theirs} (`{name}`), not of {uid} (`{user}`)"));
+        }
+        if letter.job != job {
+            return other(format!("the job {}, not of {job}", letter.job));
+        }
+        Ok(letter)
     }
 }
 
@@ -301,42 +341,62 @@ mod tests {
         fs::metadata(file).unwrap().mode() & 0o7777
     }
 
+    fn letter(user: &str, uid: u32, member: &str) -> Letter<String> {
+        Letter::new(user, uid, 42, Secret::random().unwrap(), member.to_owned())
+    }
+
     #[test]
-    fn a_sealed_secret_is_opened_by_the_site_for_its_owner_only() {
+    fn a_letter_is_opened_by_the_site_for_its_owner_and_job_only() {
         let (_dir, key, public) = site();
-        let secret = Secret::random().unwrap();
-        let sealed = public.seal("ada", 1000, &secret).unwrap();
+        let letter = letter("ada", 1000, "hunter2");
+        let sealed = public.seal(&letter).unwrap();
         assert!(sealed.len() <= MAX_SEALED && sealed.bytes().all(|b| b.is_ascii_graphic()));
-        assert!(key.open(&sealed, "ada", 1000).unwrap() == secret);
-        for (user, uid) in [("ada", 1001), ("bob", 1000)] {
-            let error = key.open(&sealed, user, uid).unwrap_err();
-            assert!(error.to_string().contains("is of the user 1000 (`ada`)"), "{error}");
-            assert!(!error.report().contains(secret.expose()));
+        let opened = key.open::<String>(&sealed, "ada", 1000, 42).unwrap();
+        assert!(opened.secret == letter.secret && opened.member == "hunter2");
+        for (user, uid, job, whose) in [
+            ("ada", 1001, 42, "is of the user 1000 (`ada`), not of 1001"),
+            ("bob", 1000, 42, "is of the user 1000 (`ada`), not of 1000 (`bob`)"),
+            ("ada", 1000, 43, "is of the job 42, not of 43"),
+        ] {
+            let report = key.open::<String>(&sealed, user, uid, job).unwrap_err().report();
+            assert!(report.contains(whose) && report.contains("without PAVO_SEALED"), "{report}");
+            assert!(!report.contains(letter.secret.expose()) && !report.contains("hunter2"));
         }
         let (_dir, other, _) = site();
-        let error = other.open(&sealed, "ada", 1000).unwrap_err();
+        let error = other.open::<String>(&sealed, "ada", 1000, 42).unwrap_err();
         assert!(error.report().contains("site.pub"), "{error:?}");
         // Never twice the same: what was seen in one job says nothing of the next.
-        assert_ne!(sealed, public.seal("ada", 1000, &secret).unwrap());
+        assert_ne!(sealed, public.seal(&letter).unwrap());
     }
 
     #[test]
     fn what_was_changed_on_its_way_is_refused() {
         let (_dir, key, public) = site();
-        let sealed = public.seal("ada", 1000, &Secret::random().unwrap()).unwrap();
+        let sealed = public.seal(&letter("ada", 1000, "x")).unwrap();
+        let open = |sealed: &str| key.open::<String>(sealed, "ada", 1000, 42);
+        assert!(open(&sealed).is_ok());
         for at in 0..sealed.len() {
             let mut changed = sealed.clone().into_bytes();
             changed[at] = if changed[at] == b'A' { b'B' } else { b'A' };
-            let changed = String::from_utf8(changed).unwrap();
-            assert!(key.open(&changed, "ada", 1000).is_err(), "{at}");
+            assert!(open(&String::from_utf8(changed).unwrap()).is_err(), "{at}");
         }
         for wrong in ["", "=", "ä", &sealed[..40], &"A".repeat(100_000)] {
-            assert!(key.open(wrong, "ada", 1000).is_err());
+            assert!(open(wrong).is_err());
         }
-        let long = "x".repeat(400);
-        assert!(public.seal(&long, 1, &Secret::random().unwrap()).is_err());
-        let long = "x".repeat(190);
-        assert!(public.seal(&long, u32::MAX, &Secret::random().unwrap()).is_ok());
+        assert!(public.seal(&letter("ada", 1, &"x".repeat(3000))).is_err());
+        assert!(public.seal(&letter(&"x".repeat(190), u32::MAX, &"x".repeat(2000))).is_ok());
+    }
+
+    #[test]
+    fn a_letter_of_another_version_is_told_apart() {
+        let (_dir, key, public) = site();
+        let newer = Letter { version: 2, ..letter("ada", 1000, "hunter2") };
+        let numbers = Letter::new("ada", 1000, 42, Secret::random().unwrap(), 5);
+        for sealed in [public.seal(&newer).unwrap(), public.seal(&numbers).unwrap()] {
+            let report = key.open::<String>(&sealed, "ada", 1000, 42).unwrap_err().report();
+            assert!(report.contains("another version of pavo sealed the secret"), "{report}");
+            assert!(!report.contains("hunter2"), "{report}");
+        }
     }
 
     #[test]
@@ -416,7 +476,9 @@ mod tests {
     fn no_secret_is_shown() {
         let (_dir, key, _) = site();
         let secret = Secret::random().unwrap();
-        let shown = format!("{secret:?} {key:?} {:?}", Some(&secret));
-        assert!(!shown.contains(secret.expose()) && !shown.contains("["), "{shown}");
+        let letter = letter("ada", 1000, "hunter2");
+        let shown = format!("{secret:?} {key:?} {:?} {letter:?}", Some(&secret));
+        let told = [secret.expose(), letter.secret.expose(), "hunter2", "["];
+        assert!(!told.iter().any(|text| shown.contains(text)), "{shown}");
     }
 }

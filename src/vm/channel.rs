@@ -2,9 +2,13 @@
 //!
 //! Each cluster has an authority of its own. The launcher makes it, issues *one*
 //! certificate and forgets the authority's key: whoever holds the [`Identity`] is of
-//! the cluster, nobody can be added, and all ends with the job. It travels to the
-//! tasks by the step's standard input, and to commands by a 0600 file or the user's
-//! own part of the store.
+//! the cluster, nobody can be added, and all ends with the job. It travels
+//!
+//! - to the tasks of a step sealed to the site's key, in the step's environment: root on
+//!   each host opens it, and leaves it in a file that only the user reads;
+//! - to those of a Slurm without a store, where there is no such key, by the step's standard
+//!   input, which whoever listens on the network between the hosts can read;
+//! - to commands by a 0600 file or the user's own part of the store.
 //!
 //! ```text
 //! TCP · TLS 1.3, each side shows the certificate · the listener's greeting line · what the two have to say

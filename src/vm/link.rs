@@ -7,7 +7,8 @@
 //!
 //! One JSON value a line. Before that, the launcher gives each task the [`Bootstrap`] on
 //! its standard input, which stays open as a life line: when it closes, or the
-//! connection does, the VM ends.
+//! connection does, the VM ends. Slurm sends what comes there over the network as it is, so
+//! the cluster's [`Identity`] takes another way wherever there is one (see [`channel`]).
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -109,18 +110,20 @@ impl From<Wish> for Stop {
     }
 }
 
-/// What a task is given to find its launcher, and to be believed.
+/// What a task is given to find its launcher, and to be believed if it has no other way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bootstrap {
     /// [`VERSION`]
     pub version: u32,
     /// Of the launcher: any will do.
     pub addresses: Vec<SocketAddr>,
-    pub identity: Identity,
+    /// Only where the launcher can seal nothing to root on the hosts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
 }
 
 impl Bootstrap {
-    pub fn new(addresses: Vec<SocketAddr>, identity: Identity) -> Self {
+    pub fn new(addresses: Vec<SocketAddr>, identity: Option<Identity>) -> Self {
         Self { version: VERSION, addresses, identity }
     }
 
@@ -293,12 +296,13 @@ pub async fn refuse(mut sender: Sender, error: &Error) {
 /// # Errors
 /// When the launcher is not reached, or why it refuses.
 pub async fn join(
-    bootstrap: &Bootstrap,
+    addresses: &[SocketAddr],
+    identity: &Identity,
     hello: Hello,
     limit: Duration,
 ) -> Result<(VmSpec, Sender, Receiver)> {
     let doing = || "asking the launcher for the VM".to_owned();
-    let stream = channel::connect(&bootstrap.addresses, &bootstrap.identity, limit).await;
+    let stream = channel::connect(addresses, identity, limit).await;
     let (mut sender, mut receiver) = halves(stream.while_doing(doing)?);
     sender.send(&ToLauncher::Hello(hello)).await.while_doing(doing)?;
     let answer = timeout(FIRST_TIME, receiver.receive::<ToTask>()).await;
@@ -410,19 +414,19 @@ mod tests {
         }
     }
 
-    async fn launcher() -> (Listener, Bootstrap) {
+    fn launcher() -> (Listener, Vec<SocketAddr>, Identity) {
         let identity = Identity::generate("7").unwrap();
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let listener = Listener::bind(any, &identity).unwrap();
-        let bootstrap = Bootstrap::new(vec![listener.address().unwrap()], identity);
-        (listener, bootstrap)
+        let addresses = vec![listener.address().unwrap()];
+        (listener, addresses, identity)
     }
 
     #[tokio::test]
     async fn a_task_says_hello_gets_its_vm_and_both_go_on_talking() {
         let dir = tempfile::tempdir().unwrap();
         let spec = crate::vm::testing::spec(dir.path());
-        let (mut listener, bootstrap) = launcher().await;
+        let (mut listener, addresses, identity) = launcher();
         let launcher = async {
             let (said, mut sender, mut receiver) = greet(listener.accept().await).await.unwrap();
             assert_eq!(said, hello());
@@ -433,7 +437,7 @@ mod tests {
             assert_eq!(receiver.receive::<ToLauncher>().await.unwrap(), None);
         };
         let task = async {
-            let (given, mut sender, mut receiver) = join(&bootstrap, hello(), LIMIT).await.unwrap();
+            let (given, mut sender, mut receiver) = join(&addresses, &identity, hello(), LIMIT).await.unwrap();
             assert_eq!(given, spec);
             assert_eq!(receiver.receive().await.unwrap(), Some(ToTask::Stop(Wish::Now)));
             let report =
@@ -445,10 +449,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_task_of_another_version_is_told_so() {
-        let (mut listener, bootstrap) = launcher().await;
+        let (mut listener, addresses, identity) = launcher();
         let newer = Hello { version: VERSION + 1, ..hello() };
         let launcher = async { greet(listener.accept().await).await.unwrap_err() };
-        let (error, refused) = tokio::join!(launcher, join(&bootstrap, newer, LIMIT));
+        let (error, refused) = tokio::join!(launcher, join(&addresses, &identity, newer, LIMIT));
         let said = "the task speaks version 2 of the cluster's protocol, this host version 1";
         assert_eq!(error.to_string(), said);
         let refused = refused.unwrap_err().report();
@@ -458,11 +462,9 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_hello_is_an_error_without_what_was_said() {
         for said in ["{\"hello\":{\"version\":1,\"host\":\"hunter2\"}}\n", "hunter2\n", "hunter2"] {
-            let (mut listener, bootstrap) = launcher().await;
-            let addresses = bootstrap.addresses.clone();
+            let (mut listener, addresses, identity) = launcher();
             let task = async {
-                let mut stream =
-                    channel::connect(&addresses, &bootstrap.identity, LIMIT).await.unwrap();
+                let mut stream = channel::connect(&addresses, &identity, LIMIT).await.unwrap();
                 stream.write_all(said.as_bytes()).await.unwrap();
                 stream.shutdown().await.unwrap();
             };
@@ -504,8 +506,11 @@ mod tests {
 
     #[tokio::test]
     async fn the_bootstrap_is_read_to_its_end_and_the_life_line_to_its_own() {
-        let (_, bootstrap) = launcher().await;
+        let (_, addresses, identity) = launcher();
         for socket in [false, true] {
+            // With and without the secret part.
+            let identity = socket.then(|| identity.clone());
+            let bootstrap = Bootstrap::new(addresses.clone(), identity);
             let (reader, mut writer): (OwnedFd, Box<dyn Write>) = if socket {
                 let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
                 (ours.into(), Box::new(theirs))
@@ -516,6 +521,7 @@ mod tests {
             let watch = reader.try_clone().unwrap();
             let mut line = bootstrap.line();
             assert!(line.len() < 4096);
+            assert_eq!(line.contains("key"), socket, "{line}");
             line += "more";
             writer.write_all(line.as_bytes()).unwrap();
             let (read, mut life) = read_bootstrap(reader, LIMIT).await.unwrap();
@@ -531,9 +537,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_bootstrap_that_is_none_is_an_error_that_says_why() {
-        let (_, bootstrap) = launcher().await;
-        let newer = bootstrap.line().replace("\"version\":1", "\"version\":2");
-        let secret = serde_json::to_string(&bootstrap.identity).unwrap();
+        let (_, addresses, identity) = launcher();
+        let secret = serde_json::to_string(&identity).unwrap();
+        let newer = Bootstrap::new(addresses, Some(identity)).line();
+        let newer = newer.replace("\"version\":1", "\"version\":2");
         let cases = [
             (String::new(), "the launcher ended before it gave anything"),
             ("{\"version\":1".into(), "the launcher ended before it gave anything"),

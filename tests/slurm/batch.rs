@@ -80,3 +80,47 @@ fn a_batch_job_is_reached_from_every_host() {
     assert_eq!(site.sh("alice", "pavo status 2>&1 || true; ls ~/.pavo/jobs").lines().count(), 2);
     site.nothing_left(&before);
 }
+
+#[test]
+fn a_job_in_the_queue_is_waited_for_and_says_why_it_waits() {
+    let site = Site::up(1);
+    let before = site.snapshot();
+    // All CPUs of the only host.
+    let first = site.sh("bob", "sbatch --parsable --exclusive -o first --wrap 'sleep 600'");
+    let first = first.trim();
+    site.until("bob", &format!("squeue -h -j {first} -o %T"), "RUNNING");
+    let job = site.batch("alice", "-c1 tiny:1");
+    site.until("alice", &format!("squeue -h -j {job} -o %R"), "(Resources)");
+
+    let run = |line: &str| site.run("alice", &["sh", "-c", line]);
+    let queued = format!("job {job} waits in Slurm's queue (pending: Resources)");
+    for line in ["ssh -j JOB vm0 true", "console -j JOB vm0", "status -j JOB", "ssh vm0 true"] {
+        let output = run(&format!("pavo {}", line.replace("JOB", &job.to_string())));
+        assert_eq!(output.status.code(), Some(4), "{line}: {output:?}");
+        assert!(output.stderr.contains(&queued), "{line}: {output:?}");
+        assert!(output.stderr.contains(&format!("`pavo wait -j {job}`")), "{line}: {output:?}");
+    }
+    let late = run(&format!("pavo wait -j {job} --timeout 1"));
+    assert_eq!(late.status.code(), Some(5), "{late:?}");
+    assert!(late.stderr.contains(&format!("error: {queued}")), "{late:?}");
+    // What is not pavo's, or nobody's, is not waited for.
+    let unknown = run("pavo wait -j 4711");
+    assert_eq!(unknown.status.code(), Some(4), "{unknown:?}");
+
+    let end = format!("(sleep 3; scancel {first}) >/dev/null 2>&1 &");
+    assert_eq!(site.sh("bob", &end), "");
+    let waited = run(&format!("pavo wait -j {job} && pavo status -j {job} -o ndjson"));
+    assert!(waited.status.success(), "{waited:?}");
+    assert!(waited.stderr.contains(&format!("Waiting: {queued}\n")), "{waited:?}");
+    assert!(waited.stdout.contains("\"state\":\"running\""), "{waited:?}");
+
+    // One that never begins.
+    let job = site.batch("alice", "-c1 --hold tiny:1");
+    let end = format!("(sleep 3; scancel {job}) >/dev/null 2>&1 &");
+    let given_up = run(&format!("{end} pavo wait -j {job}"));
+    assert_eq!(given_up.status.code(), Some(5), "{given_up:?}");
+    assert!(given_up.stderr.contains("JobHeldUser"), "{given_up:?}");
+    assert!(given_up.stderr.contains(&format!("job {job} has ended")), "{given_up:?}");
+    site.sh("alice", "pavo cancel");
+    site.nothing_left(&before);
+}

@@ -69,11 +69,13 @@ fn nothing_of_the_environment_can_add_a_line() {
     assert!(!ask.contains_key("sealed"), "{ask:?}");
     assert!(ask.get("node_list").is_none_or(|list| list == world.lab.host("n1").name()), "{ask:?}");
 
-    let long = world.done("printf 'A%.0s' {1..513}");
-    world.forget("n1");
-    world.done(&format!("PAVO_SEALED={long} srun --vm=eth:1 true"));
-    world.quiet("n1");
-    assert!(!world.asked("n1")[0].contains_key("sealed"));
+    for (length, passed) in [(4096, true), (4097, false)] {
+        let long = world.done(&format!("printf 'A%.0s' {{1..{length}}}"));
+        world.forget("n1");
+        world.done(&format!("PAVO_SEALED={long} srun --vm=eth:1 true"));
+        world.quiet("n1");
+        assert_eq!(world.asked("n1")[0].contains_key("sealed"), passed);
+    }
 }
 
 #[test]

@@ -23,7 +23,7 @@ use crate::ops::site::{as_node, as_person};
 use crate::store::Store;
 use crate::store::etcd::Etcd;
 use crate::store::keys;
-use crate::store::secret::{Secret, SiteKey, SitePublic};
+use crate::store::secret::{Letter, Secret, SiteKey, SitePublic};
 
 /// How long one member of etcd may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -109,11 +109,11 @@ fn keys_of_site(patient: &Patient) -> Outcome {
         return ok("site.pub can be read");
     }
     let private = SiteKey::read(&dir.join("site.key")).map_err(|error| error.help(help))?;
-    let secret = Secret::random()?;
+    let letter = Letter::new("doctor", 1, 1, Secret::random()?, ());
     let opened =
-        public.seal("doctor", 1, &secret).and_then(|text| private.open(&text, "doctor", 1));
+        public.seal(&letter).and_then(|text| private.open::<()>(&text, "doctor", 1, 1));
     match opened {
-        Ok(opened) if opened.expose() == secret.expose() => {
+        Ok(opened) if opened.secret == letter.secret => {
             ok("site.key opens what site.pub seals")
         }
         _ => Err(Error::system("site.key and site.pub are not a pair").help(help)),

@@ -28,7 +28,8 @@ use crate::ops::cleanup::{JOURNAL_DIR, NETNS_DIR};
 use crate::ops::publish::{self, Bound};
 use crate::ops::{site, site_store};
 use crate::store::etcd::Etcd;
-use crate::store::secret::SiteKey;
+use crate::store::secret::{Letter, Secret, SiteKey};
+use crate::vm::channel::Identity;
 
 /// Users without a name, as whom responders run: those of each cluster on a host as
 /// another, so that none can do anything to another's. systemd leaves this range alone, it
@@ -160,9 +161,10 @@ impl Wanted {
 
     async fn build(self, mut holding: Holding) -> Result<()> {
         crash::point("setup.held")?;
+        let letter = open_letter(&holding)?;
         let address = address_of(&holding.ask.node, "")?;
         let host = Host::new(NETNS_DIR.into());
-        let fabric = self.meet(&mut holding).await?;
+        let fabric = self.meet(&mut holding, letter.as_ref().map(|it| &it.secret)).await?;
         let switch = self.switch(&host, fabric.as_ref()).await?;
         let plan = self.plan(&holding, fabric, switch)?;
         crash::point("setup.planned")?;
@@ -175,14 +177,18 @@ impl Wanted {
         let vms = local_vms(&plan, &bound);
         start_guard(&mut holding, &plan, bound).await?;
         crash::point("setup.guarded")?;
-        tell_user(&holding, address, vms)?;
+        tell_user(&holding, address, vms, letter.map(|it| it.member))?;
         holding.pending = false;
         holding.save()?;
         crash::point("setup.done")
     }
 
     /// Makes the person known to the site, and finds the other hosts of the job.
-    async fn meet(&self, holding: &mut Holding) -> Result<Option<Fabric>> {
+    async fn meet(
+        &self,
+        holding: &mut Holding,
+        secret: Option<&Secret>,
+    ) -> Result<Option<Fabric>> {
         let Some(etcd) = &self.etcd else {
             return match holding.ask.nodes {
                 1 => Ok(None),
@@ -191,7 +197,7 @@ impl Wanted {
             };
         };
         let first = holding.ask.node_id == 0;
-        if holding.ask.nodes == 1 && holding.ask.sealed.is_none() {
+        if holding.ask.nodes == 1 && secret.is_none() {
             return Ok(None);
         }
         holding.stored = true;
@@ -199,8 +205,9 @@ impl Wanted {
         crash::point("setup.stored")?;
         let store = Etcd::connect(&site::as_node(etcd)?).await?;
         crash::point("setup.connected")?;
-        if let (true, Some(sealed)) = (first, &holding.ask.sealed) {
-            introduce(&store, holding, sealed).await?;
+        if let (true, Some(secret)) = (first, secret) {
+            // Lets the site's store know the person.
+            site_store::ensure_person(&store, &holding.user, secret).await?;
             crash::point("setup.introduced")?;
         }
         if holding.ask.nodes == 1 {
@@ -288,11 +295,11 @@ async fn start_guard(holding: &mut Holding, plan: &NetworkPlan, bound: Vec<Bound
     guard::start(holding, responders, handed).await
 }
 
-/// Lets the site's store know the person: with the secret that only root can open.
-async fn introduce(store: &Etcd, holding: &Holding, sealed: &str) -> Result<()> {
+/// What the person's launcher has sealed, if it has: only root can open it.
+fn open_letter(holding: &Holding) -> Result<Option<Letter<Identity>>> {
+    let Some(sealed) = &holding.ask.sealed else { return Ok(None) };
     let key = SiteKey::read(&Path::new(SITE_DIR).join("site.key"))?;
-    let secret = key.open(sealed, &holding.user, holding.ask.uid)?;
-    site_store::ensure_person(store, &holding.user, &secret).await.map(drop)
+    key.open(sealed, &holding.user, holding.ask.uid, holding.ask.job).map(Some)
 }
 
 /// Where other hosts reach the host of this name.
@@ -330,13 +337,19 @@ fn make_scratch(holding: &Holding) -> Result<()> {
 }
 
 /// Writes `host.json`, for the user's eyes.
-fn tell_user(holding: &Holding, address: Ipv4Addr, vms: Vec<LocalVm>) -> Result<()> {
+fn tell_user(
+    holding: &Holding,
+    address: Ipv4Addr,
+    vms: Vec<LocalVm>,
+    identity: Option<Identity>,
+) -> Result<()> {
     let report = HostReport {
         version: HostReport::VERSION,
         node: holding.ask.node.clone(),
         address,
         scratch: holding.scratch(),
         vms,
+        identity,
     };
     let text = serde_json::to_vec(&report).expect("a report is always valid JSON");
     let path = holding.dir().join("host.json");

@@ -1,4 +1,4 @@
-//! What root tells the VMs' processes of a host: `host.json`.
+//! What root tells the VMs' processes of a host, and nobody else: `host.json`.
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -9,6 +9,7 @@ use super::holding::run_dir;
 use crate::error::{Context, Error, Result};
 use crate::model::job::PublishedPort;
 use crate::model::vm::Nic;
+use crate::vm::channel::Identity;
 
 /// What was made for the local VMs of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +22,9 @@ pub struct HostReport {
     /// A folder of the user's for the VMs' disks, which goes with the cluster.
     pub scratch: PathBuf,
     pub vms: Vec<LocalVm>,
+    /// What the launcher has sealed for them; `None` where the site has no key to seal with.
+    #[serde(default)]
+    pub identity: Option<Identity>,
 }
 
 /// One VM's share of it.
