@@ -51,8 +51,9 @@ impl JobSelector {
         match self.queued(app).await {
             Ok(Some(job)) => {
                 let id = job.job;
-                Err(Error::not_found(job.why_not_yet())
-                    .help(format!("wait until its VMs run: `pavo wait -j {id}`; or give it up: `scancel {id}`")))
+                Err(Error::not_found(job.why_not_yet()).help(format!(
+                    "wait until its VMs run: `pavo wait -j {id}`; or give it up: `scancel {id}`"
+                )))
             }
             // A second question is no second trouble.
             Ok(None) | Err(_) => Err(error),

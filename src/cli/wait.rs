@@ -153,7 +153,10 @@ impl Wait {
                 let seconds = start.elapsed().as_secs();
                 return Err(Error::system(said)
                     .because(format!("that has not changed within {seconds} s"))
-                    .help(format!("wait longer: `--timeout`; or give it up: `scancel {}`", job.job)));
+                    .help(format!(
+                        "wait longer: `--timeout`; or give it up: `scancel {}`",
+                        job.job
+                    )));
             }
             let rest = deadline.map(|end| end.saturating_duration_since(Instant::now()));
             sleep(rest.map_or(pause, |rest| pause.min(rest))).await;

@@ -63,8 +63,9 @@ pub async fn main(input: OwnedFd, environment: &Environment) -> Result<()> {
 /// What makes us a member of the cluster. Root's word goes before what came over the network.
 fn identity(host: &HostReport, sent: Option<Identity>) -> Result<Identity> {
     host.identity.clone().or(sent).ok_or_else(|| {
-        Error::system("the cluster's key has not come with the set-up of this host")
-            .help("an administrator installs spank_pavo.so and pavo of the same release on all hosts")
+        Error::system("the cluster's key has not come with the set-up of this host").help(
+            "an administrator installs spank_pavo.so and pavo of the same release on all hosts",
+        )
     })
 }
 

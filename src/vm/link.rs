@@ -437,7 +437,8 @@ mod tests {
             assert_eq!(receiver.receive::<ToLauncher>().await.unwrap(), None);
         };
         let task = async {
-            let (given, mut sender, mut receiver) = join(&addresses, &identity, hello(), LIMIT).await.unwrap();
+            let (given, mut sender, mut receiver) =
+                join(&addresses, &identity, hello(), LIMIT).await.unwrap();
             assert_eq!(given, spec);
             assert_eq!(receiver.receive().await.unwrap(), Some(ToTask::Stop(Wish::Now)));
             let report =

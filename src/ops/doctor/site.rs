@@ -110,12 +110,9 @@ fn keys_of_site(patient: &Patient) -> Outcome {
     }
     let private = SiteKey::read(&dir.join("site.key")).map_err(|error| error.help(help))?;
     let letter = Letter::new("doctor", 1, 1, Secret::random()?, ());
-    let opened =
-        public.seal(&letter).and_then(|text| private.open::<()>(&text, "doctor", 1, 1));
+    let opened = public.seal(&letter).and_then(|text| private.open::<()>(&text, "doctor", 1, 1));
     match opened {
-        Ok(opened) if opened.secret == letter.secret => {
-            ok("site.key opens what site.pub seals")
-        }
+        Ok(opened) if opened.secret == letter.secret => ok("site.key opens what site.pub seals"),
         _ => Err(Error::system("site.key and site.pub are not a pair").help(help)),
     }
 }

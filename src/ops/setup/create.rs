@@ -184,11 +184,7 @@ impl Wanted {
     }
 
     /// Makes the person known to the site, and finds the other hosts of the job.
-    async fn meet(
-        &self,
-        holding: &mut Holding,
-        secret: Option<&Secret>,
-    ) -> Result<Option<Fabric>> {
+    async fn meet(&self, holding: &mut Holding, secret: Option<&Secret>) -> Result<Option<Fabric>> {
         let Some(etcd) = &self.etcd else {
             return match holding.ask.nodes {
                 1 => Ok(None),
