@@ -134,4 +134,23 @@ mod tests {
         let report = memory(Some(200 << 20), &task).unwrap_err().report();
         assert!(report.contains("grants 100 MiB to each VM"), "{report}");
     }
+
+    #[test]
+    fn the_clusters_key_is_roots_word_first() {
+        let mut host = HostReport {
+            version: HostReport::VERSION,
+            node: "n1".into(),
+            address: [127, 0, 0, 1].into(),
+            scratch: "/nowhere".into(),
+            vms: Vec::new(),
+            identity: None,
+        };
+        let (sealed, sent) = (Identity::generate("1").unwrap(), Identity::generate("2").unwrap());
+        assert!(identity(&host, Some(sent.clone())).unwrap() == sent);
+        let report = identity(&host, None).unwrap_err().report();
+        assert!(report.contains("has not come with the set-up"), "{report}");
+        host.identity = Some(sealed.clone());
+        assert!(identity(&host, Some(sent)).unwrap() == sealed);
+        assert!(identity(&host, None).unwrap() == sealed);
+    }
 }
