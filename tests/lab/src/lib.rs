@@ -20,6 +20,7 @@
 
 mod certs;
 mod cgroups;
+mod clock;
 mod enter;
 mod error;
 mod etcd;
