@@ -108,7 +108,8 @@ impl Identity {
     /// # Errors
     /// When there is no randomness.
     pub fn generate(owner: &str) -> Result<Self> {
-        issue(owner).while_doing(|| "making the cluster's certificate".into())
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        issue(owner, now).while_doing(|| "making the cluster's certificate".into())
     }
 
     /// What a listener needs.
@@ -166,8 +167,8 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-fn issue(owner: &str) -> Result<Identity, rcgen::Error> {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+/// `since_epoch` is what the clock of this host says.
+fn issue(owner: &str, since_epoch: Duration) -> Result<Identity, rcgen::Error> {
     let now = rcgen::date_time_ymd(1970, 1, 1) + since_epoch;
     let params = |title: String, names: Vec<String>| {
         let mut params = CertificateParams::new(names)?;
@@ -483,6 +484,30 @@ mod tests {
             error = join(address, &trusting) => error.unwrap_err().report(),
         };
         assert!(refused.contains("it does not take us for a member"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn clocks_may_be_off_by_hours_and_more_is_named() {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let hours = |count: u64| Duration::from_secs(count * 3600);
+        // The launcher's host is behind, or ahead.
+        for launcher in [now - hours(300 * 24), now - hours(1), now + hours(1), now + hours(23)] {
+            let identity = issue("7", launcher).unwrap();
+            let (mut listener, address) = listener(&identity).await;
+            let (_member, connected) = tokio::join!(listener.accept(), join(address, &identity));
+            connected.unwrap();
+        }
+        for launcher in [now + hours(25), now - hours(401 * 24)] {
+            let identity = issue("7", launcher).unwrap();
+            let (mut listener, address) = listener(&identity).await;
+            tokio::select! {
+                _ = listener.accept() => panic!("it is let in"),
+                refused = join(address, &identity) => {
+                    let refused = refused.unwrap_err().report();
+                    assert!(refused.contains("do the clocks of the hosts differ?"), "{refused}");
+                }
+            }
+        }
     }
 
     #[tokio::test]
