@@ -3,7 +3,7 @@
 //! [`Store`] is the part of etcd v3 that pavo needs, and no more: reads, pages of a
 //! prefix, one conditional commit, watches that resume, leases. There are two: one
 //! machine uses [`embedded`], a site [`etcd`]. Everything above is written to the trait,
-//! and `tests/store.rs` holds what both must pass.
+//! and `tests/store` holds what both must pass.
 //!
 //! # What holds
 //!

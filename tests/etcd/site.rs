@@ -12,6 +12,7 @@ use pavo::store::secret::Secret;
 use pavo::store::{Change, Check, Commit, Event, Seen, Store, get_json, keys, put_json};
 
 use crate::certificates::Authority;
+use crate::helpers::next;
 use crate::server::{Cluster, Setup};
 use crate::{changes, plain, put, run};
 
@@ -379,7 +380,7 @@ fn a_node_watches_the_hosts_of_a_job() {
         let job = Owner::local(1);
         let mut watch = first.watch(&keys::step_hosts("ada", job, 0), 0).await.unwrap();
         put_json(&second, &keys::host_record("ada", job, 0, 1), "there").await.unwrap();
-        let seen = crate::next(&mut watch).await;
+        let seen = next(&mut watch).await;
         let Seen::Changes { events, .. } = seen else { panic!("{seen:?}") };
         let [Event::Put(entry)] = &events[..] else { panic!("{events:?}") };
         let record = keys::HostKey::Record { node_id: 1 };

@@ -1,4 +1,4 @@
-//! What only this store promises; the rest is in `tests/store.rs`.
+//! What only this store promises; the rest is in `tests/store`.
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;

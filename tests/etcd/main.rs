@@ -1,38 +1,25 @@
 //! A site's etcd that misbehaves: members that die, hang, fill up; log-ins that end.
 //!
-//! `tests/store.rs` holds what every store must do; here is what only a cluster of
-//! servers can do wrong. Who may do what is in `etcd/site.rs`.
+//! `tests/store` holds what every store must do; here is what only a cluster of
+//! servers can do wrong. Who may do what is in `site.rs`.
 
-use std::future::Future;
 use std::time::{Duration, Instant};
 
 use etcd_client::Client;
-use futures_util::StreamExt;
+use helpers::{add_one, changes, done, put, run, value};
 use pavo::error::Kind;
 use pavo::model::owner::Owner;
 use pavo::store::etcd::{Access, Etcd, Login};
 use pavo::store::pool::Pool;
-use pavo::store::{Change, Check, Commit, Event, Revision, Seen, Store, Watch, keys, list_all};
+use pavo::store::{Change, Check, Store, keys, list_all};
 use server::{Cluster, Setup};
 
-#[path = "etcd/certificates.rs"]
 mod certificates;
-#[path = "etcd/lost.rs"]
+#[path = "../shared/store.rs"]
+mod helpers;
 mod lost;
-#[path = "etcd/server.rs"]
 mod server;
-#[path = "etcd/site.rs"]
 mod site;
-
-/// No test waits longer for anything.
-const PATIENCE: Duration = Duration::from_secs(90);
-
-/// Runs a test on a runtime of its own, with an end.
-fn run<T>(test: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let outcome = runtime.block_on(async { tokio::time::timeout(PATIENCE, test).await });
-    outcome.expect("the test waits for something that does not come")
-}
 
 fn plain(cluster: &Cluster, login: Login) -> Access {
     Access { endpoints: cluster.endpoints(), ca: None, certificate: None, login }
@@ -44,37 +31,6 @@ async fn open(cluster: &Cluster) -> Etcd {
 
 fn three() -> Cluster {
     Cluster::start(Setup { members: 3, ..Setup::default() })
-}
-
-fn put(key: &str, value: &str) -> Change {
-    Change::Put { key: key.into(), value: value.into(), lease: None }
-}
-
-async fn done(store: &Etcd, checks: &[Check], changes: &[Change]) -> Revision {
-    match store.commit(checks, changes).await.unwrap() {
-        Commit::Done(revision) => revision,
-        Commit::Conflict(entries) => panic!("a conflict with {entries:?}"),
-    }
-}
-
-async fn value(store: &Etcd, key: &str) -> String {
-    String::from_utf8(store.get(key).await.unwrap().unwrap().value).unwrap()
-}
-
-async fn next(watch: &mut Watch) -> Seen {
-    watch.next().await.expect("the watch has ended").unwrap()
-}
-
-/// The next changes: their revision, and `key=value` or `-key` for each.
-async fn changes(watch: &mut Watch) -> (Revision, Vec<String>) {
-    let Seen::Changes { revision, events } = next(watch).await else {
-        panic!("the history is lost")
-    };
-    let text = |event: &Event| match event {
-        Event::Put(entry) => format!("{}={}", entry.key, String::from_utf8_lossy(&entry.value)),
-        Event::Delete { key, .. } => format!("-{key}"),
-    };
-    (revision, events.iter().map(text).collect())
 }
 
 /// The number of the member that leads.
@@ -95,15 +51,7 @@ async fn leader(cluster: &Cluster) -> usize {
 /// Counts up, as one of several who do.
 async fn increment(store: &Etcd, times: u32) {
     for _ in 0..times {
-        loop {
-            let entry = store.get("/t/counter").await.unwrap();
-            let number: u32 = entry.as_ref().map_or(0, |entry| entry.json().unwrap());
-            let check = Check::unchanged("/t/counter", entry.as_ref());
-            let change = Change::put_json("/t/counter", &(number + 1)).unwrap();
-            if let Commit::Done(_) = store.commit(&[check], &[change]).await.unwrap() {
-                break;
-            }
-        }
+        add_one(store).await;
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
@@ -133,7 +81,7 @@ fn no_commit_is_lost_or_done_twice_while_leaders_die() {
             }
         };
         tokio::join!(work, trouble);
-        assert_eq!(value(&a, "/t/counter").await, "600");
+        assert_eq!(value(&a, "/t/counter").await.unwrap(), "600");
     });
 }
 
@@ -150,7 +98,7 @@ fn a_lost_leader_is_hidden() {
         let read = begun.elapsed();
         let check = Check::Revision("/t/a".into(), entry.revision);
         done(&store, &[check], &[put("/t/a", "2")]).await;
-        assert_eq!(value(&store, "/t/a").await, "2");
+        assert_eq!(value(&store, "/t/a").await.unwrap(), "2");
         println!("leader killed: read after {read:.1?}, written after {:.1?}", begun.elapsed());
         assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
     });
@@ -179,7 +127,7 @@ fn a_member_that_hangs_is_left_and_what_it_was_told_comes_too_late() {
         assert_eq!(changes(&mut watch).await.1, ["/t/a=2"]);
         hanging.resume();
         tokio::time::sleep(Duration::from_secs(2)).await;
-        assert_eq!(value(&store, "/t/a").await, "2");
+        assert_eq!(value(&store, "/t/a").await.unwrap(), "2");
         done(&store, &[], &[put("/t/a", "3")]).await;
         assert_eq!(changes(&mut watch).await.1, ["/t/a=3"], "1 does not come again");
     });
@@ -230,7 +178,7 @@ fn members_that_are_down_do_not_delay_the_others() {
         cluster.members[dead].kill();
         let begun = Instant::now();
         for _ in 0..5 {
-            assert_eq!(value(&open(&cluster).await, "/t/a").await, "1");
+            assert_eq!(value(&open(&cluster).await, "/t/a").await.unwrap(), "1");
         }
         assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     });
@@ -260,7 +208,7 @@ fn a_full_etcd_says_so_and_is_still_read() {
         let report = error.report();
         assert!(report.contains("etcd is full") && report.contains("NOSPACE"), "{report}");
         assert!(report.contains("etcdctl alarm disarm"), "{report}");
-        assert_eq!(value(&store, "/t/0").await.len(), large.len());
+        assert_eq!(value(&store, "/t/0").await.unwrap().len(), large.len());
         let all = Change::DeletePrefix { prefix: "/t/".into() };
         done(&store, &[], &[all]).await;
         assert!(list_all(&store, "/t/").await.unwrap().0.is_empty());
