@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::world::{Output, World, world};
+use super::running::Output;
+use super::world::{World, world};
 
 /// After a process was first seen: in the middle of a start, and when all is up.
 const MOMENTS: [u64; 5] = [0, 20, 60, 150, 400];

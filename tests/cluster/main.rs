@@ -12,6 +12,7 @@ mod boot;
 mod death;
 mod processes;
 mod refused;
+mod running;
 mod session;
 #[path = "../shared/tiny.rs"]
 mod tiny;

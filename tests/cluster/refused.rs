@@ -7,7 +7,8 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-use super::world::{Output, World, prepared_world, world};
+use super::running::Output;
+use super::world::{World, prepared_world, world};
 
 const QEMUS: &str = "\
 no-qemu: {image: tiny, qemu-bin: /no/qemu}

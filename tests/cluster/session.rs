@@ -11,7 +11,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::termios::{LocalFlags, tcgetattr};
 
-use super::world::{Running, World, prepared_world, world};
+use super::running::Running;
+use super::world::{World, prepared_world, world};
 
 /// A terminal with a program on it.
 pub struct Terminal {
