@@ -18,7 +18,7 @@ use pavo::config::{Ethernet, Network};
 use pavo::host::journal::Journal;
 use pavo::host::{Host, netns, process};
 use pavo::model::owner::Owner;
-use pavo::network::{Fabric, Outside, Peer, Request, Switch, VmNetworks, plan};
+use pavo::network::{Fabric, Outside, Peer, Request, Switch, SwitchKind, VmNetworks, plan};
 
 /// How long one connection sends.
 const SPAN: Duration = Duration::from_millis(200);
@@ -120,6 +120,7 @@ fn ours(dir: &Path, this: u8) -> End {
             peers: vec![Peer {
                 node: "other".into(),
                 address: address(other),
+                switch: SwitchKind::Linux,
                 vms: vec![vm(other)],
             }],
         }),

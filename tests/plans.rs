@@ -53,7 +53,8 @@ fn across(request: Request, this: usize, vms: &[u32]) -> Request {
             let ranks = next..next + count;
             next = ranks.end;
             let address = [192, 0, 2, index + 1].into();
-            Peer { node: format!("n{index}"), address, vms: ranks.map(vm).collect() }
+            let (node, switch) = (format!("n{index}"), request.switch.kind());
+            Peer { node, address, switch, vms: ranks.map(vm).collect() }
         })
         .collect();
     let own = hosts.remove(this);

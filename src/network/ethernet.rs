@@ -362,7 +362,7 @@ fn tables(request: &Request, segments: &[Segment<'_>]) -> Vec<Table> {
     }
     let tunnels: Vec<_> = segments.iter().filter_map(|segment| segment.tunnel.as_ref()).collect();
     if let (Some(fabric), false) = (&request.fabric, tunnels.is_empty()) {
-        tables.push(fabric::table(request.owner, fabric.address, &tunnels, request.switch));
+        tables.push(fabric::table(request.owner, fabric, &tunnels, request.switch));
     }
     tables
 }

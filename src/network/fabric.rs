@@ -19,6 +19,17 @@
 //!   this, any user's program on one host of the job could write frames for all others. On
 //!   [Open vSwitch](super::ovs) they have a mark instead.
 //!
+//! What leaves cannot be told by its key alone: of a datagram that the kernel cuts into many
+//! (UDP_SEGMENT), here is seen the first only, and the others say what they like. So
+//!
+//! - nothing for the port of VXLAN leaves **in the name of this host** but what a VXLAN device
+//!   sends, or root: no user's program, no packet passed on behind NAT. A VXLAN of the site's
+//!   own goes on, of its users' packets too: these keep their socket, but come from a device;
+//! - whoever has the Linux switch sends from **ports that only root has**, and is not believed
+//!   from others. Open vSwitch sends from any, and all depends on the host that sends.
+//!
+//! Tunnels are IPv4; what comes by IPv6 no device of ours takes.
+//!
 //! Key, port and addresses are not secret, and nothing is encrypted: who can send with
 //! a host's address on the underlay is trusted.
 
@@ -28,7 +39,7 @@ use std::net::Ipv4Addr;
 use serde_json::{Value, json};
 
 use super::ruleset::*;
-use super::{Fabric, Request, Switch};
+use super::{Fabric, Request, Switch, SwitchKind};
 use crate::error::{Error, Result};
 use crate::host::nft::{Family, Table};
 use crate::host::ovs;
@@ -48,6 +59,8 @@ pub const DROPS: [&str; 3] = ["vxlan-host", "vxlan-guest", "vxlan-forged"];
 
 /// Before everything else.
 const FIRST: i32 = -300;
+/// After NAT, which may make a packet look like this host's.
+const LAST: i32 = 300;
 
 /// A network's way to the job's other hosts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,15 +131,21 @@ pub fn check(request: &Request) -> Result<()> {
 }
 
 /// The table that guards the keys of a job on the underlay.
-pub fn table(owner: Owner, address: Ipv4Addr, tunnels: &[&Tunnel], switch: Switch) -> Table {
+pub fn table(owner: Owner, fabric: &Fabric, tunnels: &[&Tunnel], switch: Switch) -> Table {
     let hosts: BTreeSet<_> = tunnels.iter().flat_map(|tunnel| tunnel.hosts()).collect();
     let keys: Vec<u32> = tunnels.iter().map(|tunnel| tunnel.key).collect();
     let is_ours = || [eq(field("udp", "dport"), PORT), eq(key(), json!({ "set": keys }))];
     let from = |host: &Ipv4Addr| format!("from-{host}");
+    let linux = |host: &Ipv4Addr| {
+        fabric.peers.iter().any(|peer| peer.address == *host && peer.switch == SwitchKind::Linux)
+    };
     let mut objects: Vec<Value> = DROPS.iter().map(|name| counter(name)).collect();
     for host in &hosts {
         let chain_name = from(host);
         objects.push(chain(&chain_name));
+        if linux(host) {
+            objects.push(forged(&chain_name, &[ne(field("udp", "sport"), ports_of_root())]));
+        }
         for tunnel in tunnels {
             let guests = tunnel.guests.iter().filter(|guest| guest.host == *host);
             let macs: Vec<u64> = guests.map(|guest| number(guest.mac)).collect();
@@ -138,13 +157,6 @@ pub fn table(owner: Owner, address: Ipv4Addr, tunnels: &[&Tunnel], switch: Switc
         objects.push(dropped(&chain_name, "vxlan-guest"));
     }
     let by_host: Vec<_> = hosts.iter().map(|host| (json!(host), goto(&from(host)))).collect();
-    let ports = json!({ "range": [SOURCE_PORTS.0, SOURCE_PORTS.1] });
-    let by_root = match switch {
-        Switch::Linux => eq(field("udp", "sport"), ports),
-        // Open vSwitch that is its own datapath sends past this table.
-        Switch::Ovs(_) => eq(meta("mark"), ovs::MARK),
-    };
-    let sent_here = [eq(field("ip", "saddr"), address), by_root, accept()];
     let judged = |hook: &str, to: &str| {
         let [port, key] = is_ours();
         rule(hook, &[port, key, goto(to)])
@@ -161,19 +173,49 @@ pub fn table(owner: Owner, address: Ipv4Addr, tunnels: &[&Tunnel], switch: Switc
         // At this hook fragments have been put together.
         hook("filter", "input", FIRST, "accept"),
         judged("input", "arriving"),
-        chain("leaving"),
-        rule("leaving", &sent_here),
-        dropped("leaving", "vxlan-forged"),
-        // Before NAT, which would make guests' packets look like the host's.
-        hook("filter", "postrouting", FIRST, "accept"),
-        judged("postrouting", "leaving"),
         // Other rules of the host track connections; of these there is nothing to know.
         hook("filter", "prerouting", FIRST, "accept"),
         untracked("prerouting"),
         hook("filter", "output", FIRST, "accept"),
         untracked("output"),
     ]);
+    objects.extend(leaving(fabric.address, &keys, tunnels, switch));
     Table { family: Family::Ip, name: format!("pavo_{owner}"), objects }
+}
+
+/// What may leave for the port of VXLAN.
+fn leaving(address: Ipv4Addr, keys: &[u32], tunnels: &[&Tunnel], switch: Switch) -> Vec<Value> {
+    let own = || eq(field("ip", "saddr"), address);
+    let links: Vec<_> = tunnels.iter().map(|tunnel| json!(tunnel.link)).collect();
+    let mut objects = vec![
+        set("tunnels", &["ifname"], &links),
+        chain("leaving"),
+        hook("filter", "postrouting", LAST, "accept"),
+        rule("postrouting", &[eq(field("udp", "dport"), PORT), goto("leaving")]),
+    ];
+    let mut add = |words: &[Value]| objects.push(rule("leaving", words));
+    match switch {
+        // By our device, or by nobody's: a program, or a kernel that does not say which.
+        Switch::Linux => {
+            let by_root = || eq(field("udp", "sport"), ports_of_root());
+            add(&[eq(meta("iifname"), "@tunnels"), own(), by_root(), accept()]);
+            add(&[eq(meta("iif"), 0), own(), by_root(), accept()]);
+        }
+        // Open vSwitch that is its own datapath sends past this table.
+        Switch::Ovs(_) => add(&[eq(meta("mark"), ovs::MARK), own(), accept()]),
+    }
+    objects.push(forged("leaving", &[eq(key(), json!({ "set": keys }))]));
+    let mut add = |words: &[Value]| objects.push(rule("leaving", words));
+    add(&[eq(meta("iifkind"), "vxlan"), accept()]);
+    // Nobody believes these, but for this host itself.
+    add(&[ne(field("ip", "saddr"), address), ne(meta("oifname"), "lo"), accept()]);
+    add(&[eq(meta("skuid"), 0), accept()]);
+    objects.push(dropped("leaving", "vxlan-forged"));
+    objects
+}
+
+fn ports_of_root() -> Value {
+    json!({ "range": [SOURCE_PORTS.0, SOURCE_PORTS.1] })
 }
 
 /// The key in a VXLAN header, which follows the UDP header.
@@ -188,6 +230,11 @@ fn source() -> Value {
 
 fn number(Mac(mac): Mac) -> u64 {
     mac.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+/// A rule that drops what somebody's program wrote.
+fn forged(chain: &str, matches: &[Value]) -> Value {
+    rule(chain, &[matches, &[count("vxlan-forged"), drop()]].concat())
 }
 
 fn dropped(chain: &str, name: &str) -> Value {

@@ -74,6 +74,7 @@ pub struct Peer {
     pub node: String,
     /// On the underlay.
     pub address: Ipv4Addr,
+    pub switch: SwitchKind,
     /// The VMs that run there.
     pub vms: Vec<VmNetworks>,
 }
@@ -98,10 +99,25 @@ pub enum Switch {
 }
 
 impl Switch {
+    pub fn kind(self) -> SwitchKind {
+        match self {
+            Self::Linux => SwitchKind::Linux,
+            Self::Ovs(_) => SwitchKind::Ovs,
+        }
+    }
+
     /// Whether it takes frames whose checksums and segments are left to the hardware.
     pub fn takes_offloads(self) -> bool {
         self != Self::Ovs(Datapath::Netdev)
     }
+}
+
+/// What the job's other hosts have to know of a host's switch: [`fabric`] says why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SwitchKind {
+    Linux,
+    Ovs,
 }
 
 /// What lies beyond the namespace in which the plan is applied.

@@ -20,6 +20,8 @@
 //! - Into the namespace come only answers.
 //! - Guests never get a source port below 1024 on the host's address: servers such as
 //!   NFS take those for root's.
+//! - Guests send nothing to the port of VXLAN: NAT would make it the host's, which other
+//!   hosts believe.
 //! - Tables of others are not touched; where one drops forwarded packets, that wins.
 
 use std::net::Ipv4Addr;
@@ -29,6 +31,7 @@ use serde_json::{Value, json};
 use super::Outside;
 use super::ruleset::*;
 use crate::host::nft::{Family, Table};
+use crate::host::tunnel;
 use crate::model::address::Subnet;
 use crate::model::owner::Owner;
 
@@ -45,8 +48,15 @@ const SOURCE_NAT: i32 = 100;
 /// The rules of the inner table that drop, by the names of their counters.
 pub const INNER_DROPS: [&str; 4] = ["gateway-service", "outbound", "forward", "stray-ipv6"];
 /// The rules of the outer table that drop, by the names of their counters.
-pub const OUTER_DROPS: [&str; 6] =
-    ["source-address", "other-jobs", "host-service", "unsolicited", "pasta-gateway", "stray-ipv6"];
+pub const OUTER_DROPS: [&str; 7] = [
+    "source-address",
+    "other-jobs",
+    "host-service",
+    "unsolicited",
+    "pasta-gateway",
+    "stray-ipv6",
+    "vxlan",
+];
 
 /// An L3 network's way out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,6 +134,8 @@ pub fn outer_table(owner: Owner, uplinks: &[Uplink], outside: &Outside) -> Table
         rule("from-uplink", &[eq(source, "@sources"), goto("from-job")]),
         dropped("from-uplink", &[is_ipv6()], "stray-ipv6"),
         dropped("from-uplink", &[], "source-address"),
+        // Fragments have been put together: NAT needs that.
+        dropped("from-job", &[eq(field("udp", "dport"), tunnel::PORT)], "vxlan"),
         // All packets of the host come by here: one look for those of others.
         hook("filter", "prerouting", RAW, "accept"),
         rule("prerouting", &[from_job(), goto("from-uplink")]),

@@ -22,7 +22,7 @@ use crate::error::{Context, Error, Result, WireError};
 use crate::host::step::Step;
 use crate::host::{Host, process, spawn};
 use crate::model::owner::Owner;
-use crate::network::{Fabric, Outside, Peer, Request, Switch, VmNetworks, plan};
+use crate::network::{Fabric, Outside, Peer, Request, Switch, SwitchKind, VmNetworks, plan};
 
 /// Rehearses in a child process, for `limit` at most.
 ///
@@ -97,7 +97,12 @@ fn request() -> Request {
         nic_model: "virtio-net".into(),
         networks: vec!["net".to_owned()],
     };
-    let peer = Peer { node: "peer".into(), address: [192, 0, 2, 2].into(), vms: vec![vm(1)] };
+    let peer = Peer {
+        node: "peer".into(),
+        address: [192, 0, 2, 2].into(),
+        switch: SwitchKind::Linux,
+        vms: vec![vm(1)],
+    };
     Request {
         owner: Owner::local(1),
         keeper: process::current(),

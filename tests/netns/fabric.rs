@@ -11,26 +11,26 @@ use pavo::network::{NetworkPlan, Request, plan};
 
 use super::lab::*;
 
-const JOB: u32 = 3;
+pub(super) const JOB: u32 = 3;
 /// That of job 3 on its first network.
-const KEY: u32 = 0x301;
+pub(super) const KEY: u32 = 0x301;
 
 /// A namespace with a journal of its own.
-struct Node {
-    netns: PathBuf,
+pub(super) struct Node {
+    pub(super) netns: PathBuf,
     dir: PathBuf,
 }
 
 /// Hosts 192.0.2.1, .2 …, and a stranger, .99.
-struct Wire {
-    nodes: Vec<Node>,
-    stranger: PathBuf,
+pub(super) struct Wire {
+    pub(super) nodes: Vec<Node>,
+    pub(super) stranger: PathBuf,
     /// Where their links meet: all that is sent can be seen.
     netns: PathBuf,
 }
 
 impl Wire {
-    fn new(lab: &Lab, hosts: u8) -> Self {
+    pub(super) fn new(lab: &Lab, hosts: u8) -> Self {
         let namespace = |name: &str| {
             let path = lab.host.netns(name);
             netns::create(&path).unwrap();
@@ -59,7 +59,12 @@ impl Wire {
     }
 
     /// Starts a job with so many VMs on each host; its plans and guests, in the order of ranks.
-    fn start(&self, job: u32, network: &Ethernet, vms: &[u32]) -> (Vec<NetworkPlan>, Vec<Guest>) {
+    pub(super) fn start(
+        &self,
+        job: u32,
+        network: &Ethernet,
+        vms: &[u32],
+    ) -> (Vec<NetworkPlan>, Vec<Guest>) {
         let (mut plans, mut guests) = (Vec::new(), Vec::new());
         for (this, node) in self.nodes.iter().enumerate().take(vms.len()) {
             let request = request(job, 0, &[("net", network.clone())]);
@@ -111,7 +116,7 @@ impl Node {
     }
 
     /// What a job counted, on the underlay (`ip`) or in its switch (`bridge`).
-    fn counters(&self, family: &str, job: u32) -> Counters {
+    pub(super) fn counters(&self, family: &str, job: u32) -> Counters {
         counters(Some(&self.netns), family, &format!("pavo_{}", Owner::local(job)))
     }
 }
@@ -123,18 +128,18 @@ fn faults(before: &Counters, after: &Counters) -> Counters {
     grown
 }
 
-fn hello(from: &Guest, to: &Guest, text: &str) -> Vec<u8> {
+pub(super) fn hello(from: &Guest, to: &Guest, text: &str) -> Vec<u8> {
     let packet = ipv4(from.ip, to.ip, 17, &udp(1000, 1000, text.as_bytes()));
     ethernet(to.mac, from.mac, 0x0800, &packet)
 }
 
 /// A VXLAN packet's payload.
-fn vxlan(key: u32, frame: &[u8]) -> Vec<u8> {
+pub(super) fn vxlan(key: u32, frame: &[u8]) -> Vec<u8> {
     let [_, key @ ..] = key.to_be_bytes();
     [&[8, 0, 0, 0][..], &key, &[0], frame].concat()
 }
 
-fn socket(netns: &Path, address: [u8; 4], port: u16) -> UdpSocket {
+pub(super) fn socket(netns: &Path, address: [u8; 4], port: u16) -> UdpSocket {
     let bind = || UdpSocket::bind((Ipv4Addr::from(address), port));
     netns::with_netns(netns, bind).unwrap().unwrap()
 }
@@ -372,8 +377,9 @@ fn neither_users_nor_guests_of_a_host_write_packets_of_a_job() {
         let packet = udp(600, 4789, &forged);
         hostile.send(&hostile.to_gateway([192, 0, 2, 1].into(), 17, &packet));
         hostile.ping_gateway();
-        let grown = grown(&before, &node.counters("ip", JOB));
-        assert_eq!(grown, [("vxlan-forged".to_owned(), 2)].into());
+        // Where the kernel shows bridged frames to these rules, the guest's ends there.
+        let forged = grown(&before, &node.counters("ip", JOB))["vxlan-forged"];
+        assert_eq!(forged + node.counters("inet", 4)["vxlan"], 2);
         let seen = a.until(&b, &hello(&b, &a, "end"));
         assert!(!seen.iter().any(|frame| frame.ends_with(b"forged")), "{seen:02x?}");
     });

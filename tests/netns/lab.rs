@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{setsockopt, sockopt};
 use pavo::config::{Ethernet, Network};
 use pavo::error::Result;
 use pavo::host::journal::{Journal, Plan};
@@ -17,7 +19,7 @@ use pavo::host::{Host, netns, process, tap};
 use pavo::model::address::Mac;
 use pavo::model::owner::Owner;
 use pavo::model::vm::Nic;
-use pavo::network::{Fabric, Outside, Peer, Request, Switch, VmNetworks};
+use pavo::network::{Fabric, Outside, Peer, Request, Switch, SwitchKind, VmNetworks};
 
 /// How long something that must happen may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -192,6 +194,30 @@ pub fn sh(netns: Option<&Path>, script: &str) -> String {
     }
 }
 
+/// What a program of an ordinary user does in a namespace. Nothing, said loudly, where there
+/// is no other user than root: in a user namespace.
+pub fn as_user<T: Send>(netns: &Path, work: impl FnOnce() -> T + Send) -> Option<T> {
+    const USER: libc::uid_t = 4711;
+    let on_a_thread_of_its_own = || {
+        #[expect(unsafe_code)]
+        // SAFETY: it takes numbers only. Without the C library it changes this thread alone.
+        let answer = unsafe { libc::syscall(libc::SYS_setresuid, USER, USER, USER) };
+        (answer == 0).then(work)
+    };
+    let done = netns::with_netns(netns, on_a_thread_of_its_own).unwrap();
+    if done.is_none() {
+        skip("needs a second user");
+    }
+    done
+}
+
+/// Sends datagrams of one length as one packet, which the kernel cuts at the last moment.
+pub fn send_in_one(socket: &UdpSocket, parts: &[&[u8]], to: SocketAddrV4) -> std::io::Result<()> {
+    assert!(parts.iter().all(|part| part.len() == parts[0].len()));
+    setsockopt(socket, sockopt::UdpGsoSegment, &(parts[0].len() as i32)).unwrap();
+    socket.send_to(&parts.concat(), to).map(drop)
+}
+
 /// A request for `vms` VMs on each of these networks.
 pub fn request(job: u32, vms: u32, networks: &[(&str, Ethernet)]) -> Request {
     let named =
@@ -223,6 +249,7 @@ pub fn across(request: Request, this: usize, vms: &[u32]) -> Request {
         Peer {
             node: format!("n{index}"),
             address: [192, 0, 2, index + 1].into(),
+            switch: SwitchKind::Linux,
             vms: ranks.map(vm).collect(),
         }
     });

@@ -4,6 +4,7 @@
 //! Elsewhere the tests are skipped, loudly; where `CI` is set that is a failure.
 
 mod fabric;
+mod forged;
 mod journal;
 mod lab;
 mod traffic;

@@ -19,7 +19,7 @@ use pavo::host::{Host, netns, spawn, tap};
 use pavo::model::address::Mac;
 use pavo::model::owner::{Manager, Owner};
 use pavo::model::vm::Nic;
-use pavo::network::{Switch, ovs, plan};
+use pavo::network::{Switch, SwitchKind, ovs, plan};
 
 use super::lab::{Counters, Lab, across, eventually, in_netns, request, sh, skip};
 
@@ -227,6 +227,7 @@ pub fn job_on(node: &Node, networks: &[(&str, Ethernet)], switch: Switch) -> Job
     fabric.keys = (KEY..).take(networks.len()).collect();
     for peer in &mut fabric.peers {
         peer.address = Ipv4Addr::new(10, 98, 0, 3 - node.number);
+        peer.switch = SwitchKind::Ovs;
     }
     let plan = plan(&request).unwrap();
     let nics = plan.nics.into_iter().flat_map(|(_, nics)| nics).collect();

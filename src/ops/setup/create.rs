@@ -164,8 +164,11 @@ impl Wanted {
         let letter = open_letter(&holding)?;
         let address = address_of(&holding.ask.node, "")?;
         let host = Host::new(NETNS_DIR.into());
-        let fabric = self.meet(&mut holding, letter.as_ref().map(|it| &it.secret)).await?;
-        let switch = self.switch(&host, fabric.as_ref()).await?;
+        let secret = letter.as_ref().map(|it| &it.secret);
+        let (fabric, switch) = match self.meet(&host, &mut holding, secret).await? {
+            Some((fabric, switch)) => (Some(fabric), switch),
+            None => (None, self.switch(&host, None).await?),
+        };
         let plan = self.plan(&holding, fabric, switch)?;
         crash::point("setup.planned")?;
         make_scratch(&holding)?;
@@ -184,7 +187,12 @@ impl Wanted {
     }
 
     /// Makes the person known to the site, and finds the other hosts of the job.
-    async fn meet(&self, holding: &mut Holding, secret: Option<&Secret>) -> Result<Option<Fabric>> {
+    async fn meet(
+        &self,
+        host: &Host,
+        holding: &mut Holding,
+        secret: Option<&Secret>,
+    ) -> Result<Option<(Fabric, Switch)>> {
         let Some(etcd) = &self.etcd else {
             return match holding.ask.nodes {
                 1 => Ok(None),
@@ -215,7 +223,10 @@ impl Wanted {
         });
         let underlay = Underlay::of(address_of(&holding.ask.node, suffix.unwrap_or_default())?)?;
         let interfaces = |rank: u32| self.interfaces(&holding.ask, rank);
-        fabric::join(&store, holding, underlay, &self.networks, &interfaces).await.map(Some)
+        let switch = self.switch(host, Some(&underlay.link)).await?;
+        let kind = switch.kind();
+        let fabric = fabric::join(&store, holding, underlay, kind, &self.networks, &interfaces);
+        Ok(Some((fabric.await?, switch)))
     }
 
     /// The interfaces of a VM, wherever it runs.
@@ -229,11 +240,10 @@ impl Wanted {
     }
 
     /// What carries the frames of this job's guests here.
-    async fn switch(&self, host: &Host, fabric: Option<&Fabric>) -> Result<Switch> {
+    async fn switch(&self, host: &Host, underlay: Option<&str>) -> Result<Switch> {
         if self.switch == SwitchChoice::Linux {
             return Ok(Switch::Linux);
         }
-        let underlay = fabric.map(|fabric| fabric.link.as_str());
         match network::ovs::decide(host, underlay).await {
             (Switch::Linux, why) if self.switch == SwitchChoice::Ovs => {
                 Err(Error::system("this host has no Open vSwitch that could carry the cluster")

@@ -29,7 +29,7 @@ use crate::error::{Context, Error, Kind, Result, WireError};
 use crate::host::crash;
 use crate::model::hostlist;
 use crate::model::owner::Owner;
-use crate::network::{Fabric, Peer, VmNetworks};
+use crate::network::{Fabric, Peer, SwitchKind, VmNetworks};
 use crate::store::keys::{self, HostKey};
 use crate::store::pool::Pool;
 use crate::store::{Change, Check, Commit, Entry, Event, MAX_OPERATIONS, Seen, Store, list_all};
@@ -57,6 +57,8 @@ pub struct HostRecord {
     pub node: String,
     /// On the underlay.
     pub address: Ipv4Addr,
+    /// From which ports others may expect its tunnels' packets.
+    pub switch: SwitchKind,
     pub ranks: Vec<u32>,
     /// Of this start of the job: an earlier one may have left its records.
     pub step: u32,
@@ -71,6 +73,7 @@ pub async fn give_up(store: &dyn Store, ask: &Ask, user: &str, error: &Error) ->
     let record = HostRecord {
         node: ask.node.clone(),
         address: Ipv4Addr::UNSPECIFIED,
+        switch: SwitchKind::Linux,
         ranks: Vec::new(),
         step: ask.step,
         restart: ask.restart,
@@ -120,11 +123,12 @@ pub async fn join(
     store: &dyn Store,
     holding: &Holding,
     underlay: Underlay,
+    switch: SwitchKind,
     networks: &[(String, Network)],
     interfaces: &dyn Fn(u32) -> VmNetworks,
 ) -> Result<Fabric> {
     let ask = &holding.ask;
-    publish(store, holding, underlay.address, networks).await?;
+    publish(store, holding, (underlay.address, switch), networks).await?;
     crash::point("fabric.published")?;
     let limit = timeout(others_limit(ask), Known::complete(store, holding, networks)).await;
     let known = match limit {
@@ -137,6 +141,7 @@ pub async fn join(
         known.hosts.into_iter().filter(|(id, _)| *id != ask.node_id).map(|(_, host)| Peer {
             node: host.node,
             address: host.address,
+            switch: host.switch,
             vms: host.ranks.into_iter().map(interfaces).collect(),
         });
     let Underlay { address, link, mtu } = underlay;
@@ -147,13 +152,14 @@ pub async fn join(
 async fn publish(
     store: &dyn Store,
     holding: &Holding,
-    address: Ipv4Addr,
+    (address, switch): (Ipv4Addr, SwitchKind),
     networks: &[(String, Network)],
 ) -> Result<()> {
     let (ask, user, owner) = (&holding.ask, &holding.user, holding.ask.owner());
     let record = HostRecord {
         node: ask.node.clone(),
         address,
+        switch,
         ranks: ask.ranks.clone(),
         step: ask.step,
         restart: ask.restart,
@@ -446,15 +452,15 @@ mod tests {
     async fn another_step_of_the_job_touches_nothing_of_this_ones() {
         let temp = tempfile::tempdir().unwrap();
         let store = embedded::open(temp.path()).await.unwrap();
-        let (address, networks) = (Ipv4Addr::LOCALHOST, networks());
+        let (here, networks) = ((Ipv4Addr::LOCALHOST, SwitchKind::Linux), networks());
         let pool = Pool::new(&store, POOL, KEYS);
         let (first, second) = (holding(0, 0), holding(1, 0));
-        publish(&store, &first, address, &networks).await.unwrap();
+        publish(&store, &first, here, &networks).await.unwrap();
         let all = Known::read(&store, &first).await.unwrap().0;
         // One that is refused, on a host where the first one runs.
         give_up(&store, &second.ask, "alice", &Error::usage("no")).await.unwrap();
         // One on other hosts.
-        publish(&store, &second, address, &networks).await.unwrap();
+        publish(&store, &second, here, &networks).await.unwrap();
         assert_eq!(pool.owners().await.unwrap().len(), 4);
         leave(&store, &second).await.unwrap();
         let now = Known::read(&store, &first).await.unwrap().0;
