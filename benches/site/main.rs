@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! cargo bench --bench site                  all
-//! cargo bench --bench site -- setup ids     some of: start setup plain ids
+//! cargo bench --bench site -- setup ids     some of: start setup plain ids scale
 //! ```
 //!
 //! Every figure stands beside its peer or floor from the same run, and what the site's
@@ -16,22 +16,26 @@ mod tiny;
 mod world;
 
 mod ids;
+mod null;
 mod plain;
+mod scale;
 mod setup;
 mod start;
 
 use world::Site;
 
 fn main() {
+    null::be_it();
     if !nix::unistd::geteuid().is_root() {
         say("SKIPPED: this bench needs root");
         std::process::exit(i32::from(std::env::var_os("CI").is_some()));
     }
-    let benches: [(&str, fn()); 4] = [
+    let benches: [(&str, fn()); 5] = [
         ("setup", setup::bench),
         ("start", start::bench),
         ("plain", plain::bench),
         ("ids", ids::bench),
+        ("scale", scale::bench),
     ];
     let wanted: Vec<String> = std::env::args().skip(1).filter(|w| !w.starts_with('-')).collect();
     for (name, bench) in benches {

@@ -66,6 +66,8 @@ pub struct Options {
     /// Compute hosts.
     pub hosts: u8,
     pub etcd: Etcd,
+    /// CPUs of each compute host, as far as Slurm knows.
+    pub cpus: u16,
     /// Open vSwitch on every compute host, and the network that its tunnels run on.
     pub ovs: bool,
     /// Slurm on the hosts; without it they are bare.
@@ -90,6 +92,7 @@ impl Default for Options {
         Self {
             hosts: 3,
             etcd: Etcd::None,
+            cpus: 8,
             ovs: false,
             slurmd: true,
             plugin: None,

@@ -61,13 +61,13 @@ pub(crate) fn configure(site: &Site, hosts: &[Host], options: &Options) -> Resul
     let login = hosts.iter().find(|host| host.role == Role::Login);
     let login = login.ok_or_else(|| Error::new("a lab has a login host"))?;
     let nodes = computes.iter().map(|host| host.name()).collect::<Vec<_>>().join(",");
-    let mut conf = CONF.to_owned();
+    let (cpus, mut conf) = (options.cpus, CONF.to_owned());
     conf += &format!("SlurmctldHost={}\n", login.name());
     for line in &options.slurm {
         conf += &format!("{line}\n");
     }
     conf += &format!(
-        "NodeName={nodes} CPUs=8 Boards=1 SocketsPerBoard=1 CoresPerSocket=8 ThreadsPerCore=1 \
+        "NodeName={nodes} CPUs={cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={cpus} ThreadsPerCore=1 \
          RealMemory=8000 State=UNKNOWN\n\
          PartitionName=main Nodes={nodes} Default=YES MaxTime=INFINITE State=UP PriorityTier=10 \
          PreemptMode=OFF\n\
