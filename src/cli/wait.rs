@@ -98,7 +98,7 @@ impl Wait {
                 )));
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Err(too_late(&missing, goal, start.elapsed()));
+                return Err(too_late(&job.vms, &states, goal, start.elapsed()));
             }
             let line = format!("Waiting for {} to reach `{}`…", fold(&missing), goal.as_str());
             if line != shown {

@@ -149,17 +149,60 @@ pub async fn wait_until(
             }
             _ = ticks.tick() => {}
             () = sleep_until(deadline) => {
-                return Err(too_late(&missing, goal, limit.unwrap_or_default()));
+                let (book, limit) = (&cluster.book, limit.unwrap_or_default());
+                return Err(too_late(&book.record.vms, &book.states, goal, limit));
             }
         }
     }
 }
 
-/// The error of a wait that came to its end.
-pub fn too_late(missing: &[u32], goal: Goal, limit: Duration) -> Error {
-    let (who, seconds) = (fold(missing), limit.as_secs());
-    Error::system(format!("{who} did not reach `{}` within {seconds} s", goal.as_str()))
-        .help("see what the guest says: `pavo console -l VM`; or wait longer: `--timeout`")
+/// Groups of VMs that are named in a message.
+const NAMED: usize = 6;
+
+/// The error of a wait that came to its end: who has not got there, where it runs, and how
+/// far it is.
+pub fn too_late(vms: &[VmRecord], states: &[VmStatus], goal: Goal, limit: Duration) -> Error {
+    let missing = missing(states, goal);
+    let mut groups: Vec<(&str, VmState, Vec<u32>)> = Vec::new();
+    for rank in &missing {
+        let (host, state) = (vms[*rank as usize].host.as_str(), states[*rank as usize].state);
+        match groups.iter_mut().find(|(h, s, _)| (*h, *s) == (host, state)) {
+            Some((_, _, ranks)) => ranks.push(*rank),
+            None => groups.push((host, state, vec![*rank])),
+        }
+    }
+    let who = |host: &str, ranks: &[u32]| match host {
+        "" => fold(ranks),
+        host => format!("{} on {host}", fold(ranks)),
+    };
+    let (goal, seconds) = (goal.as_str(), limit.as_secs());
+    let what = match &*groups {
+        [(host, state, ranks)] => {
+            let it_is = if ranks.len() == 1 { "it is" } else { "they are" };
+            let (who, state) = (who(host, ranks), state.as_str());
+            format!("{who} did not reach `{goal}` within {seconds} s, {it_is} `{state}`")
+        }
+        groups => {
+            let one = |(host, state, ranks): &(&str, VmState, Vec<u32>)| {
+                let is = if ranks.len() == 1 { "is" } else { "are" };
+                format!("{} {is} `{}`", who(host, ranks), state.as_str())
+            };
+            let mut said: Vec<String> = groups.iter().take(NAMED).map(one).collect();
+            if groups.len() > NAMED {
+                said.push(format!("and {} more", groups.len() - NAMED));
+            }
+            let (who, said) = (fold(&missing), said.join(", "));
+            format!("{who} did not reach `{goal}` within {seconds} s: {said}")
+        }
+    };
+    // Before its guest runs, a VM has nothing to show but its process.
+    let help = match groups.iter().any(|(_, state, _)| *state >= VmState::Running) {
+        true => "see what the guest says: `pavo console -l VM`; or wait longer: `--timeout`",
+        false => {
+            "see what its process waits for: `ps -fu $USER` there; or wait longer: `--timeout`"
+        }
+    };
+    Error::system(what).help(help)
 }
 
 async fn sleep_until(deadline: Option<Instant>) {
@@ -273,5 +316,42 @@ mod tests {
         assert_eq!(missing(&all, Goal::Running), [2, 3]);
         assert_eq!(missing(&all, Goal::Ssh), [0, 2, 3]);
         assert_eq!(missing(&all, Goal::Stopped), [0, 1, 2]);
+    }
+
+    fn on(hosts: &[&str]) -> Vec<VmRecord> {
+        let vm = |(rank, host): (u32, &&str)| VmRecord {
+            rank,
+            template: "tiny".into(),
+            image: None,
+            cores: 1,
+            memory_mib: 64,
+            host: (*host).into(),
+            addresses: Vec::new(),
+            ports: Vec::new(),
+            ssh_user: "root".into(),
+            control: None,
+        };
+        (0..).zip(hosts).map(vm).collect()
+    }
+
+    #[test]
+    fn who_is_too_late_is_named_with_its_host_and_state() {
+        let vms = on(&["n1", "n1", "n2", "n2", "n3"]);
+        let late = |of: &[VmState], goal| {
+            too_late(&vms, &states(of), goal, Duration::from_secs(40)).report()
+        };
+        let [starting, running, ssh] = [VmState::Starting, VmState::Running, VmState::Ssh];
+        let report = late(&[running, running, starting, running, running], Goal::Running);
+        let expected = "vm2 on n2 did not reach `running` within 40 s, it is `starting`\n";
+        assert!(report.contains(expected), "{report}");
+        assert!(report.contains("`ps -fu $USER` there"), "{report}");
+        let report = late(&[running, running, ssh, ssh, ssh], Goal::Ssh);
+        let expected = "vm[0-1] on n1 did not reach `ssh` within 40 s, they are `running`\n";
+        assert!(report.contains(expected), "{report}");
+        assert!(report.contains("pavo console"), "{report}");
+        let report = late(&[ssh, starting, starting, starting, running], Goal::Ssh);
+        let expected = "vm[1-4] did not reach `ssh` within 40 s: vm1 on n1 is `starting`, \
+                        vm[2-3] on n2 are `starting`, vm4 on n3 is `running`\n";
+        assert!(report.contains(expected), "{report}");
     }
 }

@@ -232,7 +232,10 @@ fn waiting_has_an_end_and_says_who_was_waited_for() {
         world.ok(&["wait", "--for", "running"]);
         let late = world.pavo(&["wait", "--for", "stopped", "--timeout", "1"]);
         assert_eq!(late.code, Some(5), "{late}");
-        assert!(late.stderr.contains("vm0 did not reach `stopped` within 1 s\n"), "{late}");
+        assert!(
+            late.stderr.contains(" did not reach `stopped` within 1 s, it is `running`\n"),
+            "{late}"
+        );
         let waiting = world.start(world.pavo_command(&["wait", "--for", "stopped"]));
         waiting.wait_for("Waiting for vm0");
         world.ok(&["reset", "vm0"]);
