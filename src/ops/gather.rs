@@ -4,7 +4,6 @@
 //! starting the step there, or root is setting the host up. A failure of that ends the step,
 //! and is its own report.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -63,15 +62,33 @@ pub async fn gather(
 
 /// Who has not come: hosts, and VMs that may be anywhere.
 fn absent(cluster: &Cluster, hosts: &[String]) -> Option<String> {
-    let vms = &cluster.book.record.vms;
-    let missing: Vec<u32> = vms.iter().filter(|vm| vm.host.is_empty()).map(|vm| vm.rank).collect();
-    if missing.is_empty() {
-        return None;
+    let come: Vec<&str> = cluster.book.record.vms.iter().map(|vm| vm.host.as_str()).collect();
+    let places = places(&come, hosts);
+    let names: Vec<_> = places.iter().map(|(hosts, ranks)| named(hosts, &fold(ranks))).collect();
+    (!names.is_empty()).then(|| names.join("; "))
+}
+
+/// The VMs that have not come, with the hosts where they can be. `come` has each VM's host,
+/// or nothing.
+///
+/// Slurm fills host after host: a VM is between those of lower and of higher rank. Where a
+/// host has not come at all, it is what is waited for.
+fn places<'a>(come: &[&str], hosts: &'a [String]) -> Vec<(Vec<&'a str>, Vec<u32>)> {
+    let at = |host: &&str| hosts.iter().position(|known| known == host);
+    let mut places: Vec<(Vec<&str>, Vec<u32>)> = Vec::new();
+    for (rank, _) in (0..).zip(come).filter(|(_, host)| host.is_empty()) {
+        let (before, after) = come.split_at(rank as usize);
+        let first = before.iter().rev().find_map(at).unwrap_or(0);
+        let last = after.iter().find_map(at).map_or(hosts.len(), |last| last + 1);
+        let between = hosts.get(first..last).unwrap_or(hosts).iter().map(String::as_str);
+        let silent: Vec<&str> = between.clone().filter(|host| !come.contains(host)).collect();
+        let hosts = if silent.is_empty() { between.collect() } else { silent };
+        match places.last_mut().filter(|(same, _)| *same == hosts) {
+            Some((_, ranks)) => ranks.push(rank),
+            None => places.push((hosts, vec![rank])),
+        }
     }
-    let come: BTreeSet<&str> = vms.iter().map(|vm| vm.host.as_str()).collect();
-    let absent: Vec<&str> =
-        hosts.iter().map(String::as_str).filter(|host| !come.contains(host)).collect();
-    Some(named(&absent, &fold(&missing)))
+    places
 }
 
 fn named(hosts: &[&str], vms: &str) -> String {
@@ -87,6 +104,21 @@ fn named(hosts: &[&str], vms: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_vm_that_has_not_come_is_looked_for_between_its_neighbours() {
+        let hosts = ["n1", "n2", "n3"].map(String::from);
+        let said = |come: &[&str]| {
+            let places = places(come, &hosts);
+            places.iter().map(|(hosts, ranks)| named(hosts, &fold(ranks))).collect::<Vec<_>>()
+        };
+        assert_eq!(said(&["n1", "n1", "n2", "n2", "n3", "n3"]), [""; 0]);
+        assert_eq!(said(&[""; 4]), ["hosts n1, n2, n3: vm[0-3]"]);
+        assert_eq!(said(&["n1", "n1", "", "", "n3", "n3"]), ["host n2: vm[2-3]"]);
+        assert_eq!(said(&["n1", "", "n1", "n2", "n3", ""]), ["host n1: vm1", "host n3: vm5"]);
+        assert_eq!(said(&["n1", "n1", "", "n2", "n3", "n3"]), ["hosts n1, n2: vm2"]);
+        assert_eq!(places(&["", "n1"], &[]), [(Vec::new(), vec![0])]);
+    }
 
     #[test]
     fn hosts_are_named_as_far_as_one_reads_them() {
