@@ -366,18 +366,10 @@ impl Step {
             if grace.is_zero() {
                 self.life_line = None;
             }
-            let ended = async {
-                loop {
-                    tokio::select! {
-                        status = srun.wait() => break drop(status),
-                        // It must not wait for us to listen.
-                        Some(_) = self.news.recv() => {}
-                    }
-                }
-            };
+            let ended = ended(&mut srun, &mut self.news);
             if tokio::time::timeout_at(deadline, ended).await.is_err() {
                 self.life_line = None;
-                end_srun(&mut srun).await;
+                end_srun(&mut srun, &mut self.news).await;
             }
         }
         crash::point("launch.stopped")?;
@@ -392,15 +384,25 @@ impl Step {
 
 /// srun ends its step when it is told to; should it hang, it is killed, and the step
 /// ends with the job.
-async fn end_srun(srun: &mut Child) {
+async fn end_srun(srun: &mut Child, news: &mut mpsc::Receiver<News>) {
     use nix::sys::signal::{Signal, kill};
     let pid = srun.id().and_then(|pid| i32::try_from(pid).ok());
     if let Some(pid) = pid {
         let _ = kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM);
     }
-    if timeout(SRUN_LIMIT, srun.wait()).await.is_err() {
+    if timeout(SRUN_LIMIT, ended(srun, news)).await.is_err() {
         let _ = srun.start_kill();
-        let _ = srun.wait().await;
+        ended(srun, news).await;
+    }
+}
+
+/// Waits for srun's end. It must not wait for us to listen.
+async fn ended(srun: &mut Child, news: &mut mpsc::Receiver<News>) {
+    loop {
+        tokio::select! {
+            _ = srun.wait() => return,
+            Some(_) = news.recv() => {}
+        }
     }
 }
 
@@ -503,5 +505,18 @@ mod tests {
         assert_eq!(lines[..2], ["one", "bad \u{fffd} byte"]);
         assert_eq!(lines[2..5].iter().map(String::len).collect::<Vec<_>>(), [4096, 4096, 1808]);
         assert_eq!(lines[5..], ["pavo: host n1: why"]);
+    }
+    #[tokio::test]
+    async fn an_srun_that_has_much_to_say_in_the_end_is_not_killed_for_it() {
+        let script =
+            "trap 'seq 100000 >&2; exit 7' TERM; echo ready >&2; while :; do sleep 0.01; done";
+        let mut command = tokio::process::Command::new("sh");
+        command.args(["-c", script]).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut srun = command.spawn().unwrap();
+        let (tell, mut news) = mpsc::channel(256);
+        tokio::spawn(listen(srun.stderr.take().unwrap(), tell));
+        assert!(matches!(news.recv().await, Some(News::Said(line)) if line == "ready"));
+        end_srun(&mut srun, &mut news).await;
+        assert_eq!(srun.wait().await.unwrap().code(), Some(7));
     }
 }
