@@ -90,7 +90,6 @@ const POINTS: &[&str] = &[
 const STEPS: &[&str] = &[
     "netns.file",
     "link.made",
-    "link.tunnel",
     "taps.made",
     "apply.namespace",
     "applied.namespace",
@@ -98,8 +97,6 @@ const STEPS: &[&str] = &[
     "applied.sysctl",
     "apply.nft-tables",
     "applied.nft-tables",
-    "apply.bridge",
-    "applied.bridge",
     "apply.veth",
     "applied.veth",
     "apply.address",
@@ -110,10 +107,6 @@ const STEPS: &[&str] = &[
     "applied.route",
     "apply.link-up",
     "applied.link-up",
-    "apply.vxlan",
-    "applied.vxlan",
-    "apply.forwarding",
-    "applied.forwarding",
     "apply.taps",
     "applied.taps",
     "undo.namespace",
@@ -122,25 +115,64 @@ const STEPS: &[&str] = &[
     "undone.sysctl",
     "undo.nft-tables",
     "undone.nft-tables",
-    "undo.bridge",
-    "undone.bridge",
     "undo.veth",
     "undone.veth",
     "undo.address",
     "undone.address",
+    "undo.taps",
+    "undone.taps",
+];
+
+/// Those of bridges and tunnels of the kernel's.
+const LINUX: &[&str] = &[
+    "link.tunnel",
+    "apply.bridge",
+    "applied.bridge",
+    "apply.vxlan",
+    "applied.vxlan",
+    "apply.forwarding",
+    "applied.forwarding",
+    "undo.bridge",
+    "undone.bridge",
     "undo.neighbours",
     "undone.neighbours",
     "undo.vxlan",
     "undone.vxlan",
     "undo.forwarding",
     "undone.forwarding",
-    "undo.taps",
-    "undone.taps",
 ];
 
-/// The names of all moments.
-pub fn points() -> Vec<&'static str> {
-    [POINTS, STEPS].concat()
+/// Those of Open vSwitch: bridges, with their ports, appear and go in one transaction.
+const OVS: &[&str] = &[
+    "apply.no-offloads",
+    "applied.no-offloads",
+    "apply.ovs-bridges",
+    "ovs.made",
+    "ovs.checked",
+    "applied.ovs-bridges",
+    "apply.ovs-flows",
+    "ovs.settings",
+    "applied.ovs-flows",
+    "undo.ovs-flows",
+    "undone.ovs-flows",
+    "undo.ovs-bridges",
+    "ovs.removed",
+    "undone.ovs-bridges",
+];
+
+/// The names of all moments where the kernel's bridges carry a cluster.
+pub fn linux_points() -> Vec<&'static str> {
+    [POINTS, STEPS, LINUX].concat()
+}
+
+/// The names of all moments where Open vSwitch does.
+pub fn ovs_points() -> Vec<&'static str> {
+    [POINTS, STEPS, OVS].concat()
+}
+
+/// Whether this is the moment of a switch: other moments are the same with every one.
+pub fn is_of_the_switch(name: &str) -> bool {
+    [STEPS, LINUX, OVS].iter().any(|points| points.contains(&name))
 }
 
 /// A process comes by this moment.
@@ -195,7 +227,7 @@ mod debug {
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::{Pid, geteuid};
 
-    use super::{CRASH_AT, CRASH_SEEN, points};
+    use super::{CRASH_AT, CRASH_SEEN, LINUX, OVS, POINTS, STEPS};
     use crate::error::{Error, Result};
 
     pub fn meet(name: &str) -> Result<()> {
@@ -215,7 +247,8 @@ mod debug {
 
     fn note(name: &str) {
         if let Ok(mut seen) = OpenOptions::new().append(true).open(CRASH_SEEN) {
-            let known = if points().contains(&name) { "" } else { "unknown " };
+            let known = [POINTS, STEPS, LINUX, OVS].iter().any(|points| points.contains(&name));
+            let known = if known { "" } else { "unknown " };
             // One write: several processes append.
             let _ = seen.write_all(format!("{known}{name}\n").as_bytes());
         }

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use tracing::warn;
 
 use super::Host;
+use super::crash;
 use super::netlink::Netlink;
 use super::step::Outcome;
 use crate::error::{Error, Result};
@@ -112,7 +113,9 @@ pub async fn ensure(host: &Host, owner: Owner, bridges: &[Bridge]) -> Result<Out
             operations.extend(insertion(owner, bridges));
         }
         commit(&mut client, operations).await?;
+        crash::point("ovs.made")?;
         check_ports(&mut client, owner).await?;
+        crash::point("ovs.checked")?;
         mark_links(owner, bridges).await?;
         Ok(outcome)
     })
@@ -129,6 +132,7 @@ pub async fn delete(host: &Host, owner: Owner) -> Result<Outcome> {
         let found = ours(&mut client, owner).await?;
         if !found.uuids.is_empty() {
             client.transact(removal(&found)).await?;
+            crash::point("ovs.removed")?;
         }
         Ok(found)
     });

@@ -8,6 +8,7 @@ use super::LIMIT;
 use crate::error::{Context, Error, Result};
 use crate::host::Host;
 use crate::host::cmd::{self, Command};
+use crate::host::crash;
 
 /// All flows of a bridge.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +41,7 @@ pub struct Counted {
 /// Puts these flows in place of all others of the bridge, at one moment.
 pub async fn replace(host: &Host, table: &FlowTable) -> Result<()> {
     super::in_time(settings(host, table)).await?;
+    crash::point("ovs.settings")?;
     let input = format!("delete\n{}\n", table.flows.join("\n"));
     ofctl(host, &["--bundle", "add-flows"], &table.bridge, &["-"], &input).await.map(drop)
 }
