@@ -452,15 +452,15 @@ mod tests {
     async fn another_step_of_the_job_touches_nothing_of_this_ones() {
         let temp = tempfile::tempdir().unwrap();
         let store = embedded::open(temp.path()).await.unwrap();
-        let (here, networks) = ((Ipv4Addr::LOCALHOST, SwitchKind::Linux), networks());
+        let networks = networks();
         let pool = Pool::new(&store, POOL, KEYS);
         let (first, second) = (holding(0, 0), holding(1, 0));
-        publish(&store, &first, here, &networks).await.unwrap();
+        publish(&store, &first, PLACE, &networks).await.unwrap();
         let all = Known::read(&store, &first).await.unwrap().0;
         // One that is refused, on a host where the first one runs.
         give_up(&store, &second.ask, "alice", &Error::usage("no")).await.unwrap();
         // One on other hosts.
-        publish(&store, &second, here, &networks).await.unwrap();
+        publish(&store, &second, PLACE, &networks).await.unwrap();
         assert_eq!(pool.owners().await.unwrap().len(), 4);
         leave(&store, &second).await.unwrap();
         let now = Known::read(&store, &first).await.unwrap().0;
@@ -470,6 +470,9 @@ mod tests {
         leave(&store, &first).await.unwrap();
         assert_eq!(pool.owners().await.unwrap().len(), 0);
     }
+
+    /// Where the hosts are.
+    const PLACE: (Ipv4Addr, SwitchKind) = (Ipv4Addr::LOCALHOST, SwitchKind::Linux);
 
     /// A store in which somebody else does something just before a certain commit, or which
     /// is lost then.
@@ -545,9 +548,9 @@ mod tests {
         let store = embedded::open(temp.path()).await.unwrap();
         let (first, again) = (holding(0, 0), holding(0, 1));
         let pool = Pool::new(&store, POOL, KEYS);
-        publish(&store, &first, Ipv4Addr::LOCALHOST, &networks()[..1]).await.unwrap();
+        publish(&store, &first, PLACE, &networks()[..1]).await.unwrap();
         // Nobody has seen the end of the first; the site has one network more.
-        publish(&store, &again, Ipv4Addr::LOCALHOST, &networks()).await.unwrap();
+        publish(&store, &again, PLACE, &networks()).await.unwrap();
         let known = Known::read(&store, &again).await.unwrap().0;
         assert!(known.is_complete(&Ask { nodes: 1, ..again.ask.clone() }, &networks()).unwrap());
         assert_eq!(taken_and_noted(&known, &pool.owners().await.unwrap(), "again"), 2);
@@ -575,7 +578,7 @@ mod tests {
             let when = format!("before commit {commit}");
 
             // It dies.
-            publish(&store, &first, Ipv4Addr::LOCALHOST, &networks).await.unwrap();
+            publish(&store, &first, PLACE, &networks).await.unwrap();
             let dies = || -> BoxFuture<'_, _> { Box::pin(async { Err(Error::system("died")) }) };
             let seen = AtomicU32::new(0);
             let dying = Before { store: &store, commit, seen, then: &dies };
@@ -586,9 +589,9 @@ mod tests {
             assert_eq!(look(&format!("it is done again {when}")).await, 0);
 
             // The job starts again.
-            publish(&store, &first, Ipv4Addr::LOCALHOST, &networks).await.unwrap();
+            publish(&store, &first, PLACE, &networks).await.unwrap();
             let starts = || -> BoxFuture<'_, _> {
-                Box::pin(publish(&store, &again, Ipv4Addr::LOCALHOST, &networks))
+                Box::pin(publish(&store, &again, PLACE, &networks))
             };
             let seen = AtomicU32::new(0);
             let between = Before { store: &store, commit, seen, then: &starts };
