@@ -1,14 +1,12 @@
 //! A site: a lab with pavo, its plugin and a configuration on every host.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use pavo_lab::{Etcd, Lab, Options, Output, Snapshot};
 
-use super::tiny::{repository, shared_images};
+use super::tiny::shared_images;
 
 /// How long a command on the site may take before the test gives up.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -44,62 +42,14 @@ impl Site {
             ..options
         };
         let lab = Lab::up(options).unwrap();
-        let site = Self { lab };
-        site.configure();
-        site
-    }
-
-    fn configure(&self) {
-        let images = self.lab.home("alice").parent().unwrap().join("images");
-        copy(&shared_images(), &images);
-        self.write("repos.yaml", &repository(Path::new("/home/images")));
-        for file in ["networks.yaml", "resources.yaml"] {
-            let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc").join(file);
-            self.write(file, &fs::read_to_string(example).unwrap());
-        }
-        let store = self.lab.store().unwrap();
-        let servers: Vec<&str> = store
-            .endpoints
-            .iter()
-            .map(|endpoint| endpoint.strip_prefix("https://").unwrap())
-            .collect();
-        self.write(
-            "batch.yaml",
-            &format!(
-                "type: slurm\nsettings:\n  etcd-servers: [{}]\n  etcd-client-port: 2379\n  \
-                 etcd-protocol: https\n  etcd-ca-cert: /etc/pavo/ca.pem\n  \
-                 etcd-auth-type: password\n",
-                servers.iter().map(|server| format!("\"{server}\"")).collect::<Vec<_>>().join(", ")
-            ),
-        );
-        self.name_underlay();
-        let argv = ["pavo", "internal", "setup", "store"];
-        let prepared = self.lab.login().run(None, &argv).unwrap();
-        assert!(prepared.status.success(), "{prepared:?}");
-    }
-
-    /// Where the hosts have a network for tunnels, `NAME-u` is a host there.
-    fn name_underlay(&self) {
-        let there = |host: &pavo_lab::Host| Some((host.underlay()?, host.name().to_owned()));
-        let names: Vec<_> = self.lab.computes().filter_map(there).collect();
-        if names.is_empty() {
-            return;
-        }
-        let hosts = self.lab.etc().join("hosts");
-        let mut text = fs::read_to_string(&hosts).unwrap();
-        text.extend(names.iter().map(|(address, name)| format!("{address} {name}-u\n")));
-        fs::write(&hosts, text).unwrap();
-        let networks = fs::read_to_string(self.lab.etc_pavo().join("networks.yaml")).unwrap();
-        let suffixed = networks.replace("    #host-if-suffix: -ib\n", "    host-if-suffix: -u\n");
-        assert_ne!(suffixed, networks);
-        self.write("networks.yaml", &suffixed);
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("etc");
+        lab.configure(&examples, &shared_images()).unwrap();
+        Self { lab }
     }
 
     /// Writes a file of the site's configuration.
     pub fn write(&self, name: &str, text: &str) {
-        let path = self.lab.etc_pavo().join(name);
-        fs::write(&path, text).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        self.lab.write_config(name, text).unwrap();
     }
 
     /// What there is on all hosts, and in the store, that a job could leave.
@@ -221,11 +171,4 @@ fn plugin() -> PathBuf {
     assert!(cargo.status().unwrap().success(), "building the plugin");
     assert!(plugin.exists(), "{}", plugin.display());
     plugin
-}
-
-fn copy(from: &Path, to: &Path) {
-    let copied = Command::new("cp").arg("-rT").arg(from).arg(to).status().unwrap();
-    assert!(copied.success());
-    let readable = Command::new("chmod").args(["-R", "a+rX"]).arg(to).status().unwrap();
-    assert!(readable.success());
 }

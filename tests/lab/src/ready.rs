@@ -20,12 +20,18 @@ impl Lab {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).while_doing(doing)
     }
 
-    /// Makes the site ready: `images`, a repository, is copied to where everybody reads it,
-    /// the configuration is pavo's examples in `examples` with this lab's Slurm and store,
-    /// and the store is prepared.
+    /// Makes the site ready: it is [configured](Self::configure), and each compute host has
+    /// what clusters need.
     pub fn ready(&self, examples: &Path, images: &Path) -> Result<()> {
-        let place = self.site.home().join("images");
-        copy(images, &place)?;
+        self.configure(examples, images)?;
+        let init = |host: &host::Host| host.sh("pavo internal setup init").map(drop);
+        crate::each(self.computes().collect(), init)
+    }
+
+    /// Copies `images`, a repository, to where everybody reads it, makes the configuration of
+    /// pavo's examples in `examples` and this lab's Slurm and store, and prepares the store.
+    pub fn configure(&self, examples: &Path, images: &Path) -> Result<()> {
+        copy(images, &self.site.home().join("images"))?;
         let repos = format!("repos:\n  - name: site\n    path: {IMAGES}\n");
         self.write_config("repos.yaml", &repos)?;
         for file in ["networks.yaml", "resources.yaml"] {
@@ -33,9 +39,25 @@ impl Lab {
             self.write_config(file, &text.while_doing(|| format!("reading etc/{file}"))?)?;
         }
         self.write_config("batch.yaml", &self.batch_config()?)?;
-        self.login().run(None, &["pavo", "internal", "setup", "store"])?.ok()?;
-        let init = |host: &host::Host| host.sh("pavo internal setup init").map(drop);
-        crate::each(self.computes().collect(), init)
+        self.name_underlay()?;
+        self.login().run(None, &["pavo", "internal", "setup", "store"])?.ok().map(drop)
+    }
+
+    /// Where the hosts have a network for tunnels, `NAME-u` is a host there.
+    fn name_underlay(&self) -> Result<()> {
+        let line = |host: &host::Host| Some(format!("{} {}-u\n", host.underlay()?, host.name()));
+        let lines: String = self.computes().filter_map(line).collect();
+        if lines.is_empty() {
+            return Ok(());
+        }
+        let (hosts, networks) = (self.etc().join("hosts"), self.etc_pavo().join("networks.yaml"));
+        fs::write(&hosts, fs::read_to_string(&hosts)? + &lines)?;
+        let text = fs::read_to_string(networks)?;
+        let suffixed = text.replace("    #host-if-suffix: -ib\n", "    host-if-suffix: -u\n");
+        if suffixed == text {
+            return Err(Error::new("etc/networks.yaml has no line for `host-if-suffix`"));
+        }
+        self.write_config("networks.yaml", &suffixed)
     }
 
     fn batch_config(&self) -> Result<String> {
