@@ -153,6 +153,8 @@ fn within(ask: &Ask, argv: &[String]) -> Result<ExitCode> {
     let lab = bring_up(ask)?;
     if ask.verb == "shell" {
         println!("{}", text(&lab, ask));
+        let host = lab.host(&ask.host).name();
+        println!("You are {} on {host}. Leaving this shell takes all of it away.", ask.user);
     }
     let mut child = terminal(lab.host(&ask.host).command(user, &argv)?).spawn()?;
     let status = attend(&mut child, &signals)?;
@@ -237,7 +239,8 @@ fn text(lab: &Lab, ask: &Ask) -> String {
     let names = |hosts: Vec<&str>| hosts.join(" ");
     let computes = names(lab.computes().map(|host| host.name()).collect());
     let mut text = format!(
-        "Hosts: {} (login), {computes} (compute). People: alice, bob.\n",
+        "This machine now has a cluster in it.\n\
+         Hosts: {} (login), {computes} (compute). People: alice, bob.\n",
         lab.login().name()
     );
     if let Some(store) = lab.store() {
@@ -252,7 +255,13 @@ fn text(lab: &Lab, ask: &Ask) -> String {
     if ask.is_whole() {
         text += &tutorial(count);
     }
-    text + "From another terminal: pavo-lab shell n1 --user root, and pavo-lab down."
+    let program = std::env::current_exe().unwrap_or_else(|_| "pavo-lab".into());
+    let program = program.display();
+    text + &format!(
+        "In another terminal, as root:\n\
+         \x20 {program} shell n1 --user root   a shell on that host\n\
+         \x20 {program} down                   takes all of it away"
+    )
 }
 
 /// A first cluster, step by step. `tests/slurm/tutorial.rs` takes these steps.
