@@ -13,6 +13,9 @@ use crate::model::vmset::fold;
 const MAX_LINES: usize = 200;
 /// How a host's report begins on srun's standard error (see slurm-plugin).
 const REPORT: &str = "pavo: ";
+/// How Slurm puts it that a host, or munge there, does not believe it.
+const DISTRUST: [&str; 2] =
+    [": Zero Bytes were transmitted or received", ": Job credential expired"];
 /// How long the rest may take of what has begun to be said.
 pub const REPORT_TIME: Duration = Duration::from_millis(300);
 
@@ -177,9 +180,17 @@ impl Complaints {
             return ended.error();
         }
         let error = Error::system(format!("the step of the VMs has ended ({status})"));
-        match self.lines.is_empty() {
-            true => error.help("was the job cancelled, or its time up? `scontrol show job`"),
-            false => error.because(Error::system(self.lines.join("\n"))),
+        if self.lines.is_empty() {
+            return error.help("was the job cancelled, or its time up? `scontrol show job`");
+        }
+        let said = Error::system(self.lines.join("\n"));
+        let distrusts = |line: &String| DISTRUST.iter().any(|words| line.ends_with(words));
+        match self.lines.iter().any(distrusts) {
+            true => error.because(said.help(
+                "a host refuses others if its clock is off by minutes, or its munge key is \
+                 another: `pavo doctor` there",
+            )),
+            false => error.because(said),
         }
     }
 }

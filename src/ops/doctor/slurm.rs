@@ -13,9 +13,11 @@ use crate::error::{Context, Error};
 /// Commands that pavo runs.
 const COMMANDS: [&str; 5] = ["salloc", "sbatch", "srun", "squeue", "scancel"];
 
-/// A clock that is off by more is worth a word; munge refuses at 300 s.
+/// A clock that is off by more is worth a word. Slurm's credentials of jobs expire at 120 s
+/// (`cred_expire`), munge refuses everything at 300 s.
 const SKEW: u64 = 5;
-const MUNGE: u64 = 300;
+const EXPIRED: u64 = 120;
+const SET_CLOCKS: &str = "let chrony or ntpd set the clocks of all hosts: `chronyc makestep`";
 
 pub(super) fn checks<'a>(_: &'a Patient) -> Vec<(&'static str, BoxFuture<'a, Outcome>)> {
     vec![
@@ -47,9 +49,11 @@ async fn commands() -> Outcome {
 }
 
 async fn controller() -> Outcome {
-    let text = run("scontrol", &["ping"], b"")
-        .await
-        .map_err(|error| error.help("start slurmctld on its host: `systemctl start slurmctld`"))?;
+    let text = run("scontrol", &["ping"], b"").await.map_err(|error| {
+        error.help(
+            "start slurmctld on its host: `systemctl start slurmctld`; if it runs, see `clock`",
+        )
+    })?;
     ok(text.trim().lines().next().unwrap_or_default().to_owned())
 }
 
@@ -150,7 +154,7 @@ fn compare(plugin: &Path, built_for: u32, version: &str) -> Outcome {
 
 /// This host's clock, against the controller's.
 async fn clock() -> Outcome {
-    let text = run("sdiag", &[], b"").await?;
+    let text = run("sdiag", &[], b"").await.map_err(refused)?;
     // `sdiag output at Sat Nov 21 12:00:00 2026 (1795262400)`
     let line = text.lines().find(|line| line.contains("output at")).unwrap_or_default();
     let there = line.rsplit_once('(').and_then(|(_, rest)| rest.split(')').next()?.parse().ok());
@@ -159,12 +163,23 @@ async fn clock() -> Outcome {
     };
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let skew = now.as_secs().abs_diff(there);
-    let help = "let chrony or ntpd set the clocks of all hosts: `chronyc makestep`";
     match skew {
         0..=SKEW => ok(format!("{skew} s from slurmctld's")),
-        _ if skew < MUNGE => warn(format!("{skew} s from slurmctld's"), help),
-        _ => Err(Error::system(format!("{skew} s from slurmctld's: munge refuses")).help(help)),
+        _ if skew < EXPIRED => warn(format!("{skew} s from slurmctld's"), SET_CLOCKS),
+        _ => Err(Error::system(format!("{skew} s from slurmctld's: Slurm refuses its jobs"))
+            .help(SET_CLOCKS)),
     }
+}
+
+/// slurmctld hangs up on whom munge does not believe there: it is up, and its clock unknown.
+fn refused(error: Error) -> Error {
+    if !error.report().contains("Zero Bytes were transmitted") {
+        return error;
+    }
+    error.help(format!(
+        "slurmctld refuses this host if their clocks differ by 5 minutes: compare `date`\n  \
+         help: {SET_CLOCKS}\n  help: or if /etc/munge/munge.key is not the same on both"
+    ))
 }
 
 async fn munge() -> Outcome {
