@@ -5,7 +5,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use pavo::host::crash;
-use pavo_lab::{Etcd, Options, Output};
+use pavo_lab::{Etcd, Host, Options, Output};
 
 use super::world::Site;
 
@@ -200,6 +200,7 @@ fn the_store_is_full() {
         ..Options::default()
     });
     let before = site.snapshot();
+    let cluster = Going::cluster(&site, "alice", "running", &["tiny:1"]);
     let block = "x".repeat(60_000);
     let mut full = false;
     for number in 0..40 {
@@ -207,7 +208,109 @@ fn the_store_is_full() {
         full |= put.is_err();
     }
     assert!(full);
-    refused(&site.run("alice", &TRUE), &["etcd", "space"]);
+    refused(&site.run("bob", &TRUE), &["etcd", "space"]);
+    // What runs goes on, and what goes can still be taken back.
+    let status = site.run("alice", &["pavo", "status", "-o", "ndjson"]);
+    assert!(status.stdout.contains("\"state\":\"running\""), "{status:?}");
+    let (well, said) = cluster.end();
+    assert!(well, "{said}");
+    site.nothing_left(&before);
+}
+
+#[test]
+fn open_vswitch_dies_under_a_cluster() {
+    let site = Site::with(Options { hosts: 2, ovs: true, ..Options::default() });
+    let batch = std::fs::read_to_string(site.lab.etc_pavo().join("batch.yaml")).unwrap();
+    site.write("batch.yaml", &(batch + "  switch: ovs\n"));
+    let before = site.snapshot();
+    let cluster = Going::cluster(&site, "alice", "switch", &["-N2", "tiny:2"]);
+    let n2 = site.lab.host("n2");
+    let daemons = ["ovsdb-server", "ovs-vswitchd"].map(|name| n2.service(name).unwrap());
+    for daemon in &daemons {
+        daemon.kill().unwrap();
+    }
+    // VMs are the step's: they go on, without a network.
+    let status = site.run("alice", &["pavo", "status", "-o", "ndjson"]);
+    assert_eq!(status.stdout.matches("\"state\":\"running\"").count(), 2, "{status:?}");
+    let host = format!("host {}", n2.name());
+    refused(
+        &site.run("bob", &["pavo", "alloc", "-c1", "-w", n2.name(), "-E", "true", "tiny:1"]),
+        &[&host, "Open vSwitch"],
+    );
+    let (well, said) = cluster.end();
+    assert!(well, "{said}");
+    for daemon in &daemons {
+        daemon.start().unwrap();
+    }
+    n2.sh("pavo internal setup sweep").unwrap();
+    site.nothing_left(&before);
+    let next = ["pavo", "alloc", "-c1", "-N2", "-E", "true", "tiny:2"];
+    let next = site.run("alice", &next);
+    assert!(next.status.success(), "{next:?}");
+    site.nothing_left(&before);
+}
+
+#[test]
+fn a_clock_is_off() {
+    let site = Site::up(2);
+    let before = site.snapshot();
+    let n2 = site.lab.host("n2");
+    let clock = |host: &Host| {
+        let said = host.run(None, &["pavo", "doctor"]).unwrap().stdout;
+        let at = said.find(" clock ").unwrap_or_else(|| panic!("{said}")) - 4;
+        let rest = said[at..].to_owned();
+        rest.split(" munge ").next().unwrap().split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+
+    // Within what Slurm allows nothing changes.
+    let argv = ["pavo", "alloc", "-c1", "-N2", "-E", "pavo status -o ndjson", "tiny:2"];
+    for ahead in [100, -100] {
+        n2.set_clock(ahead).unwrap();
+        site.lab.wait_idle().unwrap();
+        let output = site.run("alice", &argv);
+        assert!(output.status.success(), "{output:?}");
+        for line in output.stdout.lines() {
+            let vm: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert_eq!(vm["state"], "running", "{vm}");
+            assert!(vm["elapsed"].as_u64().unwrap() < 60, "{vm}");
+        }
+        let said = clock(n2);
+        assert!(said.starts_with("warn") && said.contains(" s from slurmctld's"), "{said}");
+    }
+    assert!(clock(site.lab.login()).starts_with("ok clock"));
+
+    // Slurm's credentials of jobs have expired there; munge takes nothing from there.
+    let name = format!("on node {}", n2.name());
+    for (ahead, found) in [
+        (200, " s from slurmctld's: Slurm refuses its jobs"),
+        (3600, "if their clocks differ"),
+        (-3600, "if their clocks differ"),
+    ] {
+        if ahead > 0 {
+            // It has ended the job before.
+            site.lab.wait_idle().unwrap();
+        }
+        n2.set_clock(ahead).unwrap();
+        let said = clock(n2);
+        assert!(said.starts_with("fail") && said.contains(found), "{said}");
+        if ahead > 0 {
+            let help = ["if its clock is off", "`pavo doctor` there", &name];
+            let alone = ["pavo", "alloc", "-c1", "-w", n2.name(), "-E", "true", "tiny:1"];
+            refused(&site.run("alice", &alone), &help);
+        }
+    }
+
+    n2.set_clock(0).unwrap();
+    // Slurm would ask it only now and then whether the job is gone.
+    let name = n2.name();
+    let told = format!(
+        "scontrol update nodename={name} state=down reason=clock
+         scontrol update nodename={name} state=resume"
+    );
+    site.lab.login().sh(&told).unwrap();
+    site.lab.wait_idle().unwrap();
+    let output = site.run("alice", &argv);
+    assert!(output.status.success(), "{output:?}");
     site.nothing_left(&before);
 }
 
@@ -235,6 +338,15 @@ fn two_users_on_one_host() {
     site.write("networks.yaml", &text.replace("10.201.0.0/16", "10.201.0.0/30"));
     let first = Going::cluster(&site, "alice", "first", &["tiny:1"]);
     refused(&site.run("bob", &TRUE), &["clusters are on this host already", "`ext-network`"]);
+    assert!(first.end().0);
+    let next = site.run("bob", &TRUE);
+    assert!(next.status.success(), "{next:?}");
+
+    // Ports for two.
+    site.write("networks.yaml", &text.replace("max-host-port: 60999", "max-host-port: 60223"));
+    let first = Going::cluster(&site, "alice", "ports", &["tiny:2"]);
+    let none = "1 VMs need one each of 60222–60223, and 0 are free";
+    refused(&site.run("bob", &TRUE), &["find a free host port", none, "`reverse-nat`"]);
     assert!(first.end().0);
     let next = site.run("bob", &TRUE);
     assert!(next.status.success(), "{next:?}");
