@@ -348,7 +348,10 @@ fn tables(request: &Request, segments: &[Segment<'_>]) -> Vec<Table> {
         .map(|(segment, gateway)| switch::Network {
             layer: segment.config.layer,
             ports: &segment.ports,
-            gateway: segment.uplink.as_ref().map(|_| gateway.as_str()),
+            gateway: segment
+                .uplink
+                .as_ref()
+                .map(|_| (gateway.as_str(), segment.config.mac_prefix.gateway())),
             tunnel: segment.tunnel.as_ref(),
         })
         .collect();

@@ -143,16 +143,23 @@ pub fn table(owner: Owner, fabric: &Fabric, tunnels: &[&Tunnel], switch: Switch)
     for host in &hosts {
         let chain_name = from(host);
         objects.push(chain(&chain_name));
-        if linux(host) {
-            objects.push(forged(&chain_name, &[ne(field("udp", "sport"), ports_of_root())]));
-        }
         for tunnel in tunnels {
             let guests = tunnel.guests.iter().filter(|guest| guest.host == *host);
             let macs: Vec<u64> = guests.map(|guest| number(guest.mac)).collect();
             if !macs.is_empty() {
-                let words = [eq(key(), tunnel.key), eq(source(), json!({ "set": macs })), accept()];
+                let mut words = vec![eq(source(), json!({ "set": macs })), accept()];
+                // One key alone has been looked at.
+                if tunnels.len() > 1 {
+                    words.insert(0, eq(key(), tunnel.key));
+                }
+                if linux(host) {
+                    words.insert(0, eq(field("udp", "sport"), ports_of_root()));
+                }
                 objects.push(rule(&chain_name, &words));
             }
+        }
+        if linux(host) {
+            objects.push(forged(&chain_name, &[ne(field("udp", "sport"), ports_of_root())]));
         }
         objects.push(dropped(&chain_name, "vxlan-guest"));
     }

@@ -116,17 +116,19 @@ pub fn inner_table(owner: Owner, subnet: Subnet, uplink: &Uplink, allow_outbound
 pub fn outer_table(owner: Owner, uplinks: &[Uplink], outside: &Outside) -> Table {
     let sources: Vec<_> =
         uplinks.iter().map(|up| tuple(&[json!(up.link), json!(up.inner)])).collect();
-    let links: Vec<_> = uplinks.iter().map(|up| json!(up.link)).collect();
     let addresses: Vec<_> = uplinks.iter().map(|up| json!(up.inner)).collect();
     let mut networks: Vec<_> = uplinks.iter().map(|up| up.ext_network).collect();
     networks.sort();
     networks.dedup();
 
-    let from_job = || eq(meta("iifname"), "@uplinks");
+    // By the part of their names that is the job's: for each of the host's packets that costs
+    // less than a look into a set.
+    let uplinks = format!("{}-*", owner.name('v'));
+    let from_job = || eq(meta("iifname"), &uplinks);
+    let to_job = || eq(meta("oifname"), &uplinks);
     let source = tuple(&[meta("iifname"), field("ip", "saddr")]);
     let mut objects: Vec<Value> = OUTER_DROPS.iter().map(|name| counter(name)).collect();
     objects.extend([
-        set("uplinks", &["ifname"], &links),
         set("sources", &["ifname", "ipv4_addr"], &sources),
         set("addresses", &["ipv4_addr"], &addresses),
         chain("from-job"),
@@ -147,15 +149,15 @@ pub fn outer_table(owner: Owner, uplinks: &[Uplink], outside: &Outside) -> Table
         hook("filter", "input", FILTER, "accept"),
         dropped("input", &[from_job()], "host-service"),
         hook("filter", "forward", FILTER, "accept"),
-        rule("forward", &[eq(meta("oifname"), "@uplinks"), is_reply(), accept()]),
-        dropped("forward", &[eq(meta("oifname"), "@uplinks")], "unsolicited"),
+        rule("forward", &[to_job(), is_reply(), accept()]),
+        dropped("forward", &[to_job()], "unsolicited"),
     ]);
     if let Outside::Pasta { link, gateway } = outside {
         objects.push(hook("filter", "postrouting", FILTER, "accept"));
         let to_gateway = [eq(meta("oifname"), link), eq(field("ip", "daddr"), gateway)];
         objects.push(dropped("postrouting", &to_gateway, "pasta-gateway"));
     }
-    let leaving = || [eq(field("ip", "saddr"), "@addresses"), ne(meta("oifname"), "@uplinks")];
+    let leaving = || [eq(field("ip", "saddr"), "@addresses"), ne(meta("oifname"), &uplinks)];
     let [a, b] = leaving();
     let [c, d] = leaving();
     let ports = json!({ "masquerade": { "port": { "range": [1024, 65535] } } });

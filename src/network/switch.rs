@@ -5,7 +5,8 @@
 //! the bridge learns from it or forwards it:
 //!
 //! ```text
-//! prerouting ── by port ──┬─ l2: source MAC
+//! prerouting ── right in every way: passes, with one look into a set
+//!            ── by port ──┬─ l2: source MAC
 //!                         └─ l3: VLAN tag, source MAC ─┬─ arp:  sender MAC and address
 //!                                                      ├─ ipv4: source address, DHCP
 //!                                                      └─ IPv6, anything else: dropped
@@ -39,7 +40,10 @@
 //! And what goes into it is looked at, too:
 //!
 //! ```text
-//! forward ── by port ──┬─ tunnel, l3: nothing of the gateway, no ARP or DHCP
+//! prerouting ── gateway: nothing for MACs of the tunnel
+//!            ── tunnel: nothing for the gateway's MAC
+//! forward ── IPv4 to one MAC: passes
+//!         ── by port ──┬─ tunnel, l3: nothing of the gateway, no ARP or DHCP
 //!                      ├─ tunnel: for all, so many frames a second of each guest
 //!                      └─ gateway: nothing of the tunnel
 //! ```
@@ -96,8 +100,8 @@ pub struct Port {
 pub struct Network<'a> {
     pub layer: Layer,
     pub ports: &'a [Port],
-    /// The link of the gateway.
-    pub gateway: Option<&'a str>,
+    /// The link of the gateway, and its MAC.
+    pub gateway: Option<(&'a str, Mac)>,
     pub tunnel: Option<&'a Tunnel>,
 }
 
@@ -125,7 +129,14 @@ pub fn table(owner: Owner, networks: &[Network<'_>]) -> Table {
     let names: Vec<_> = links.iter().map(|link| json!(link.name)).collect();
     objects.push(set("taps", &["ifname"], &names));
     let dispatch: Vec<_> = links.iter().map(|link| (json!(link.name), goto(link.chain))).collect();
+    let gateways = across(networks).filter_map(|(network, _)| network.gateway);
+    let dispatch: Vec<_> = dispatch
+        .into_iter()
+        .chain(gateways.map(|(link, _)| (json!(link), goto("from-gateway"))))
+        .collect();
     objects.push(map("ports", "ifname", "verdict", &dispatch));
+    objects.push(hook("filter", "prerouting", FIRST, "accept"));
+    objects.extend(short_way(networks));
     objects.extend(rules());
     Table { family: Family::Bridge, name: format!("pavo_{owner}"), objects }
 }
@@ -160,22 +171,48 @@ fn senders<'a>(
     })
 }
 
+/// Nearly all frames of a job that computes, with one look into one set: right in every way,
+/// and of no protocol, nor for a guest, that asks for more.
+fn short_way(networks: &[Network<'_>]) -> Option<Value> {
+    if networks.iter().all(|network| network.layer == Layer::L2) {
+        return None;
+    }
+    let sender = [meta("iifname"), field("ether", "saddr"), field("ip", "saddr")];
+    let mut words = vec![eq(field("ether", "type"), "ip"), ne(field("ip", "protocol"), "udp")];
+    words.extend(gateways(networks).into_iter().map(|mac| ne(field("ether", "daddr"), mac)));
+    words.extend([eq(tuple(&sender), "@addresses"), accept()]);
+    Some(rule("prerouting", &words))
+}
+
+/// The networks with guests on other hosts.
+fn across<'a>(
+    networks: &'a [Network<'a>],
+) -> impl Iterator<Item = (&'a Network<'a>, &'a Tunnel)> + 'a {
+    networks.iter().filter_map(|network| Some((network, network.tunnel?)))
+}
+
+/// The gateways that other hosts' guests must not reach.
+fn gateways(networks: &[Network<'_>]) -> BTreeSet<Mac> {
+    across(networks).filter_map(|(network, _)| Some(network.gateway?.1)).collect()
+}
+
 /// What a job of several hosts has in addition.
 fn fabric(networks: &[Network<'_>]) -> Vec<Value> {
-    let across = || networks.iter().filter_map(|network| Some((network, network.tunnel?)));
+    let gateway_macs: Vec<_> = gateways(networks).into_iter().map(|mac| json!(mac)).collect();
+    let across = || across(networks);
     let taps = || across().flat_map(|(network, _)| network.ports).map(|port| &port.tap);
     let limits: Vec<_> = taps().map(|tap| (json!(tap), json!(tap))).collect();
     let far: BTreeSet<_> =
         across().flat_map(|(_, tunnel)| &tunnel.guests).map(|guest| guest.mac).collect();
     let far: Vec<_> = far.into_iter().map(|mac| json!(mac)).collect();
     let tunnels: Vec<_> = across().map(|(_, tunnel)| json!(tunnel.link)).collect();
-    let gateways: Vec<_> = across().filter_map(|(n, _)| Some(json!(n.gateway?))).collect();
+    let gateways: Vec<_> = across().filter_map(|(n, _)| Some(json!(n.gateway?.0))).collect();
     let across_to: Vec<_> = across()
         .map(|(network, tunnel)| {
             let chain = if network.layer == Layer::L2 { "leave-l2" } else { "leave-l3" };
             (json!(tunnel.link), goto(chain))
         })
-        .chain(across().filter_map(|(n, _)| Some((json!(n.gateway?), goto("to-gateway")))))
+        .chain(across().filter_map(|(n, _)| Some((json!(n.gateway?.0), goto("to-gateway")))))
         .collect();
     let mut objects: Vec<Value> = FABRIC_DROPS.iter().map(|name| counter(name)).collect();
     objects.push(counter(TO_OTHERS));
@@ -185,10 +222,10 @@ fn fabric(networks: &[Network<'_>]) -> Vec<Value> {
         set("far-macs", &["ether_addr"], &far),
         set("tunnels", &["ifname"], &tunnels),
         set("gateways", &["ifname"], &gateways),
+        set("gateway-macs", &["ether_addr"], &gateway_macs),
     ]);
-    objects.extend(
-        ["far", "leave-l2", "leave-l3", "to-gateway", "broadcast", "broadcast-l3"].map(chain),
-    );
+    objects.extend(["far", "far-own", "from-gateway", "to-gateway"].map(chain));
+    objects.extend(["leave-l2", "leave-l3", "broadcast", "broadcast-l3"].map(chain));
     objects.push(map("across", "ifname", "verdict", &across_to));
     objects.extend(fabric_rules());
     objects
@@ -218,14 +255,17 @@ fn fabric_rules() -> Vec<Value> {
             ],
         ),
         // From other hosts' guests, who have been checked there.
-        rule("far", &[ethertype("ip"), eq(source(), "@addresses"), goto("ipv4-own")]),
+        rule("far", &[ethertype("ip"), eq(source(), "@addresses"), goto("far-own")]),
         dropped("far", &[eq(field("ether", "type"), any(&["8021q", "8021ad"]))], "vlan"),
         dropped("far", &[ne(sender(), "@macs")], "source-mac"),
         dropped("far", &[ethertype("arp")], "arp"),
         dropped("far", &[ethertype("ip")], "source-address"),
         dropped("far", &[ethertype("ip6")], "ipv6"),
         dropped("far", &[], "ethertype"),
+        stays("far-own", &[eq(field("ether", "daddr"), "@gateway-macs")]),
+        rule("far-own", &[goto("ipv4-own")]),
         // To other hosts' guests.
+        stays("from-gateway", &[eq(field("ether", "daddr"), "@far-macs")]),
         rule("leave-l2", &[for_all(), goto("broadcast")]),
         rule("leave-l2", &[accept()]),
         stays("leave-l3", &[eq(port(), "@gateways")]),
@@ -238,6 +278,8 @@ fn fabric_rules() -> Vec<Value> {
         rule("broadcast", &[by_limit, accept()]),
         dropped("broadcast", &[], "broadcast"),
         hook("filter", "forward", FIRST, "accept"),
+        // All that is left to look at is for many, or no IPv4.
+        rule("forward", &[ethertype("ip"), eq(raw("ll", 7, 1), 0), accept()]),
         rule("forward", &[json!({ "vmap": { "key": meta("oifname"), "data": "@across" } })]),
         stays("to-gateway", &[eq(port(), "@tunnels")]),
     ]
@@ -252,7 +294,6 @@ fn rules() -> Vec<Value> {
     let arp_mac = || field("arp", "saddr ether");
     let arp_ip = || field("arp", "saddr ip");
     vec![
-        hook("filter", "prerouting", FIRST, "accept"),
         rule("prerouting", &[by_port]),
         // Layer 2: all protocols, VLAN tags too, but only the guest's own MAC.
         rule("l2", &[own_mac(field("ether", "saddr")), accept()]),

@@ -296,9 +296,12 @@ fn broadcast_reaches_all_guests_once_and_dhcp_the_own_gateway_only() {
 
 /// A frame in VXLAN, as a program on host 2 would send it to host 1.
 fn inject(nodes: &[Node; 2], from: Ipv4Addr, key: u32, frame: &[u8]) -> std::io::Result<usize> {
-    let header = [&[8, 0, 0, 0][..], &(key << 8).to_be_bytes()].concat();
     let socket = nodes[1].inside(|| std::net::UdpSocket::bind((from, 0))).unwrap();
-    socket.send_to(&[header, frame.to_vec()].concat(), (nodes[0].address(), 4789))
+    socket.send_to(&in_vxlan(key, frame), (nodes[0].address(), 4789))
+}
+
+fn in_vxlan(key: u32, frame: &[u8]) -> Vec<u8> {
+    [&[8, 0, 0, 0][..], &(key << 8).to_be_bytes(), frame].concat()
 }
 
 #[test]
@@ -321,6 +324,15 @@ fn a_tunnel_takes_frames_of_its_peers_guests_only_and_only_for_guests_here() {
             let refused = inject(&nodes, from, KEY, &good("forged")).unwrap_err();
             assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied);
         }
+        // … nor hide them behind one of nobody's, for the kernel to cut …
+        let parts = [KEY + 9, KEY].map(|key| in_vxlan(key, &good("forged")));
+        let to = std::net::SocketAddrV4::new(nodes[0].address(), 4789);
+        let cut = || {
+            let socket = std::net::UdpSocket::bind((peer, 0)).unwrap();
+            send_in_one(&socket, &[&parts[0], &parts[1]], to)
+        };
+        let refused = as_user(&nodes[1].netns, cut).unwrap().unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied);
         // … but another host could, and this one, were it not of the job.
         nodes[1].sh("nft delete table ip pavo_42");
         inject(&nodes, stranger, KEY, &good("wrong host")).unwrap();
