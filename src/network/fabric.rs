@@ -186,16 +186,16 @@ pub fn table(owner: Owner, fabric: &Fabric, tunnels: &[&Tunnel], switch: Switch)
         hook("filter", "output", FIRST, "accept"),
         untracked("output"),
     ]);
-    objects.extend(leaving(fabric.address, &keys, tunnels, switch));
+    objects.extend(leaving(owner, fabric.address, &keys, switch));
     Table { family: Family::Ip, name: format!("pavo_{owner}"), objects }
 }
 
 /// What may leave for the port of VXLAN.
-fn leaving(address: Ipv4Addr, keys: &[u32], tunnels: &[&Tunnel], switch: Switch) -> Vec<Value> {
+fn leaving(owner: Owner, address: Ipv4Addr, keys: &[u32], switch: Switch) -> Vec<Value> {
     let own = || eq(field("ip", "saddr"), address);
-    let links: Vec<_> = tunnels.iter().map(|tunnel| json!(tunnel.link)).collect();
+    // All tunnels of the job.
+    let tunnels = format!("{}-*", owner.name('x'));
     let mut objects = vec![
-        set("tunnels", &["ifname"], &links),
         chain("leaving"),
         hook("filter", "postrouting", LAST, "accept"),
         rule("postrouting", &[eq(field("udp", "dport"), PORT), goto("leaving")]),
@@ -205,7 +205,7 @@ fn leaving(address: Ipv4Addr, keys: &[u32], tunnels: &[&Tunnel], switch: Switch)
         // By our device, or by nobody's: a program, or a kernel that does not say which.
         Switch::Linux => {
             let by_root = || eq(field("udp", "sport"), ports_of_root());
-            add(&[eq(meta("iifname"), "@tunnels"), own(), by_root(), accept()]);
+            add(&[eq(meta("iifname"), &tunnels), own(), by_root(), accept()]);
             add(&[eq(meta("iif"), 0), own(), by_root(), accept()]);
         }
         // Open vSwitch that is its own datapath sends past this table.

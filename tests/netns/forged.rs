@@ -147,8 +147,7 @@ fn a_guest_sends_no_vxlan_to_the_outside() {
         }
         hostile.ping_gateway();
         unharmed(&a, &b);
-        let grown = grown(&before, &node.counters("inet", 4));
-        assert_eq!(grown, [("vxlan".to_owned(), 2)].into());
+        assert_eq!(grown(&before, &node.counters("inet", 4))["vxlan"], 2);
     });
 }
 
@@ -196,7 +195,9 @@ fn a_vxlan_of_the_sites_own_carries_everybodys_packets_on() {
                 stream.read_exact(&mut vec![0; SIZE]).unwrap();
                 stream.write_all(b"ok").unwrap();
             });
-            as_user(&wire.nodes[1].netns, client).map(|()| serve.join().unwrap());
+            if as_user(&wire.nodes[1].netns, client).is_some() {
+                serve.join().unwrap();
+            }
         });
         for (node, before) in wire.nodes.iter().zip(&before) {
             assert_eq!(grown(before, &node.counters("ip", JOB)), [].into());
