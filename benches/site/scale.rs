@@ -72,7 +72,7 @@ until [ -e go ]; do sleep 0.05; done
 
 /// Starts so many null hypervisors as one step and prints the time when the last runs.
 const PEER: &str = r#"#!/bin/bash
-exec 3< <(exec srun -n "$1" /home/images/null-hypervisor 2>/dev/null </dev/null & echo $!; wait)
+exec 3< <(exec srun -Q -n "$1" /home/images/null-hypervisor 2>/dev/null </dev/null & echo $!; wait)
 read -r pid <&3
 for ((left = $1; left; left--)); do read -r _ <&3; done
 echo $EPOCHREALTIME
@@ -103,9 +103,13 @@ fn round(site: &Site, hosts: u8, vms: u32) -> Round {
     let all = u32::from(hosts) * vms;
     let script = format!(
         "a=$EPOCHREALTIME
-         pavo internal launcher -E 'bash now' nothing:{all} >&2 || exit 1
-         b=$EPOCHREALTIME; c=$(/home/images/peer {all})
-         d=$EPOCHREALTIME; srun -n {all} true; e=$EPOCHREALTIME
+         pavo internal launcher -E 'bash now' nothing:{all} >launcher.log 2>&1 || {{
+             tail -n 20 launcher.log >&2
+             exit 1
+         }}
+         # Until Slurm has had its word of the end of a step, the next one waits.
+         sleep 2; b=$EPOCHREALTIME; c=$(/home/images/peer {all})
+         sleep 2; d=$EPOCHREALTIME; srun -Q -n {all} true; e=$EPOCHREALTIME
          echo $a $b $c $d $e"
     );
     let (nodes, each) = (format!("-N{hosts}"), format!("--ntasks-per-node={vms}"));

@@ -193,22 +193,22 @@ fn floor_linux(site: &Site) -> Times {
     Times { create, delete: timed(site, GONE) }
 }
 
+/// One bridge carries both networks.
 fn floor_ovs(site: &Site) -> Times {
     put(site, "batch", &links(|_| String::new()));
-    let mut transaction = String::from("ovs-vsctl");
-    for (bridge, key) in [("fb0", 77), ("fb1", 78)] {
+    let mut transaction = String::from(
+        "ovs-vsctl add-br fb -- set bridge fb datapath_type=netdev fail_mode=secure -- add-port fb fg",
+    );
+    for (network, key) in [("fb0", 77), ("fb1", 78)] {
         transaction += &format!(
-            " -- add-br {bridge} -- set bridge {bridge} datapath_type=netdev fail_mode=secure \
-             -- add-port {bridge} x{bridge} -- set interface x{bridge} type=vxlan \
+            " -- add-port fb x{network} -- set interface x{network} type=vxlan \
              options:remote_ip=flow options:key={key}"
         );
         for tap in 0..4 {
-            transaction += &format!(" -- add-port {bridge} {bridge}t{tap}");
+            transaction += &format!(" -- add-port fb {network}t{tap}");
         }
     }
-    transaction += " -- add-port fb0 fg";
     let create = timed(site, &format!("ip -batch /run/batch; {transaction}; {TABLES}"));
     group(site, "");
-    let remove = "ovs-vsctl -- del-br fb0 -- del-br fb1";
-    Times { create, delete: timed(site, &format!("{remove}; {GONE}")) }
+    Times { create, delete: timed(site, &format!("ovs-vsctl del-br fb; {GONE}")) }
 }
