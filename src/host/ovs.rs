@@ -125,7 +125,8 @@ pub async fn ensure(host: &Host, owner: Owner, bridges: &[Bridge]) -> Result<Out
 /// Deletes all bridges of an owner, with their ports, in one transaction.
 ///
 /// With the kernel's datapath, ovs-vswitchd has to follow; without it goes on in its own time,
-/// and nothing of the bridges is left on the host all the same.
+/// and nothing of the bridges is left on the host all the same: all links of the owner's group
+/// are deleted with them.
 pub async fn delete(host: &Host, owner: Owner) -> Result<Outcome> {
     let found = in_time(async {
         let mut client = Client::open(&host.ovs_db()).await?;
@@ -140,11 +141,10 @@ pub async fn delete(host: &Host, owner: Owner) -> Result<Outcome> {
     if found.uuids.is_empty() {
         return Ok(Outcome::AlreadySo);
     }
-    if found.netdev.len() == found.uuids.len() {
-        let netlink = Netlink::open(None)?;
-        for name in &found.netdev {
-            netlink.delete(name, owner.link_group()).await?;
-        }
+    if found.netdev == found.uuids.len() {
+        // Their links are of the owner's group. All of it goes at once: one after the other,
+        // each makes the kernel wait for all CPUs.
+        Netlink::delete_group(owner.link_group()).await?;
         return Ok(Outcome::Changed);
     }
     // It follows when it is back, and there is nothing for us to do then.
@@ -204,8 +204,8 @@ pub async fn probe(host: &Host) -> Result<Facts> {
 /// The bridges of an owner: their rows, and what is in them.
 struct Found {
     uuids: Vec<Value>,
-    /// The names of those without the kernel's datapath.
-    netdev: Vec<String>,
+    /// How many are without the kernel's datapath.
+    netdev: usize,
     bridges: BTreeMap<String, Vec<String>>,
 }
 
@@ -244,7 +244,7 @@ async fn ours(client: &mut Client, owner: Owner) -> Result<Found> {
         .iter()
         .map(|row| (text(&row["_uuid"][1]), interfaces.get(row["name"].as_str().unwrap_or(""))))
         .collect();
-    let mut found = Found { uuids: Vec::new(), netdev: Vec::new(), bridges: BTreeMap::new() };
+    let mut found = Found { uuids: Vec::new(), netdev: 0, bridges: BTreeMap::new() };
     for row in rows(answers.first()) {
         let mut words: Vec<_> = set(&row["ports"])
             .iter()
@@ -253,7 +253,7 @@ async fn ours(client: &mut Client, owner: Owner) -> Result<Found> {
         words.push(format!("{} {owner}", text(&row["datapath_type"])));
         words.sort();
         if row["datapath_type"] == Datapath::Netdev.as_str() {
-            found.netdev.push(text(&row["name"]));
+            found.netdev += 1;
         }
         found.bridges.insert(text(&row["name"]), words);
         found.uuids.push(row["_uuid"].clone());
