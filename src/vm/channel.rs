@@ -65,6 +65,8 @@ const BACKLOG: u32 = 4096;
 const HANDSHAKES: usize = 256;
 /// How long a handshake may take while others wait.
 const HURRIED: Duration = Duration::from_secs(1);
+/// When who was too slow comes again.
+const AGAIN: Duration = Duration::from_millis(100);
 /// After this time without an answer to the first address, the next is tried too.
 const STAGGER: Duration = Duration::from_millis(300);
 
@@ -244,22 +246,38 @@ pub async fn connect(
         .because(if said.is_empty() { "it has no address".into() } else { said }))
 }
 
-/// One address; fails with the reason, as a fragment.
+/// One address; fails with the reason, as a fragment. A listener to whom very many come makes
+/// those hurry that are slow, and who was turned away so comes again.
 async fn reach(address: SocketAddr, connector: &TlsConnector) -> Result<Stream, String> {
-    let connected = async {
-        let tcp = TcpStream::connect(address).await?;
-        keep_watch(&tcp)?;
-        let name = ServerName::try_from(NAME).map_err(io::Error::other)?;
-        let mut stream = connector.connect(name, tcp).await?;
-        let mut greeting = [0; GREETING.len()];
-        stream.read_exact(&mut greeting).await?;
-        Ok::<_, io::Error>((stream, greeting))
-    };
-    match connected.await {
-        Ok((stream, greeting)) if &greeting == GREETING => Ok(stream.into()),
-        Ok(_) => Err("another version of pavo listens there".into()),
-        Err(error) => Err(explain(&error)),
+    loop {
+        let begin = Instant::now();
+        match greeted(address, connector).await {
+            Ok((stream, greeting)) if &greeting == GREETING => return Ok(stream.into()),
+            Ok(_) => return Err("another version of pavo listens there".into()),
+            Err(error) if hung_up(&error) && begin.elapsed() >= HURRIED => sleep(AGAIN).await,
+            Err(error) => return Err(explain(&error)),
+        }
     }
+}
+
+/// A connection, and what is said there first.
+async fn greeted(
+    address: SocketAddr,
+    connector: &TlsConnector,
+) -> io::Result<(tokio_rustls::client::TlsStream<TcpStream>, [u8; GREETING.len()])> {
+    let tcp = TcpStream::connect(address).await?;
+    keep_watch(&tcp)?;
+    let name = ServerName::try_from(NAME).map_err(io::Error::other)?;
+    let mut stream = connector.connect(name, tcp).await?;
+    let mut greeting = [0; GREETING.len()];
+    stream.read_exact(&mut greeting).await?;
+    Ok((stream, greeting))
+}
+
+fn hung_up(error: &io::Error) -> bool {
+    let kinds =
+        [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
+    kinds.contains(&error.kind())
 }
 
 /// What is wrong with a connection, as people would say it.
@@ -282,9 +300,7 @@ fn explain(error: &io::Error) -> String {
         }
         (Some(rustls::Error::InvalidMessage(_)), _) => "what listens there is not pavo".into(),
         (_, io::ErrorKind::ConnectionRefused) => "refused: nobody listens there".into(),
-        (_, io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
-            "it hung up at once".into()
-        }
+        _ if hung_up(error) => "it hung up at once".into(),
         _ => error.to_string(),
     }
 }
@@ -429,6 +445,21 @@ mod tests {
 
     async fn join(address: SocketAddr, identity: &Identity) -> Result<Stream> {
         connect(&[address], identity, LIMIT).await
+    }
+
+    #[tokio::test]
+    async fn a_member_that_was_too_slow_comes_again() {
+        let identity = Identity::generate("7").unwrap();
+        let tcp = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let address = tcp.local_addr().unwrap();
+        let accepting = async {
+            let hurried = tcp.accept().await.unwrap();
+            sleep(HURRIED + AGAIN).await;
+            drop(hurried);
+            Listener::new(tcp, &identity).unwrap().accept().await
+        };
+        let (_ours, theirs) = tokio::join!(accepting, join(address, &identity));
+        theirs.unwrap();
     }
 
     #[tokio::test]
