@@ -37,10 +37,14 @@ pub async fn gather(
         if let Some((_, error)) = cluster.take_failure() {
             return Err(error);
         }
-        let Some(absent) = absent(cluster, hosts) else { return Ok(()) };
+        // Asked once for each VM: who is absent is for those who read it.
+        if cluster.book.record.vms.iter().all(|vm| !vm.host.is_empty()) {
+            return Ok(());
+        }
         let seconds = start.elapsed().as_secs();
         if seconds >= shown + progress.every {
             shown = seconds;
+            let absent = absent(cluster, hosts);
             (progress.say)(&format!("Configuring hosts... (waiting for {absent}, {seconds} s)"));
         }
         tokio::select! {
@@ -52,7 +56,7 @@ pub async fn gather(
                     None => std::future::pending().await,
                 }
             } => {
-                let seconds = limit.as_secs();
+                let (absent, seconds) = (absent(cluster, hosts), limit.as_secs());
                 return Err(Error::system(format!("{absent} did not come within {seconds} s"))
                     .help("slurmd's log there says why; or wait longer: `--timeout`"));
             }
@@ -61,11 +65,11 @@ pub async fn gather(
 }
 
 /// Who has not come: hosts, and VMs that may be anywhere.
-fn absent(cluster: &Cluster, hosts: &[String]) -> Option<String> {
+fn absent(cluster: &Cluster, hosts: &[String]) -> String {
     let come: Vec<&str> = cluster.book.record.vms.iter().map(|vm| vm.host.as_str()).collect();
     let places = places(&come, hosts);
     let names: Vec<_> = places.iter().map(|(hosts, ranks)| named(hosts, &fold(ranks))).collect();
-    (!names.is_empty()).then(|| names.join("; "))
+    names.join("; ")
 }
 
 /// The VMs that have not come, with the hosts where they can be. `come` has each VM's host,

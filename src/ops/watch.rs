@@ -127,7 +127,7 @@ pub async fn wait_until(
     let mut probes = Probes::new(&cluster.book.record);
     let mut ticks = interval(Duration::from_secs(1));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let mut shown = String::new();
+    let mut shown = Shown::default();
     loop {
         fail_if_any_failed(cluster, goal)?;
         let missing = missing(&cluster.book.states, goal);
@@ -234,8 +234,21 @@ fn fail_if_any_failed(cluster: &mut Cluster, goal: Goal) -> Result<()> {
     }
 }
 
+/// How often a line that changes with each VM is shown, at most: a thousand VMs are not a
+/// thousand lines.
+const SHOW: Duration = Duration::from_millis(200);
+
+/// What was shown last.
+#[derive(Default)]
+struct Shown {
+    line: String,
+    /// The line without who is waited for.
+    what: String,
+    at: Option<Instant>,
+}
+
 fn show(
-    shown: &mut String,
+    shown: &mut Shown,
     states: &[VmStatus],
     missing: &[u32],
     goal: Goal,
@@ -253,10 +266,14 @@ fn show(
     };
     // Each second a terminal's line is written over; a log gets a line now and then.
     let elapsed = start.elapsed().as_secs() / progress.every * progress.every;
-    let line = format!("Waiting for {} {doing}… ({elapsed} s)", fold(missing));
-    if line != *shown {
+    let what = format!("{doing}… ({elapsed} s)");
+    if what == shown.what && shown.at.is_some_and(|at| at.elapsed() < SHOW) {
+        return;
+    }
+    let line = format!("Waiting for {} {what}", fold(missing));
+    if line != shown.line {
         (progress.say)(&line);
-        *shown = line;
+        *shown = Shown { line, what, at: Some(Instant::now()) };
     }
 }
 
