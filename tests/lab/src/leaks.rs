@@ -10,8 +10,8 @@ use crate::cgroups;
 use crate::error::Result;
 use crate::host::Host;
 
-/// Links, network namespaces, nft tables, OVS bridges and ports, cgroups, mounts,
-/// processes and files under `/run/pavo` and `/tmp` of a host.
+/// Links, network namespaces, nft tables, OVS bridges and ports, cgroups, mounts, processes,
+/// sockets that others can reach, and files under `/run/pavo` and `/tmp` of a host.
 ///
 /// Two are equal when nothing was left and nothing was taken. Processes count by name:
 /// a daemon that was restarted is no leak.
@@ -67,6 +67,8 @@ pub(crate) fn snapshot(host: &Host) -> Result<Snapshot> {
     let name = |line: &str| line.split_once(':').map(|(name, _)| name.trim().to_owned());
     found.add("link", links.lines().filter_map(name));
 
+    found.add("socket", sockets(pid)?);
+
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
     let target = |line: &str| line.split(' ').nth(4).map(str::to_owned);
     found.add("mount", mounts.lines().filter_map(target));
@@ -105,6 +107,27 @@ pub(crate) fn settle(host: &Host, before: &Snapshot, limit: Duration) -> Result<
         }
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// The sockets that wait for others: of TCP and UDP, also the kernel's own, and those
+/// without a file. Those with a file count with it.
+fn sockets(pid: i32) -> Result<Vec<String>> {
+    let table = |name| fs::read_to_string(format!("/proc/{pid}/net/{name}"));
+    let mut found = Vec::new();
+    // Listening, or unconnected.
+    for (name, waits) in [("tcp", "0A"), ("udp", "07")] {
+        for line in table(name)?.lines().skip(1) {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            if fields.get(3) == Some(&waits) {
+                found.push(format!("{name} {}", fields[1]));
+            }
+        }
+    }
+    let unix = table("unix")?;
+    let path = |line: &str| line.split_whitespace().nth(7).map(str::to_owned);
+    let abstracts = unix.lines().filter_map(path).filter(|path| path.starts_with('@'));
+    found.extend(abstracts.map(|path| format!("unix {path}")));
+    Ok(found)
 }
 
 fn lines(host: &Host, script: &str) -> Result<Vec<String>> {
