@@ -156,7 +156,7 @@ impl Complaints {
     pub fn verdict(&mut self, met: &BTreeSet<u32>) -> Option<Error> {
         let Hearing { report, tasks, .. } = self.hearing.take()?;
         if !report.is_empty() {
-            let report = Error::system(report.join("\n"));
+            let report = Error::system(without_echoes(&report).join("\n"));
             return Some(Error::system("a host could not be set up").because(report));
         }
         if let Some(why) = self.ended {
@@ -164,9 +164,23 @@ impl Complaints {
         }
         let tasks = tasks?;
         let lost: Vec<u32> = tasks.ranks.difference(met).copied().collect();
-        let words: Vec<&str> =
-            self.lines.iter().map(String::as_str).filter(|line| is_own(line)).collect();
-        Some(tasks.error(&lost, words.join("\n")))
+        Some(tasks.error(&lost, self.words()))
+    }
+
+    /// Why the task of this rank has ended without a report, as far as srun has said it.
+    pub fn end_of(&mut self, rank: u32) -> Option<Error> {
+        let mut ended = self.lines.iter().filter_map(|line| TasksEnded::read(line));
+        let tasks = ended.find(|tasks| tasks.ranks.contains(&rank))?;
+        let words = self.words();
+        // Not the next one's, too.
+        self.lines.retain(|line| !is_own(line));
+        Some(tasks.error(&[rank], words))
+    }
+
+    /// What tasks have said.
+    fn words(&self) -> String {
+        let words = self.lines.iter().map(String::as_str).filter(|line| is_own(line));
+        words.collect::<Vec<_>>().join("\n")
     }
 
     /// Why Slurm ends the step, if it has said so.
@@ -193,6 +207,32 @@ impl Complaints {
             false => error.because(said),
         }
     }
+}
+
+/// The lines of hosts' reports, host after host, without those of hosts that only broke off
+/// because of another (see `setup::fabric`): on a hundred hosts these would bury the cause.
+fn without_echoes(lines: &[String]) -> Vec<&str> {
+    let mut hosts: Vec<(&str, Vec<&str>)> = Vec::new();
+    for line in lines {
+        let name = line.strip_prefix("host ").and_then(|rest| rest.split_once(": "));
+        let name = name.map_or("", |(name, _)| name);
+        match hosts.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, said)) => said.push(line),
+            None => hosts.push((name, vec![line])),
+        }
+    }
+    let mut causes: BTreeSet<&str> =
+        hosts.iter().filter(|host| echo(host).is_none()).map(|(name, _)| *name).collect();
+    // Where the cause itself has not said anything, the first that was told.
+    hosts.retain(|host| echo(host).is_none_or(|cause| causes.insert(cause)));
+    hosts.into_iter().flat_map(|(_, said)| said).collect()
+}
+
+/// The host because of which this one broke off.
+fn echo<'a>((name, said): &(&str, Vec<&'a str>)) -> Option<&'a str> {
+    let first = said.first()?.strip_prefix("host ")?.strip_prefix(*name)?;
+    let cause = first.strip_prefix(": error: host ")?.strip_suffix(" could not be set up")?;
+    (cause != *name).then_some(cause)
 }
 
 /// Whether it was said neither by Slurm nor by root's side: by a task.
@@ -237,6 +277,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_host_that_broke_off_because_of_another_says_nothing_new() {
+        let (mut complaints, nobody) = (Complaints::default(), BTreeSet::new());
+        for line in [
+            "pavo: host n3: error: host n1 could not be set up",
+            "pavo: host n1: error: no room",
+            "pavo: host n4: error: host n1 could not be set up",
+            "pavo: host n3:   because: no room",
+            "pavo: host n1:   help: make some",
+            "pavo: host n4:   because: no room",
+            "pavo: host n5: error: host n2 could not be set up",
+            "pavo: host n5:   because: no fun",
+            "pavo: host n6: error: host n2 could not be set up",
+        ] {
+            complaints.hear(line, &nobody);
+        }
+        let report = complaints.verdict(&nobody).unwrap().report();
+        let expected = "because: host n1: error: no room\n    host n1:   help: make some\n    \
+                        host n5: error: host n2 could not be set up\n    \
+                        host n5:   because: no fun\n";
+        assert!(report.ends_with(expected.trim_end()), "{report}");
+    }
+
+    #[tokio::test]
     async fn a_task_that_has_met_the_launcher_tells_by_itself_and_another_by_srun() {
         let (mut complaints, met) = (Complaints::default(), BTreeSet::from([0]));
         complaints.hear("srun: error: n1: task 0: Killed", &met);
@@ -248,6 +311,11 @@ mod tests {
         let report = complaints.verdict(&met).unwrap().report();
         assert!(report.contains("the process of vm1 has ended: Exited"), "{report}");
         assert!(report.contains("because: error: no room"), "{report}");
+        // That it is gone is known before the launcher hears of it.
+        let report = complaints.end_of(0).unwrap().report();
+        assert!(report.contains("host n1: the process of vm0 has ended: Killed"), "{report}");
+        assert!(report.contains("because: error: no room"), "{report}");
+        assert!(complaints.end_of(2).is_none());
     }
 
     #[test]

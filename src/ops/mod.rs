@@ -38,6 +38,7 @@ pub mod resolve;
 pub mod setup;
 pub mod site;
 pub mod site_store;
+pub mod srun;
 pub mod ssh;
 pub mod step;
 pub mod task;

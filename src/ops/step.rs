@@ -15,17 +15,17 @@
 //! made them. Should the launcher die, its end of the life line closes, and every task
 //! ends its VM.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, ChildStdin};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until};
 
 use super::book::{Book, JobDir, random};
 use super::children::failed;
@@ -33,6 +33,7 @@ use super::cleanup;
 use super::complaints::{Complaints, Ended, REPORT_TIME};
 use super::reach::{IDENTITY, Secrets};
 use super::resolve::{Blueprint, Job};
+use super::srun;
 use super::ssh::{self, SshFiles};
 use crate::batch::local::Allocation;
 use crate::error::{Context, Error, Result};
@@ -48,10 +49,6 @@ use crate::vm::machine::Stop;
 
 /// How long tasks may take to end beyond their guests' grace.
 const END_LIMIT: Duration = Duration::from_secs(8);
-/// How long srun may take to end after that, and again after a signal.
-const SRUN_LIMIT: Duration = Duration::from_secs(10);
-/// The longest line of srun's that is kept whole, in bytes; a longer one counts as several.
-const MAX_LINE: u64 = 4096;
 
 /// Logs the person in to the site's store; called once a host has introduced them.
 pub type LogIn =
@@ -102,6 +99,8 @@ pub struct Step {
     news: mpsc::Receiver<News>,
     tell: mpsc::Sender<News>,
     complaints: Complaints,
+    /// Tasks whose connection has ended, and when the rest of what they said is here.
+    gone: VecDeque<(Instant, u32)>,
     logging_in: bool,
     /// Where nothing has been written yet.
     store: Option<Arc<dyn Store>>,
@@ -128,6 +127,7 @@ impl Step {
             news,
             tell,
             complaints: Complaints::default(),
+            gone: VecDeque::new(),
             logging_in: false,
             store: None,
         }
@@ -175,7 +175,7 @@ impl Step {
         let mut srun = command.spawn().while_doing(doing)?;
         let mut stdin = srun.stdin.take().ok_or_else(|| Error::bug("srun has no input"))?;
         let stderr = srun.stderr.take().ok_or_else(|| Error::bug("srun has no errors"))?;
-        tokio::spawn(listen(stderr, self.tell.clone()));
+        tokio::spawn(srun::listen(stderr, self.tell.clone(), News::Said));
         self.srun = Some(srun);
         crash::point("launch.srun")?;
         stdin.write_all(bootstrap.line().as_bytes()).await.while_doing(doing)?;
@@ -206,9 +206,17 @@ impl Step {
                         None => continue,
                     }
                 }
+                rank = due(self.gone.front()) => {
+                    self.gone.pop_front();
+                    match self.lost(book, rank) {
+                        Some(report) => return book.report(report).await,
+                        None => continue,
+                    }
+                }
                 status = srun.wait() => {
                     let status = status.while_doing(|| "waiting for srun".into())?;
-                    return Err(self.ended_early(status).await);
+                    let report = self.ended_early(book, status).await?;
+                    return book.report(report).await;
                 }
             };
             match news {
@@ -226,11 +234,7 @@ impl Step {
                     return book.report(report).await;
                 }
                 News::Trouble(rank, error) => book.trouble(rank, &error),
-                News::Gone(rank) => {
-                    if let Some(report) = self.lost(book, rank) {
-                        return book.report(report).await;
-                    }
-                }
+                News::Gone(rank) => self.gone.push_back((Instant::now() + REPORT_TIME, rank)),
                 News::Said(line) => self.complaints.hear(&line, &self.met),
                 // Kept until it is done: who waits for news may be interrupted.
                 News::Store(store) => self.store = Some(store?),
@@ -324,22 +328,38 @@ impl Step {
         if book.states.get(at)?.state.is_over() {
             return None;
         }
+        if let Some(error) = self.complaints.end_of(rank) {
+            return Some(failed(rank, &error));
+        }
         let host = &book.record.vms.get(at)?.host;
         let error = Error::system(format!("the connection to its process on `{host}` has ended"))
             .help("was the host lost, or is its memory short? `scontrol show node`, `dmesg` there");
         Some(failed(rank, &error))
     }
 
-    /// Why srun has ended although VMs have not.
-    async fn ended_early(&mut self, status: std::process::ExitStatus) -> Error {
+    /// The VM because of which srun has ended although VMs have not.
+    ///
+    /// # Errors
+    /// The reason, where it is none of a VM.
+    async fn ended_early(&mut self, book: &Book, status: ExitStatus) -> Result<VmReport> {
         // Its last words may still be on their way.
         let end = Instant::now() + REPORT_TIME;
         while let Ok(Some(news)) = tokio::time::timeout_at(end, self.news.recv()).await {
-            if let News::Said(line) = news {
-                self.complaints.hear(&line, &self.met);
+            match news {
+                News::Said(line) => self.complaints.hear(&line, &self.met),
+                News::Gone(rank) => self.gone.push_back((end, rank)),
+                _ => {}
             }
         }
-        self.complaints.verdict(&self.met).unwrap_or_else(|| self.complaints.error(status))
+        if let Some(error) = self.complaints.verdict(&self.met) {
+            return Err(error);
+        }
+        while let Some((_, rank)) = self.gone.pop_front() {
+            if let Some(report) = self.lost(book, rank) {
+                return Ok(report);
+            }
+        }
+        Err(self.complaints.error(status))
     }
 
     /// Why Slurm ends the step, if it has said so.
@@ -366,10 +386,10 @@ impl Step {
             if grace.is_zero() {
                 self.life_line = None;
             }
-            let ended = ended(&mut srun, &mut self.news);
+            let ended = srun::ended(&mut srun, &mut self.news);
             if tokio::time::timeout_at(deadline, ended).await.is_err() {
                 self.life_line = None;
-                end_srun(&mut srun, &mut self.news).await;
+                srun::end(&mut srun, &mut self.news).await;
             }
         }
         crash::point("launch.stopped")?;
@@ -382,27 +402,14 @@ impl Step {
     }
 }
 
-/// srun ends its step when it is told to; should it hang, it is killed, and the step
-/// ends with the job.
-async fn end_srun(srun: &mut Child, news: &mut mpsc::Receiver<News>) {
-    use nix::sys::signal::{Signal, kill};
-    let pid = srun.id().and_then(|pid| i32::try_from(pid).ok());
-    if let Some(pid) = pid {
-        let _ = kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM);
-    }
-    if timeout(SRUN_LIMIT, ended(srun, news)).await.is_err() {
-        let _ = srun.start_kill();
-        ended(srun, news).await;
-    }
-}
-
-/// Waits for srun's end. It must not wait for us to listen.
-async fn ended(srun: &mut Child, news: &mut mpsc::Receiver<News>) {
-    loop {
-        tokio::select! {
-            _ = srun.wait() => return,
-            Some(_) = news.recv() => {}
+/// Waits for the moment of the first that is gone; pending while there is none.
+async fn due(first: Option<&(Instant, u32)>) -> u32 {
+    match first {
+        Some((moment, rank)) => {
+            sleep_until(*moment).await;
+            *rank
         }
+        None => std::future::pending().await,
     }
 }
 
@@ -459,24 +466,6 @@ async fn converse(stream: crate::vm::channel::Stream, tell: mpsc::Sender<News>) 
     let _ = tell.send(News::Gone(rank)).await;
 }
 
-/// Passes on what srun says, whatever bytes these are: tasks may say what they like, and srun
-/// must always find somebody who reads.
-async fn listen(stderr: impl AsyncRead + Unpin, tell: mpsc::Sender<News>) {
-    let mut reader = BufReader::new(stderr);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        let read = (&mut reader).take(MAX_LINE).read_until(b'\n', &mut line).await;
-        if !matches!(read, Ok(1..)) {
-            return;
-        }
-        let text = String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned();
-        if tell.send(News::Said(text)).await.is_err() {
-            return;
-        }
-    }
-}
-
 /// Addresses of this host by which others may reach it; loopback last.
 fn own_addresses() -> Result<Vec<Ipv4Addr>> {
     let all = nix::ifaddrs::getifaddrs().while_doing(|| "listing this host's addresses".into())?;
@@ -485,38 +474,4 @@ fn own_addresses() -> Result<Vec<Ipv4Addr>> {
     addresses.sort_by_key(|address| address.is_loopback());
     addresses.dedup();
     Ok(addresses)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn whatever_srun_says_is_read_to_its_end() {
-        let (tell, mut news) = mpsc::channel(256);
-        let mut said = b"one\nbad \xff byte\n".to_vec();
-        said.extend([b'x'; 10_000]);
-        said.extend(b"\npavo: host n1: why");
-        listen(&said[..], tell).await;
-        let mut lines = Vec::new();
-        while let Some(News::Said(line)) = news.recv().await {
-            lines.push(line);
-        }
-        assert_eq!(lines[..2], ["one", "bad \u{fffd} byte"]);
-        assert_eq!(lines[2..5].iter().map(String::len).collect::<Vec<_>>(), [4096, 4096, 1808]);
-        assert_eq!(lines[5..], ["pavo: host n1: why"]);
-    }
-    #[tokio::test]
-    async fn an_srun_that_has_much_to_say_in_the_end_is_not_killed_for_it() {
-        let script =
-            "trap 'seq 100000 >&2; exit 7' TERM; echo ready >&2; while :; do sleep 0.01; done";
-        let mut command = tokio::process::Command::new("sh");
-        command.args(["-c", script]).stderr(Stdio::piped()).kill_on_drop(true);
-        let mut srun = command.spawn().unwrap();
-        let (tell, mut news) = mpsc::channel(256);
-        tokio::spawn(listen(srun.stderr.take().unwrap(), tell));
-        assert!(matches!(news.recv().await, Some(News::Said(line)) if line == "ready"));
-        end_srun(&mut srun, &mut news).await;
-        assert_eq!(srun.wait().await.unwrap().code(), Some(7));
-    }
 }

@@ -590,9 +590,8 @@ mod tests {
 
             // The job starts again.
             publish(&store, &first, PLACE, &networks).await.unwrap();
-            let starts = || -> BoxFuture<'_, _> {
-                Box::pin(publish(&store, &again, PLACE, &networks))
-            };
+            let starts =
+                || -> BoxFuture<'_, _> { Box::pin(publish(&store, &again, PLACE, &networks)) };
             let seen = AtomicU32::new(0);
             let between = Before { store: &store, commit, seen, then: &starts };
             leave(&between, &first).await.unwrap();
