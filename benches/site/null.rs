@@ -58,7 +58,7 @@ pub fn be_it() {
         let word = word.to_str()?.strip_prefix("socket,id=qmp,fd=")?.to_owned();
         word.parse::<RawFd>().ok()
     });
-    match qmp.last() {
+    match qmp.max() {
         Some(fd) => serve(fd, start),
         None => stay(),
     }
