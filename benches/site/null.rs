@@ -54,11 +54,11 @@ pub fn be_it() {
         return;
     }
     let start = now();
-    let qmp = words.filter_map(|word| {
+    let mut qmp = words.filter_map(|word| {
         let word = word.to_str()?.strip_prefix("socket,id=qmp,fd=")?.to_owned();
         word.parse::<RawFd>().ok()
     });
-    match qmp.max() {
+    match qmp.next() {
         Some(fd) => serve(fd, start),
         None => stay(),
     }

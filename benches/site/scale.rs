@@ -114,6 +114,8 @@ fn round(site: &Site, hosts: u8, vms: u32) -> Round {
     );
     let (nodes, each) = (format!("-N{hosts}"), format!("--ntasks-per-node={vms}"));
     let words = ["salloc", "-Q", &nodes, &each, "-c1", "--mem-per-cpu=200M", "bash", "-c", &script];
+    // What Slurm has to say of the end of the last one is not of this one.
+    site.lab.wait_idle().unwrap();
     let login = site.lab.login();
     let daemons = || ["etcd", "slurmctld"].map(|name| cpu(site, name));
     let (rpcs, etcd, used) = (rpcs(site), transactions(site), daemons());

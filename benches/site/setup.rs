@@ -74,9 +74,11 @@ fn on(kind: &Kind, site: &Site) {
     let words = "strace -D -f -q -e trace=execve -e status=successful -o /run/execs ";
     run(site, FIRST_JOB + 98, words);
     for (what, number) in [("create", 0), ("delete", 1)] {
-        let others = execs(site, number);
+        let (own, others): (Vec<String>, Vec<String>) =
+            execs(site, number).into_iter().partition(|program| program.ends_with("/pavo"));
         let names = others.join(" ");
-        say(&format!("  processes that {what} starts: {} ({names})  3 at most", others.len()));
+        say(&format!("  programs that {what} runs: {} ({names})  3 at most", others.len()));
+        say(&format!("    and pavo itself, as guard and responder: {}", own.len()));
     }
     site.nothing_left(&before);
 }

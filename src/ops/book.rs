@@ -52,8 +52,10 @@ impl std::fmt::Debug for Book {
     }
 }
 
-/// How often what has changed is stored, at most.
+/// How often what has changed is stored, at most; and for each VM as much longer: the record of
+/// a thousand is large, and they take a while to start.
 const FLUSH: Duration = Duration::from_millis(500);
+const FLUSH_PER_VM: Duration = Duration::from_millis(3);
 
 /// When that is tried again where the store was away.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -197,7 +199,8 @@ impl Book {
     /// Something in the record, or in a state, has changed.
     pub fn touch(&mut self) {
         self.dirty = true;
-        self.flush_at.get_or_insert_with(|| Instant::now() + FLUSH);
+        let vms = u32::try_from(self.states.len()).unwrap_or(u32::MAX);
+        self.flush_at.get_or_insert_with(|| Instant::now() + FLUSH + FLUSH_PER_VM * vms.min(4096));
     }
 
     /// When [`flush`](Self::flush) is due; pending while nothing has changed.
