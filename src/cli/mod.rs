@@ -20,10 +20,11 @@ mod image;
 mod internal;
 mod job;
 mod launcher;
+mod monitor;
 pub mod out;
 mod passing;
 mod ps;
-mod reset;
+mod save;
 mod session;
 mod setup;
 mod site;
@@ -64,7 +65,13 @@ enum Command {
     Ssh(ssh::Ssh),
     Scp(ssh::Scp),
     SshConfig(ssh::SshConfig),
-    Reset(reset::Reset),
+    Reset(monitor::Reset),
+    Pause(monitor::Pause),
+    Resume(monitor::Resume),
+    Powerdown(monitor::Powerdown),
+    MonitorCmd(monitor::MonitorCmd),
+    Qmp(monitor::Qmp),
+    Save(save::Save),
     Template(template::Template),
     Config(config::Config),
     Image(image::Image),
@@ -89,6 +96,12 @@ impl Command {
             Self::Scp(verb) => verb.run(app),
             Self::SshConfig(verb) => verb.run(app),
             Self::Reset(verb) => verb.run(app),
+            Self::Pause(verb) => verb.run(app),
+            Self::Resume(verb) => verb.run(app),
+            Self::Powerdown(verb) => verb.run(app),
+            Self::MonitorCmd(verb) => verb.run(app),
+            Self::Qmp(verb) => verb.run(app),
+            Self::Save(verb) => verb.run(app),
             Self::Template(verb) => verb.run(app),
             Self::Config(verb) => verb.run(app),
             Self::Doctor(verb) => verb.run(app),

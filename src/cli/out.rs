@@ -223,7 +223,7 @@ fn fit(text: &str, width: usize) -> String {
 }
 
 /// One line, without anything a terminal would obey.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
 }
 

@@ -1,7 +1,9 @@
 //! Images as pcocc kept them before it had repositories: a folder with `image` and
-//! `image-rev1`, `image-rev2`, …, each lying on an earlier one. Read only.
+//! `image-rev1`, `image-rev2`, …, each lying on an earlier one.
 
 use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::header::{self, Format};
@@ -21,17 +23,43 @@ pub(super) fn resolve(folder: &Path) -> Result<Resolved> {
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let newest = names.filter_map(|name| Some((revision(&name)?, name))).max();
     let (_, newest) = newest.ok_or_else(missing)?;
-    let open = || -> Result<Resolved> {
-        let path = home.join(newest);
-        let virtual_size = check(&home, &path)?;
-        Ok(Resolved {
-            uri: path.display().to_string(),
-            path,
-            format: DiskFormat::Qcow2,
-            virtual_size: virtual_size.next_multiple_of(512),
-        })
+    let open = open(&home, &newest);
+    open.while_doing(|| format!("opening the image `{}`", folder.display()))
+}
+
+/// One revision.
+fn open(home: &Path, name: &str) -> Result<Resolved> {
+    let path = home.join(name);
+    let virtual_size = check(home, &path)?;
+    Ok(Resolved {
+        uri: path.display().to_string(),
+        path,
+        format: DiskFormat::Qcow2,
+        virtual_size: virtual_size.next_multiple_of(512),
+    })
+}
+
+/// Makes a complete disk, on the same file system, the next revision.
+pub(super) fn add(home: &Path, disk: &Path) -> Result<Resolved> {
+    let doing = || format!("adding a revision in `{}`", home.display());
+    let place = || -> io::Result<String> {
+        let file = fs::File::open(disk)?;
+        file.set_permissions(fs::Permissions::from_mode(0o644))?;
+        file.sync_all()?;
+        loop {
+            let names = fs::read_dir(home)?;
+            let names = names.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+            let last = names.filter_map(|name| revision(&name)).max().unwrap_or_default();
+            let name = format!("image-rev{}", last + 1);
+            match fs::hard_link(disk, home.join(&name)) {
+                Ok(()) => break fs::File::open(home)?.sync_all().map(|()| name),
+                // Somebody else's was faster.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => break Err(error),
+            }
+        }
     };
-    open().while_doing(|| format!("opening the image `{}`", folder.display()))
+    place().while_doing(doing).and_then(|name| open(home, &name).while_doing(doing))
 }
 
 /// `image` is revision 0, `image-revN` is revision N.

@@ -198,7 +198,7 @@ impl Library {
     }
 
     /// Where a new image goes: the named repository, else the first.
-    fn destination(&self, dest: &str) -> Result<&Repository> {
+    pub(super) fn destination(&self, dest: &str) -> Result<&Repository> {
         let name = name_in_repo(dest)?;
         if name.revision.is_some() {
             return Err(Error::usage(format!("`{name}` names a revision"))
@@ -209,7 +209,7 @@ impl Library {
     }
 
     /// The first repository that has the image, with the revision meant.
-    fn find(&self, name: &Name) -> Result<(&Repository, Revision)> {
+    pub(super) fn find(&self, name: &Name) -> Result<(&Repository, Revision)> {
         for repo in self.selected(name.repo.as_deref())? {
             let revisions = repo.revisions(&name.image)?;
             let number = match name.revision {
@@ -294,7 +294,7 @@ fn steady(path: &Path, scratch: &Path) -> Result<(File, PathBuf)> {
     open().while_doing(|| format!("opening `{}`", path.display()))
 }
 
-fn name_in_repo(text: &str) -> Result<Name> {
+pub(super) fn name_in_repo(text: &str) -> Result<Name> {
     match text.parse()? {
         Uri::InRepo(name) => Ok(name),
         Uri::Folder(_) => Err(Error::usage(format!(
@@ -317,7 +317,7 @@ fn row(repo: &Repository, revision: Revision) -> ImageRow {
 
 /// Checks every layer of a revision: each a qcow2 whose only other file is the layer
 /// below, in the same repository.
-fn resolve_in(repo: &Repository, revision: &Revision) -> Result<Resolved> {
+pub(super) fn resolve_in(repo: &Repository, revision: &Revision) -> Result<Resolved> {
     if revision.kind == Kind::Ctr {
         return Err(Error::usage(format!("`{}` is a container image, not a disk", revision.name)));
     }

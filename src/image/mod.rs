@@ -5,6 +5,7 @@
 //! | [`header`] | reads foreign image headers before any tool opens the file |
 //! | [`repository`] | one object store on disk, in pcocc's layout |
 //! | [`library`] | the configured repositories together: names, revisions, import |
+//! | [`save`] | a disk that lies on an image becomes a revision of it, or a new image |
 //! | `convert` | `qemu-img`, kept on a short leash |
 //! | [`tiny`] | builds the demo image from Debian packages, without any privilege |
 
@@ -13,6 +14,8 @@ mod folder;
 pub mod header;
 pub mod library;
 pub mod repository;
+pub mod save;
+mod scratch;
 pub mod tiny;
 mod tool;
 mod uri;

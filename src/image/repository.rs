@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
+use super::scratch::Scratch;
 use super::uri;
 use crate::error::{Context, Error, Result};
 
@@ -67,6 +68,27 @@ impl Kind {
             Self::Ctr => "ctr",
         }
     }
+}
+
+/// A disk that is to become a revision.
+#[derive(Clone, Copy, Debug)]
+pub struct Addition<'a> {
+    pub name: &'a str,
+    /// On the repository's file system; it is moved.
+    pub disk: &'a Path,
+    pub owner: &'a str,
+    /// Whether there may be such an image, which gets one more revision.
+    pub replace: bool,
+    /// What the disk lies on, bottom first.
+    pub below: &'a [Layer],
+}
+
+/// A blob that another lies on.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    pub hash: String,
+    /// A copy, if the repository does not have it; as [`Addition::disk`].
+    pub copy: Option<PathBuf>,
 }
 
 /// What deleting gave back.
@@ -143,12 +165,10 @@ impl Repository {
             .while_doing(|| format!("creating a file in `{}`", tmp.display()))
     }
 
-    /// A path in the repository at which nothing exists yet; gone with the value.
-    pub fn scratch_folder(&self) -> Result<tempfile::TempDir> {
+    /// A folder in the repository, gone with the value. What a killed program left goes, too.
+    pub fn scratch_folder(&self) -> Result<Scratch> {
         self.initialise()?;
-        let tmp = self.path.join(".tmp");
-        tempfile::tempdir_in(&tmp)
-            .while_doing(|| format!("creating a folder in `{}`", tmp.display()))
+        Scratch::make(&self.path.join(".tmp"))
     }
 
     /// Takes a complete disk that stands alone as the first revision of a new image.
@@ -160,6 +180,12 @@ impl Repository {
     ///
     /// [`scratch_folder`]: Self::scratch_folder
     pub fn add(&self, name: &str, disk: &Path, owner: &str, replace: bool) -> Result<Revision> {
+        self.add_on(Addition { name, disk, owner, replace, below: &[] })
+    }
+
+    /// As [`add`](Self::add), for a disk that lies on others.
+    pub fn add_on(&self, addition: Addition<'_>) -> Result<Revision> {
+        let Addition { name, disk, owner, replace, below } = addition;
         if !uri::plain(name) {
             return Err(Error::usage(format!("`{}` cannot name an image", name.escape_debug())));
         }
@@ -172,15 +198,6 @@ impl Repository {
             Some(last) if replace => last + 1,
             Some(_) => return Err(self.exists(name)),
         };
-        let place = || -> io::Result<()> {
-            let blob = self.blob(&hash);
-            let folder = blob.parent().expect("a blob lies in a folder");
-            fs::create_dir_all(folder)?;
-            fs::rename(disk, &blob)?;
-            sync(folder)?;
-            sync(&self.path.join("data"))
-        };
-        place().while_doing(|| format!("storing the image `{name}`"))?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let revision = Revision {
             name: name.into(),
@@ -188,11 +205,38 @@ impl Repository {
             kind: Kind::Vm,
             owner: owner.into(),
             timestamp: now.as_secs_f64(),
-            data_blobs: vec![hash],
+            data_blobs: below.iter().map(|layer| &layer.hash).chain([&hash]).cloned().collect(),
             custom_meta: serde_json::json!({}),
         };
-        self.publish(&revision).inspect_err(|_| self.drop_unused(&revision.data_blobs))?;
+        let store = || -> Result<()> {
+            let layers = below.iter().map(|layer| (layer.hash.as_str(), layer.copy.as_deref()));
+            for (hash, copy) in layers.chain([(hash.as_str(), Some(disk))]) {
+                self.place(hash, copy).while_doing(|| format!("storing the image `{name}`"))?;
+            }
+            self.publish(&revision)
+        };
+        store().inspect_err(|_| self.drop_unused(&revision.data_blobs))?;
         Ok(revision)
+    }
+
+    /// Makes a blob appear; one that is there already is the same.
+    fn place(&self, hash: &str, file: Option<&Path>) -> Result<()> {
+        let blob = self.blob(hash);
+        let Some(file) = file else {
+            return match blob.try_exists() {
+                Ok(true) => Ok(()),
+                _ => Err(Error::not_found("what it lies on has been deleted meanwhile")
+                    .help("save all of the disk: `--full`")),
+            };
+        };
+        let place = || -> io::Result<()> {
+            let folder = blob.parent().expect("a blob lies in a folder");
+            fs::create_dir_all(folder)?;
+            fs::rename(file, &blob)?;
+            sync(folder)?;
+            sync(&self.path.join("data"))
+        };
+        place().while_doing(|| format!("moving it to `{}`", blob.display()))
     }
 
     /// Deletes one revision or all, and the blobs that nothing needs any more.

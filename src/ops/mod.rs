@@ -35,6 +35,7 @@ pub mod queue;
 pub mod reach;
 pub mod rehearsal;
 pub mod resolve;
+pub mod save;
 pub mod setup;
 pub mod site;
 pub mod site_store;

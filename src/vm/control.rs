@@ -22,12 +22,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixListener;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::console::{Console, Viewing};
 use super::machine::Stop;
-use super::{channel, qmp};
+use super::{channel, qmp, save};
 use crate::error::{Context, Error, Result, WireError};
 use crate::model::job::VmStatus;
 
@@ -80,6 +80,14 @@ pub enum Op {
     Monitor {
         command: String,
     },
+    /// A command of QMP; the answer is its result.
+    Qmp {
+        command: String,
+        #[serde(default)]
+        arguments: serde_json::Map<String, Value>,
+    },
+    /// Copies the disk; says how far it is until it has. Who hangs up wants it no more.
+    Save(save::Wish),
     /// The newest `replay` bytes of the console's log, then the console.
     Console {
         replay: usize,
@@ -96,6 +104,8 @@ struct Request {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Answer {
+    /// More comes.
+    Progress(save::Progress),
     Return(Value),
     Error(WireError),
 }
@@ -107,6 +117,16 @@ enum Answer {
 pub fn listen(dir: &Path, name: &str) -> Result<std::os::unix::net::UnixListener> {
     through_descriptor(dir, name, std::os::unix::net::UnixListener::bind)
         .while_doing(|| format!("making the socket `{}`", dir.join(name).display()))
+}
+
+/// Connects to `name` in `dir`, however long the directory's path is.
+///
+/// # Errors
+/// When nobody listens there.
+pub fn connect(dir: &Path, name: &str) -> std::io::Result<tokio::net::UnixStream> {
+    let stream = through_descriptor(dir, name, std::os::unix::net::UnixStream::connect)?;
+    stream.set_nonblocking(true)?;
+    tokio::net::UnixStream::from_std(stream)
 }
 
 /// A socket's address holds 107 bytes only: name the directory by a descriptor.
@@ -129,6 +149,12 @@ pub struct Endpoint {
     pub qmp: watch::Receiver<Option<qmp::Client>>,
     pub console: Console,
     pub stop: mpsc::Sender<Stop>,
+    /// The VM's directory.
+    pub dir: PathBuf,
+    /// The size of its disk, in bytes.
+    pub disk: Option<u64>,
+    /// One copy at a time; how many there were.
+    pub saves: Arc<Mutex<u64>>,
 }
 
 /// What the answer to `console` returns.
@@ -238,6 +264,7 @@ async fn answer_requests(
             _ => None,
         };
         let answer = match (request, &console) {
+            (Ok(Op::Save(wish)), _) => endpoint.save(&wish, stream).await,
             (_, Some(console)) => Ok(json!(Replay { replay: console.replay() })),
             (Ok(op), None) => endpoint.carry_out(op).await,
             (Err(error), None) => Err(error),
@@ -305,8 +332,14 @@ impl Endpoint {
                     qapi::qmp::human_monitor_command { command_line: command, cpu_index: None };
                 return self.execute(command).await.map(Value::String);
             }
+            Op::Qmp { command, arguments } => {
+                let done = self.qmp()?.call(&command, Value::Object(arguments)).await;
+                return done.while_doing(|| {
+                    format!("telling QEMU of {} `{}`", self.name, command.escape_debug())
+                });
+            }
             // Answered before this.
-            Op::Console { .. } => Ok(()),
+            Op::Console { .. } | Op::Save(_) => Ok(()),
         }
         .map(|()| Value::Null)
     }
@@ -315,11 +348,56 @@ impl Endpoint {
     where
         C: qapi::Command<Ok: Into<Outcome<T>>> + 'static,
     {
-        let client = self.qmp.borrow().clone();
-        let client =
-            client.ok_or_else(|| Error::system(format!("{} has not started yet", self.name)))?;
-        let done = client.execute(command).await;
+        let done = self.qmp()?.execute(command).await;
         done.map(|ok| ok.into().0).while_doing(|| format!("telling QEMU of {}", self.name))
+    }
+
+    fn qmp(&self) -> Result<qmp::Client> {
+        let client = self.qmp.borrow().clone();
+        client.ok_or_else(|| Error::system(format!("{} has not started yet", self.name)))
+    }
+
+    /// Copies the disk, saying over `stream` how far it is.
+    async fn save(
+        &self,
+        wish: &save::Wish,
+        stream: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<Value> {
+        let (tell, mut told) = mpsc::channel(1);
+        let copy = self.copy(wish, tell);
+        tokio::pin!(copy);
+        loop {
+            tokio::select! {
+                outcome = &mut copy => return outcome.map(|saved| json!(saved)),
+                Some(progress) = told.recv() => {
+                    if say(stream, &Answer::Progress(progress)).await.is_none() {
+                        told.close();
+                    }
+                }
+            }
+        }
+    }
+
+    async fn copy(
+        &self,
+        wish: &save::Wish,
+        tell: mpsc::Sender<save::Progress>,
+    ) -> Result<save::Saved> {
+        let mut number = loop {
+            match tokio::time::timeout(save::LOOKS, self.saves.lock()).await {
+                Ok(turn) => break turn,
+                // Who waits for another copy to end is told that it does.
+                Err(_) if tell.send(save::Progress::default()).await.is_ok() => {}
+                Err(_) => return Err(Error::usage("nobody waits for the copy any more")),
+            }
+        };
+        *number += 1;
+        let doing = || format!("copying the disk of {}", self.name);
+        let size =
+            self.disk.ok_or_else(|| Error::usage("the VM has no disk")).while_doing(doing)?;
+        let qmp = self.qmp()?;
+        let source = save::Source { qmp: &qmp, dir: &self.dir, size, number: *number };
+        save::save(source, wish, tell).await.while_doing(doing)
     }
 }
 
@@ -363,7 +441,16 @@ mod tests {
         let (qmp_sender, qmp) = watch::channel(None);
         let (stop, stops) = mpsc::channel(1);
         let console = Console::start(ours, dir.path()).unwrap();
-        let endpoint = Endpoint { name: "vm0".into(), status, qmp, console, stop };
+        let endpoint = Endpoint {
+            name: "vm0".into(),
+            status,
+            qmp,
+            console,
+            stop,
+            dir: dir.path().to_owned(),
+            disk: None,
+            saves: Arc::default(),
+        };
         let listener = listen(dir.path(), SOCKET).unwrap();
         listener.set_nonblocking(true).unwrap();
         let mut serving = JoinSet::new();

@@ -10,6 +10,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
@@ -24,7 +25,7 @@ use super::channel::Listener;
 use super::console::Console;
 use super::machine::{self, Action, Event, Order, State, Stop};
 use super::stderr::Stderr;
-use super::{control, overlay, qmp, seed};
+use super::{control, guest_agent, overlay, qmp, seed};
 use crate::error::{Context, Error, Result};
 use crate::host::spawn;
 use crate::model::job::{VmReport, VmState, VmStatus};
@@ -133,7 +134,7 @@ impl Driver {
         let files = Files::make(spec)?;
         let (console, qemu_console) = pair()?;
         let (qmp, qemu_qmp) = pair()?;
-        let agent = control::listen(&spec.dir, "agent.sock")?;
+        let agent = control::listen(&spec.dir, guest_agent::SOCKET)?;
 
         let mut command = std::process::Command::new(&spec.qemu_bin);
         let inherited = vec![qemu_qmp, qemu_console, agent.into()];
@@ -187,6 +188,9 @@ impl Driver {
             qmp: self.qmp.subscribe(),
             console: console.clone(),
             stop: self.quit.clone(),
+            dir: self.spec.dir.clone(),
+            disk: self.spec.disk.as_ref().map(|disk| disk.virtual_size),
+            saves: Arc::default(),
         };
         self.console = Some(console);
         if let Some(remote) = remote {

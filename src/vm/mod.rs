@@ -16,12 +16,14 @@ pub mod channel;
 pub mod console;
 pub mod control;
 pub mod driver;
+pub mod guest_agent;
 pub mod kvm;
 pub mod link;
 pub mod machine;
 pub mod overlay;
 pub mod process;
 pub mod qmp;
+pub mod save;
 pub mod seed;
 pub mod stderr;
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! The disk a VM writes to: an empty qcow2 file on top of an image.
+//! Empty qcow2 files: the disk a VM writes to, on top of an image, and the copy that is
+//! taken of such a disk.
 //!
 //! Written here rather than by `qemu-img create`, which takes 10 ms of CPU for
 //! it. The layout is the format's minimum (QEMU, docs/interop/qcow2.txt): header,
@@ -45,7 +46,21 @@ pub fn create(
     backing_format: DiskFormat,
     virtual_size: u64,
 ) -> Result<()> {
-    let header = header(backing, backing_format, virtual_size)?;
+    // QEMU takes a relative name for one beside the overlay, and text with a colon
+    // before the first slash for a protocol.
+    if !backing.is_absolute() {
+        return Err(Error::bug(format!("`{}` is not an absolute path", backing.display())));
+    }
+    layer(path, Some((backing, backing_format)), virtual_size)
+}
+
+/// Creates `path`, 0600, as an empty disk of `virtual_size` bytes that stands alone, or lies
+/// on a file, which is not looked at. A relative name is one beside `path`.
+///
+/// # Errors
+/// As [`create`].
+pub fn layer(path: &Path, below: Option<(&Path, DiskFormat)>, virtual_size: u64) -> Result<()> {
+    let header = header(below, virtual_size)?;
     let l1_clusters = (l1_entries(virtual_size) * 8).div_ceil(CLUSTER);
     let clusters = 3 + l1_clusters;
     let refcounts = [0_u8, 1].repeat(usize::try_from(clusters).expect("a few hundred"));
@@ -65,16 +80,11 @@ fn l1_entries(virtual_size: u64) -> u64 {
 }
 
 /// The first cluster, as far as it is used.
-fn header(backing: &Path, format: DiskFormat, virtual_size: u64) -> Result<Vec<u8>> {
-    let name = backing.as_os_str().as_bytes();
+fn header(below: Option<(&Path, DiskFormat)>, virtual_size: u64) -> Result<Vec<u8>> {
+    let name = below.map_or(&[][..], |(path, _)| path.as_os_str().as_bytes());
     if name.len() > MAX_BACKING {
         return Err(Error::usage(format!("the image's path has {} bytes", name.len()))
             .help(format!("move it to a path of at most {MAX_BACKING} bytes")));
-    }
-    // QEMU takes a relative name for one beside the overlay, and text with a
-    // colon before the first slash for a protocol.
-    if !backing.is_absolute() {
-        return Err(Error::bug(format!("`{}` is not an absolute path", backing.display())));
     }
     let entries = l1_entries(virtual_size);
     if virtual_size == 0 || virtual_size % 512 != 0 || entries > MAX_L1_ENTRIES {
@@ -83,12 +93,18 @@ fn header(backing: &Path, format: DiskFormat, virtual_size: u64) -> Result<Vec<u
     }
     let entries = u32::try_from(entries).expect("at most four million");
 
-    let format = format.as_str().as_bytes();
-    let padded = format.len().next_multiple_of(8);
-    // Two extensions follow the header: the format, and the end (eight zeros).
-    let name_offset = HEADER as usize + 8 + padded + 8;
+    let mut extensions = Vec::new();
+    if let Some((_, format)) = below {
+        let format = format.as_str().as_bytes();
+        extensions.extend(BACKING_FORMAT_EXTENSION.to_be_bytes());
+        extensions.extend((format.len() as u32).to_be_bytes());
+        extensions.extend(format);
+        extensions.resize(extensions.len().next_multiple_of(8), 0);
+    }
+    extensions.extend([0; 8]); // their end
+    let name_offset = if below.is_some() { HEADER as usize + extensions.len() } else { 0 };
 
-    let mut bytes = Vec::with_capacity(name_offset + name.len());
+    let mut bytes = Vec::with_capacity(HEADER as usize + extensions.len() + name.len());
     bytes.extend(b"QFI\xfb");
     bytes.extend(3_u32.to_be_bytes()); // version
     bytes.extend((name_offset as u64).to_be_bytes());
@@ -104,10 +120,7 @@ fn header(backing: &Path, format: DiskFormat, virtual_size: u64) -> Result<Vec<u
     bytes.extend([0; 24]); // no incompatible, compatible, autoclear features
     bytes.extend(4_u32.to_be_bytes()); // refcounts of 2^4 bits
     bytes.extend(HEADER.to_be_bytes());
-    bytes.extend(BACKING_FORMAT_EXTENSION.to_be_bytes());
-    bytes.extend((format.len() as u32).to_be_bytes());
-    bytes.extend(format);
-    bytes.resize(name_offset, 0);
+    bytes.extend(extensions);
     bytes.extend(name);
     Ok(bytes)
 }
@@ -151,6 +164,14 @@ mod tests {
             assert_eq!(check.get("leaks"), None, "{check}");
             let info = qemu_img(&["info", "--output=json"], &path).unwrap();
             assert_eq!(info["virtual-size"], size);
+            let alone = dir.path().join(format!("alone{index}"));
+            layer(&alone, None, size).unwrap();
+            let found = qemu_img(&["info", "--output=json"], &alone).unwrap();
+            assert_eq!(
+                (&found["virtual-size"], found.get("backing-filename")),
+                (&size.into(), None)
+            );
+            assert_eq!(qemu_img(&["check", "--output=json"], &alone).unwrap()["check-errors"], 0);
             assert_eq!(info["backing-filename"], base.to_str().unwrap());
             assert_eq!(info["backing-filename-format"], "raw");
         }

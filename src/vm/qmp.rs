@@ -16,6 +16,7 @@ use std::time::Duration;
 use qapi::{Command, Execute};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -76,9 +77,12 @@ pub struct Client {
     requests: mpsc::Sender<Request>,
 }
 
+/// Writes a command as text, given its id.
+type Compose = Box<dyn FnOnce(u64) -> Vec<u8> + Send>;
+
 /// A command on its way: what to write, given its id, and who waits for it.
 struct Request {
-    line: Box<dyn FnOnce(u64) -> Vec<u8> + Send>,
+    line: Compose,
     reply: oneshot::Sender<Result<Box<RawValue>, Failure>>,
 }
 
@@ -139,20 +143,36 @@ impl Client {
     where
         C: Command + 'static,
     {
-        let (reply, answer) = oneshot::channel();
         let line = move |id| {
-            let mut line = serde_json::to_vec(&Execute::with_id(command, id))
-                .expect("a command is always valid JSON");
-            line.push(b'\n');
-            line
+            serde_json::to_vec(&Execute::with_id(command, id))
+                .expect("a command is always valid JSON")
         };
+        let answer = self.exchange(Box::new(line), patience).await?;
+        serde_json::from_str(answer.get()).map_err(|error| Failure::Garbled(error.to_string()))
+    }
+
+    /// Runs a command by its name, one that `qapi` has no handy type for.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute).
+    pub async fn call(&self, name: &str, arguments: Value) -> Result<Value, Failure> {
+        let mut command = json!({ "execute": name, "arguments": arguments });
+        let line = move |id| {
+            command["id"] = Value::from(id);
+            command.to_string().into_bytes()
+        };
+        let answer = self.exchange(Box::new(line), PATIENCE).await?;
+        serde_json::from_str(answer.get()).map_err(|error| Failure::Garbled(error.to_string()))
+    }
+
+    async fn exchange(&self, line: Compose, patience: Duration) -> Result<Box<RawValue>, Failure> {
+        let (reply, answer) = oneshot::channel();
         let exchange = async {
-            let request = Request { line: Box::new(line), reply };
+            let request = Request { line, reply };
             self.requests.send(request).await.map_err(|_| Failure::Lost)?;
             answer.await.unwrap_or(Err(Failure::Lost))
         };
-        let answer = timeout(patience, exchange).await.map_err(|_| Failure::Late(patience))??;
-        serde_json::from_str(answer.get()).map_err(|error| Failure::Garbled(error.to_string()))
+        timeout(patience, exchange).await.map_err(|_| Failure::Late(patience))?
     }
 }
 
@@ -245,7 +265,9 @@ impl Connection {
         let id = self.next_id;
         self.next_id += 1;
         self.pending.insert(id, request.reply);
-        self.writer.write_all(&(request.line)(id)).await.is_ok()
+        let mut line = (request.line)(id);
+        line.push(b'\n');
+        self.writer.write_all(&line).await.is_ok()
     }
 }
 

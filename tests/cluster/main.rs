@@ -13,6 +13,7 @@ mod death;
 mod processes;
 mod refused;
 mod running;
+mod save;
 mod session;
 #[path = "../shared/tiny.rs"]
 mod tiny;

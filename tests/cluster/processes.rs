@@ -19,8 +19,12 @@ pub struct Process {
 
 impl Process {
     pub fn kill(&self) {
+        self.signal(Signal::SIGKILL);
+    }
+
+    pub fn signal(&self, signal: Signal) {
         // It may just have ended.
-        let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
+        let _ = kill(Pid::from_raw(self.pid), signal);
     }
 }
 

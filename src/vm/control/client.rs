@@ -1,18 +1,17 @@
 //! A command's side of the control protocol.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::super::channel::{self, Identity};
-use super::{
-    ANSWER_TIME, Answer, MAX_ANSWER, Op, Replay, Request, SOCKET, VERSION, through_descriptor,
-};
+use super::super::save::{Progress, Saved, Wish};
+use super::{ANSWER_TIME, Answer, MAX_ANSWER, Op, Replay, Request, SOCKET, VERSION};
 use crate::error::{Context, Error, Kind, Result};
 use crate::model::job::VmStatus;
 
@@ -42,12 +41,7 @@ impl Client {
     /// # Errors
     /// When nobody listens there: the VM has ended or has not begun.
     pub fn connect(dir: &Path) -> Result<Self> {
-        let stream = through_descriptor(dir, SOCKET, std::os::unix::net::UnixStream::connect);
-        let stream = stream.and_then(|stream| {
-            stream.set_nonblocking(true)?;
-            UnixStream::from_std(stream)
-        });
-        stream.map(Self::new).map_err(unanswered)
+        super::connect(dir, SOCKET).map(Self::new).map_err(unanswered)
     }
 
     /// Connects to the process of a VM on whatever host, as a member of its cluster.
@@ -78,39 +72,52 @@ impl Client {
         self.ask(Op::Reset).await.map(drop)
     }
 
+    /// Copies the VM's disk into a file that its host sees, too.
+    ///
+    /// # Errors
+    /// As [`status`](Self::status), and when the copy fails; then no file is left.
+    pub async fn save(&mut self, wish: Wish, told: &mut impl FnMut(Progress)) -> Result<Saved> {
+        let value = self.exchange(Op::Save(wish), told).await?;
+        serde_json::from_value(value).while_doing(|| "reading how the disk was saved".into())
+    }
+
     /// Asks anything that is not `console`.
     ///
     /// # Errors
     /// As [`status`](Self::status).
     pub async fn ask(&mut self, op: Op) -> Result<Value> {
+        self.exchange(op, &mut |_| {}).await
+    }
+
+    async fn exchange(&mut self, op: Op, told: &mut impl FnMut(Progress)) -> Result<Value> {
         let request = Request { version: VERSION, op };
         let mut line = serde_json::to_vec(&request).expect("a request is always valid JSON");
         line.push(b'\n');
-        let mut answer = Vec::new();
-        let exchange = async {
+        let send = async {
             self.stream.write_all(&line).await?;
-            self.stream.flush().await?;
-            let mut bounded = (&mut self.stream).take(MAX_ANSWER as u64 + 1);
-            bounded.read_until(b'\n', &mut answer).await?;
-            match answer.pop() {
-                Some(b'\n') => Ok(()),
-                Some(_) if answer.len() == MAX_ANSWER => {
-                    Err(std::io::Error::other("the answer is too long"))
-                }
-                _ => Err(std::io::ErrorKind::UnexpectedEof.into()),
-            }
+            self.stream.flush().await
         };
-        let doing = || "asking the VM's process".to_owned();
-        match timeout(ANSWER_TIME, exchange).await {
-            Ok(exchanged) => exchanged.while_doing(doing)?,
-            Err(_) => {
-                let why = format!("it has not answered within {ANSWER_TIME:?}");
-                return Err(Error::system(why)).while_doing(doing);
+        in_time(send).await?;
+        loop {
+            let answer = in_time(self.line()).await?;
+            match serde_json::from_slice(&answer).while_doing(|| "reading the answer".into())? {
+                Answer::Progress(progress) => told(progress),
+                Answer::Return(value) => return Ok(value),
+                Answer::Error(error) => return Err(error.into()),
             }
         }
-        match serde_json::from_slice(&answer).while_doing(|| "reading the answer".into())? {
-            Answer::Return(value) => Ok(value),
-            Answer::Error(error) => Err(error.into()),
+    }
+
+    async fn line(&mut self) -> io::Result<Vec<u8>> {
+        let mut answer = Vec::new();
+        let mut bounded = (&mut self.stream).take(MAX_ANSWER as u64 + 1);
+        bounded.read_until(b'\n', &mut answer).await?;
+        match answer.pop() {
+            Some(b'\n') => Ok(answer),
+            Some(_) if answer.len() == MAX_ANSWER => {
+                Err(io::Error::other("the answer is too long"))
+            }
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
         }
     }
 
@@ -151,6 +158,18 @@ pub struct Viewer {
 impl std::fmt::Debug for Viewer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Viewer({} from the log)", self.replay)
+    }
+}
+
+/// Bounds one half of an exchange.
+async fn in_time<T>(half: impl Future<Output = io::Result<T>>) -> Result<T> {
+    let doing = || "asking the VM's process".to_owned();
+    match timeout(ANSWER_TIME, half).await {
+        Ok(done) => done.while_doing(doing),
+        Err(_) => {
+            let why = format!("it has not answered within {ANSWER_TIME:?}");
+            Err(Error::system(why)).while_doing(doing)
+        }
     }
 }
 

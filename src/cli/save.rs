@@ -1,0 +1,79 @@
+//! `pavo save`
+
+use clap::Args;
+
+use super::App;
+use super::job::JobSelector;
+use crate::error::{Error, Result};
+use crate::model::vmset::VmSet;
+use crate::ops::save::{Order, save};
+use crate::vm::save::Progress;
+
+/// Save the disk of a running VM
+///
+/// It becomes the next revision of the image that the VM was started from, or a new image.
+/// The VM runs on. If an agent (qemu-guest-agent) runs in the guest, its file systems are
+/// at rest for the moment that is saved; otherwise it is as if the power had failed then.
+#[derive(Debug, Args)]
+pub struct Save {
+    #[command(flatten)]
+    job: JobSelector,
+
+    /// A new image, `[REPO:]NAME`, instead of a revision of the VM's
+    #[arg(short = 'd', long, value_name = "IMAGE")]
+    dest: Option<String>,
+
+    /// All of the disk, as an image that needs no other, not only what the VM has written
+    #[arg(long)]
+    full: bool,
+
+    /// Fail unless the guest brings its file systems to rest
+    #[arg(short = 's', long)]
+    safe: bool,
+
+    /// Which of the VM's drives
+    #[arg(short = 'i', long, value_name = "N", default_value_t = 0)]
+    drive_index: u32,
+
+    /// The VM
+    #[arg(value_name = "VM", default_value = "vm0")]
+    vm: VmSet,
+}
+
+impl Save {
+    pub fn run(self, app: &App) -> Result<u8> {
+        if self.drive_index != 0 {
+            let text = format!("Provided drive index ({}) is invalid", self.drive_index);
+            return Err(Error::usage(text).help("drive 0 is the VM's disk"));
+        }
+        let library = app.library(&super::config::load(app)?);
+        let outcome = app.block_on(async {
+            let (known, job) = self.job.find(app).await?;
+            let count = u32::try_from(job.vms.len()).unwrap_or(u32::MAX);
+            let ranks = self.vm.select(count)?;
+            let [rank] = ranks[..] else {
+                return Err(Error::usage("one VM is saved at a time").help("name one: `vm0`"));
+            };
+            let order =
+                Order { rank, dest: self.dest.as_deref(), full: self.full, safe: self.safe };
+            let mut told = |progress: Progress| app.out.progress(&text(rank, progress));
+            save(known.store(), &job, &library, order, &mut told).await.map(|done| (rank, done))
+        });
+        app.warn_of(&library);
+        let (rank, (image, saved)) = outcome?;
+        if let Some(trouble) = saved.trouble {
+            app.out.warn(&format!("the guest's file systems were not at rest: {trouble}"));
+        }
+        let (name, revision) = image.uri.rsplit_once('@').unwrap_or((&image.uri, ""));
+        let revision = if revision.is_empty() { "" } else { &format!(" revision {revision}") };
+        app.out.status(&format!("vm{rank} disk successfully saved to {name}{revision}"));
+        Ok(0)
+    }
+}
+
+fn text(rank: u32, progress: Progress) -> String {
+    match progress.total {
+        0 => format!("Waiting for another save of vm{rank}"),
+        total => format!("Saving vm{rank}: {} %", progress.done * 100 / total),
+    }
+}

@@ -1,0 +1,226 @@
+//! A copy of a VM's disk, taken while the VM runs.
+//!
+//! QEMU copies (`blockdev-backup`): the copy is what the disk held at one moment, whatever
+//! the guest writes meanwhile. At that moment a guest with an agent has its file systems at
+//! rest; without one the copy is what the disk of a computer is whose power fails.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::guest_agent::Agent;
+use super::{overlay, qmp};
+use crate::error::{Context, Error, Result};
+use crate::model::vm::DiskFormat;
+
+/// How often QEMU is asked how far it is: seldom enough to cost nothing, often enough that
+/// a short copy does not wait.
+const FIRST_LOOK: Duration = Duration::from_millis(5);
+pub(super) const LOOKS: Duration = Duration::from_millis(250);
+
+/// The node of QEMU that the guest writes to (see [`args`](super::args)).
+const SOURCE: &str = "disk";
+
+/// What is to be copied where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wish {
+    /// The new file, absolute; nothing is there yet.
+    pub file: PathBuf,
+    /// What lies below the copy, absolute or beside the file: then it holds only what the
+    /// VM has written. Without it, the copy holds all and stands alone.
+    pub below: Option<PathBuf>,
+    /// Whether a guest that does not bring its file systems to rest is an error.
+    #[serde(default)]
+    pub safe: bool,
+}
+
+/// How far a copy is, in bytes. While another one is being made, it is nothing of nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    pub done: u64,
+    pub total: u64,
+}
+
+/// How a copy was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    /// The file systems that were at rest; none, if the guest has no agent.
+    pub frozen: u64,
+    /// Why not, where there is an agent.
+    pub trouble: Option<String>,
+}
+
+/// The disk of one VM, as far as copying it needs.
+#[derive(Clone, Debug)]
+pub struct Source<'a> {
+    pub qmp: &'a qmp::Client,
+    /// The VM's directory.
+    pub dir: &'a Path,
+    /// Bytes.
+    pub size: u64,
+    /// Unique among the copies of this VM.
+    pub number: u64,
+}
+
+/// Copies, telling how far it is; when nobody listens, nobody wants it any more. Nothing of it
+/// is left then, nor after a failure.
+///
+/// # Errors
+/// When the file cannot be made or the copy fails: a full file system, a disk that cannot
+/// be read.
+pub async fn save(source: Source<'_>, wish: &Wish, tell: mpsc::Sender<Progress>) -> Result<Saved> {
+    if !wish.file.is_absolute() {
+        return Err(Error::usage(format!("`{}` is not absolute", wish.file.display())));
+    }
+    let below = wish.below.as_deref().map(|below| (below, DiskFormat::Qcow2));
+    overlay::layer(&wish.file, below, source.size)?;
+    let outcome = source.copy(wish, tell).await;
+    if outcome.is_err() {
+        // The error says more than that it cannot be removed.
+        let _ = std::fs::remove_file(&wish.file);
+    }
+    outcome
+}
+
+/// A job of QEMU's, as it says.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Job {
+    id: String,
+    status: String,
+    current_progress: u64,
+    total_progress: u64,
+    error: Option<String>,
+}
+
+impl Source<'_> {
+    fn node(&self) -> String {
+        format!("save{}", self.number)
+    }
+
+    async fn call(&self, command: &str, arguments: Value) -> Result<Value> {
+        self.qmp.call(command, arguments).await.while_doing(|| format!("telling QEMU `{command}`"))
+    }
+
+    async fn copy(&self, wish: &Wish, tell: mpsc::Sender<Progress>) -> Result<Saved> {
+        let file =
+            wish.file.to_str().ok_or_else(|| Error::usage("the file's name is not UTF-8"))?;
+        // Whoever asked writes it through to the disk, once it is whole.
+        let cache = json!({ "direct": false, "no-flush": true });
+        let node = json!({
+            "driver": "qcow2",
+            "node-name": self.node(),
+            // What lies below is not read: it is not copied.
+            "backing": null,
+            "discard": "unmap",
+            "detect-zeroes": if wish.below.is_some() { "off" } else { "unmap" },
+            "cache": cache,
+            "file": { "driver": "file", "filename": file, "discard": "unmap", "cache": cache },
+        });
+        self.call("blockdev-add", node).await?;
+        let outcome = self.begin_and_follow(wish, tell).await;
+        let removed = self.call("blockdev-del", json!({ "node-name": self.node() })).await;
+        let saved = outcome?;
+        removed.map(|_| saved)
+    }
+
+    async fn begin_and_follow(&self, wish: &Wish, tell: mpsc::Sender<Progress>) -> Result<Saved> {
+        let mut agent = self.agent().await?;
+        let (frozen, trouble) = match freeze(agent.as_mut()).await {
+            Ok(count) => (count, None),
+            Err(error) => (0, Some(error)),
+        };
+        if let (true, 0) = (wish.safe, frozen) {
+            let why = "the guest did not bring its file systems to rest";
+            let error =
+                Error::system(why).help("run qemu-guest-agent in the guest, or leave `-s` away");
+            thaw(agent.as_mut()).await?;
+            return Err(match trouble {
+                Some(trouble) => error.because(trouble),
+                None => error,
+            });
+        }
+        let sync = if wish.below.is_some() { "top" } else { "full" };
+        let begin = json!({
+            "job-id": self.node(),
+            "device": SOURCE,
+            "target": self.node(),
+            "sync": sync,
+            // So that it can be asked how it ended.
+            "auto-dismiss": false,
+        });
+        let begun = self.call("blockdev-backup", begin).await;
+        // The copy is of this moment: the guest may go on.
+        let thawed = thaw(agent.as_mut()).await;
+        begun?;
+        let outcome = self.follow(tell).await;
+        self.call("job-dismiss", json!({ "id": self.node() })).await?;
+        outcome?;
+        thawed?;
+        Ok(Saved { frozen, trouble: trouble.map(|error| error.report()) })
+    }
+
+    /// The guest's agent, if it has one.
+    async fn agent(&self) -> Result<Option<Agent>> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        struct Chardev {
+            label: String,
+            frontend_open: bool,
+        }
+        let all = self.call("query-chardev", json!({})).await?;
+        let all: Vec<Chardev> =
+            serde_json::from_value(all).while_doing(|| "reading QEMU's answer".into())?;
+        // Somebody in the guest has opened the agent's port.
+        if all.iter().any(|chardev| chardev.label == "agent" && chardev.frontend_open) {
+            // Whoever it is need not be an agent.
+            return Ok(Agent::connect(self.dir).await.ok());
+        }
+        Ok(None)
+    }
+
+    /// Until the job has ended; then it is still to be dismissed.
+    async fn follow(&self, tell: mpsc::Sender<Progress>) -> Result<()> {
+        let mut pause = FIRST_LOOK;
+        let mut wanted = true;
+        loop {
+            let jobs = self.call("query-jobs", json!({})).await?;
+            let jobs: Vec<Job> =
+                serde_json::from_value(jobs).while_doing(|| "reading QEMU's answer".into())?;
+            let job = jobs.into_iter().find(|job| job.id == self.node());
+            let job = job.ok_or_else(|| Error::system("QEMU has forgotten the copy"))?;
+            if job.status == "concluded" {
+                return match job.error {
+                    _ if !wanted => Err(Error::usage("nobody waits for the copy any more")),
+                    Some(error) => Err(Error::system(format!("QEMU could not copy it: {error}"))
+                        .help("see that there is room for it: `df`")),
+                    None => Ok(()),
+                };
+            }
+            let progress = Progress { done: job.current_progress, total: job.total_progress };
+            if wanted && tell.send(progress).await.is_err() {
+                wanted = false;
+                self.call("job-cancel", json!({ "id": self.node() })).await?;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LOOKS);
+        }
+    }
+}
+
+async fn freeze(agent: Option<&mut Agent>) -> Result<u64> {
+    match agent {
+        Some(agent) => agent.freeze().await,
+        None => Ok(0),
+    }
+}
+
+async fn thaw(agent: Option<&mut Agent>) -> Result<()> {
+    match agent {
+        Some(agent) => agent.thaw().await,
+        None => Ok(()),
+    }
+}

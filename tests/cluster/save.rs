@@ -1,0 +1,207 @@
+//! Disks that are saved while their VMs run, and what is said to hypervisors. The guests
+//! have not booted: QEMU itself writes to their disks.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::tiny::shared_images;
+use super::world::{World, world};
+
+/// What QEMU calls the device that the guest writes to.
+const DISK: &str = "/machine/peripheral/disk-dev/virtio-backend";
+
+/// Gives the world a copy of the images that may be written to.
+fn own_images(world: &World) {
+    let bound = world.path("images");
+    let from = if bound.exists() { bound } else { shared_images() };
+    let to = world.folder("own");
+    let mut copy = world.command("cp");
+    copy.args(["-r", "-T"]).args([&from, &to]);
+    let output = world.run(copy);
+    assert_eq!(output.code, Some(0), "{output}");
+    let repos = format!("repos:\n  - name: user\n    path: {}\n", to.display());
+    world.write("conf/repos.yaml", &repos);
+}
+
+/// Puts bytes on a VM's disk.
+fn write(world: &World, vm: &str, what: &str) {
+    // What it says of a success goes to QEMU's own output.
+    let said = world.ok(&["monitor-cmd", vm, &format!("qemu-io -d {DISK} \"write {what}\"")]);
+    assert_eq!(said, "");
+}
+
+/// Whether a revision of the image holds these bytes.
+fn holds(world: &World, image: &str, what: &str) -> bool {
+    let (name, revision) = image.split_once('@').unwrap();
+    let meta = world.path(&format!("own/meta/{name}@{revision}"));
+    let meta: Value = serde_json::from_slice(&fs::read(meta).unwrap()).unwrap();
+    let top = meta["data_blobs"].as_array().unwrap().last().unwrap().as_str().unwrap();
+    let blob = world.path(&format!("own/data/{}/{top}", &top[..2]));
+    let mut command = Command::new("qemu-io");
+    command.args(["-r", "-f", "qcow2", "-c", &format!("read {what}")]).arg(blob);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains(" ops; "), "{said}");
+    !said.contains("Pattern verification failed")
+}
+
+/// What is in the repository and no part of an image.
+fn unfinished(world: &World) -> Vec<PathBuf> {
+    let entries = fs::read_dir(world.path("own/.tmp")).unwrap();
+    entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+#[test]
+fn a_running_disk_becomes_a_revision_and_a_new_image() {
+    world(|world| {
+        own_images(world);
+        let alloc = world.idle(&["tiny"]);
+        write(world, "vm0", "-P 0x17 600k 100k");
+        let saved = world.pavo(&["save"]);
+        assert!(
+            saved.stderr.contains("vm0 disk successfully saved to user:tiny revision 1\n"),
+            "{saved}"
+        );
+        // What is written later is not in it.
+        write(world, "vm0", "-P 0x18 600k 64k");
+        world.ok(&["save", "-d", "mine", "vm0"]);
+        world.ok(&["save", "--full", "-d", "whole", "vm0"]);
+        assert!(holds(world, "tiny@1", "-P 0x17 600k 100k"));
+        for image in ["mine@0", "whole@0"] {
+            assert!(holds(world, image, "-P 0x18 600k 64k"), "{image}");
+            assert!(holds(world, image, "-P 0x17 664k 36k"), "{image}");
+        }
+        let details = |image: &str| -> Value {
+            serde_json::from_str(&world.ok(&["image", "show", image, "-o", "json"])).unwrap()
+        };
+        assert_eq!(details("mine")["revisions"][0]["layers"], 2);
+        assert_eq!(details("whole")["revisions"][0]["layers"], 1);
+        let refused = world.pavo(&["save", "-d", "mine", "vm0"]);
+        assert!(refused.stderr.contains("Image mine already exists"), "{refused}");
+        let refused = world.pavo(&["save", "-s", "vm0"]);
+        assert!(refused.stderr.contains("run qemu-guest-agent in the guest"), "{refused}");
+        assert_eq!(unfinished(world), Vec::<PathBuf>::new());
+        world.ok(&["cancel"]);
+        alloc.finish();
+
+        // The newest revision is what the next cluster starts from.
+        let alloc = world.idle(&["tiny"]);
+        write(world, "vm0", "-P 0x19 0 64k");
+        world.ok(&["save"]);
+        assert!(holds(world, "tiny@2", "-P 0x17 664k 36k"));
+        world.ok(&["cancel"]);
+        alloc.finish();
+    });
+}
+
+#[test]
+fn saves_at_once_make_a_revision_each() {
+    world(|world| {
+        own_images(world);
+        let alloc = world.idle(&["tiny:2"]);
+        write(world, "vm0", "-P 1 0 16M");
+        write(world, "vm1", "-P 2 0 16M");
+        let saves: Vec<_> = ["vm0", "vm1", "vm0"]
+            .iter()
+            .map(|vm| world.start(world.pavo_command(&["save", vm])))
+            .collect();
+        for save in saves {
+            let output = save.finish();
+            assert_eq!(output.code, Some(0), "{output}");
+        }
+        let mut ones = 0;
+        for revision in 1..=3 {
+            ones += usize::from(holds(world, &format!("tiny@{revision}"), "-P 1 0 16M"));
+        }
+        assert_eq!(ones, 2);
+        assert!(!world.path("own/meta/tiny@4").exists());
+        world.ok(&["cancel"]);
+        alloc.finish();
+    });
+}
+
+#[test]
+fn a_save_that_dies_leaves_repository_and_vm_whole() {
+    world(|world| {
+        own_images(world);
+        let alloc = world.idle(&["tiny"]);
+        write(world, "vm0", "-P 1 0 16M");
+        let before = revisions(&world.path("own"));
+        let qemu = world.process("qemu-system").unwrap();
+        let begin = || {
+            // QEMU cannot begin before it goes on.
+            qemu.signal(Signal::SIGSTOP);
+            let save = world.start(world.pavo_command(&["save", "--full", "-d", "lost"]));
+            world.until("the copy's file is there", || {
+                unfinished(world).iter().any(|dir| dir.join("disk").exists())
+            });
+            save
+        };
+        for signal in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGINT] {
+            let save = begin();
+            save.signal(signal);
+            assert_ne!(save.finish().code, Some(0));
+            qemu.signal(Signal::SIGCONT);
+            // QEMU has let go of it, and nothing has come of it.
+            world.until("the copy has ended", || {
+                world.ok(&["qmp", "vm0", "query-jobs"]).trim() == "[]"
+                    && !world.ok(&["qmp", "vm0", "query-named-block-nodes"]).contains("save")
+            });
+            assert_eq!(revisions(&world.path("own")), before);
+        }
+        // What the killed ones left is gone with the next.
+        world.ok(&["save"]);
+        assert!(holds(world, "tiny@1", "-P 1 0 16M"));
+        assert_eq!(unfinished(world), Vec::<PathBuf>::new());
+
+        // The VM goes in the middle of it.
+        let save = begin();
+        qemu.signal(Signal::SIGKILL);
+        let output = save.finish();
+        assert!(output.stderr.contains("error: saving the disk of vm0\n"), "{output}");
+        alloc.finish();
+        assert_eq!(unfinished(world), Vec::<PathBuf>::new());
+        assert_eq!(revisions(&world.path("own")).len(), before.len() + 1);
+    });
+}
+
+/// The names of all revisions of a repository.
+fn revisions(repo: &Path) -> Vec<String> {
+    let entries = fs::read_dir(repo.join("meta")).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_vm_is_paused_resumed_and_asked() {
+    world(|world| {
+        own_images(world);
+        let alloc = world.idle(&["tiny:2"]);
+        let state =
+            || -> Value { serde_json::from_str(&world.ok(&["status", "-o", "json"])).unwrap() };
+        world.ok(&["pause", "vm1"]);
+        world.until("vm1 is paused", || state()[1]["state"] == "paused");
+        assert_ne!(state()[0]["state"], "paused");
+        let said = world.ok(&["monitor-cmd", "all", "info", "status"]);
+        assert_eq!(said, "vm0: VM status: running\nvm1: VM status: paused\n");
+        world.ok(&["resume", "all"]);
+        world.until("vm1 runs", || state()[1]["state"] != "paused");
+        let said = world.ok(&["qmp", "vm[0-1]", "query-status"]);
+        let said: Value = serde_json::from_str(&said).unwrap();
+        assert_eq!(said["vm1"]["status"], "running");
+        let refused = world.pavo(&["qmp", "vm0", "no-such-command"]);
+        assert!(refused.stderr.contains("has not been found"), "{refused}");
+        let refused = world.pavo(&["qmp", "vm0", "set_link", "[1"]);
+        assert!(refused.stderr.contains("no JSON object"), "{refused}");
+        // Nobody in there heeds it.
+        world.ok(&["powerdown", "vm[0-1]"]);
+        world.ok(&["cancel"]);
+        alloc.finish();
+    });
+}
