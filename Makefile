@@ -2,7 +2,7 @@
 #
 #   make quickstart   packages, build, demo image, a cluster of two VMs, and away again
 #   make test         every test; as root the privileged ones too
-#   make test-full    the same with every case of the crash sweep: an hour
+#   make test-full    the same with every case of the crash sweep: half an hour more
 #   make lab          a shell on a cluster: Slurm, etcd, Open vSwitch on hosts in namespaces
 #   make lab-down     takes it down from elsewhere, and what a killed one left
 #   make bench        every figure that the README quotes, beside its peer or floor
