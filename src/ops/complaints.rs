@@ -156,7 +156,7 @@ impl Complaints {
     pub fn verdict(&mut self, met: &BTreeSet<u32>) -> Option<Error> {
         let Hearing { report, tasks, .. } = self.hearing.take()?;
         if !report.is_empty() {
-            let report = Error::system(without_echoes(&report).join("\n"));
+            let report = Error::system(in_short(without_echoes(&report)).join("\n"));
             return Some(Error::system("a host could not be set up").because(report));
         }
         if let Some(why) = self.ended {
@@ -209,10 +209,13 @@ impl Complaints {
     }
 }
 
+/// A host, and the lines of its report.
+type Said<'a> = (&'a str, Vec<&'a str>);
+
 /// The lines of hosts' reports, host after host, without those of hosts that only broke off
 /// because of another (see `setup::fabric`): on a hundred hosts these would bury the cause.
-fn without_echoes(lines: &[String]) -> Vec<&str> {
-    let mut hosts: Vec<(&str, Vec<&str>)> = Vec::new();
+fn without_echoes(lines: &[String]) -> Vec<Said<'_>> {
+    let mut hosts: Vec<Said<'_>> = Vec::new();
     for line in lines {
         let name = line.strip_prefix("host ").and_then(|rest| rest.split_once(": "));
         let name = name.map_or("", |(name, _)| name);
@@ -225,11 +228,46 @@ fn without_echoes(lines: &[String]) -> Vec<&str> {
         hosts.iter().filter(|host| echo(host).is_none()).map(|(name, _)| *name).collect();
     // Where the cause itself has not said anything, the first that was told.
     hosts.retain(|host| echo(host).is_none_or(|cause| causes.insert(cause)));
-    hosts.into_iter().flat_map(|(_, said)| said).collect()
+    hosts
+}
+
+/// The lines of these hosts. What many say alike is said once: perhaps they all wait for the
+/// same one. Of some the end may not be here yet.
+fn in_short(hosts: Vec<Said<'_>>) -> Vec<String> {
+    let mut reports: Vec<(Said<'_>, Vec<&str>)> = Vec::new();
+    for (name, said) in hosts {
+        let text = |(name, said): &Said<'_>| {
+            let prefix = format!("host {name}");
+            said.iter().map(|line| line.trim_start_matches(&prefix).to_owned()).collect::<Vec<_>>()
+        };
+        let host = (name, said);
+        let new = text(&host);
+        let alike = |(known, _): &&mut (Said<'_>, Vec<&str>)| {
+            let known = text(known);
+            !name.is_empty() && (known.starts_with(&new) || new.starts_with(&known))
+        };
+        match reports.iter_mut().find(alike) {
+            Some((known, others)) if known.1.len() < host.1.len() => {
+                others.push(std::mem::replace(known, host).0);
+            }
+            Some((_, others)) => others.push(name),
+            None => reports.push((host, Vec::new())),
+        }
+    }
+    let lines = |((_, said), others): (Said<'_>, Vec<&str>)| {
+        let mut lines: Vec<String> = said.into_iter().map(str::to_owned).collect();
+        match others[..] {
+            [] => {}
+            [one] => lines.push(format!("host {one}: the same")),
+            _ => lines.push(format!("{} more hosts: the same", others.len())),
+        }
+        lines
+    };
+    reports.into_iter().flat_map(lines).collect()
 }
 
 /// The host because of which this one broke off.
-fn echo<'a>((name, said): &(&str, Vec<&'a str>)) -> Option<&'a str> {
+fn echo<'a>((name, said): &Said<'a>) -> Option<&'a str> {
     let first = said.first()?.strip_prefix("host ")?.strip_prefix(*name)?;
     let cause = first.strip_prefix(": error: host ")?.strip_suffix(" could not be set up")?;
     (cause != *name).then_some(cause)
@@ -297,6 +335,33 @@ mod tests {
                         host n5: error: host n2 could not be set up\n    \
                         host n5:   because: no fun\n";
         assert!(report.ends_with(expected.trim_end()), "{report}");
+    }
+
+    #[tokio::test]
+    async fn what_many_hosts_say_is_said_once() {
+        let (mut complaints, nobody) = (Complaints::default(), BTreeSet::new());
+        for line in [
+            "pavo: host n2: error: waited in vain for host n1",
+            "pavo: host n3: error: waited in vain for host n1",
+            "pavo: host n3:   help: look there",
+            "pavo: host n4: error: waited in vain for host n1",
+            "pavo: host n5: error: no room",
+            "pavo: host n6: error: no room",
+            "pavo: host n7: error: no room, either",
+        ] {
+            complaints.hear(line, &nobody);
+        }
+        let report = complaints.verdict(&nobody).unwrap().report();
+        let report: Vec<&str> = report.lines().skip(1).map(str::trim).collect();
+        let expected = [
+            "because: host n3: error: waited in vain for host n1",
+            "host n3:   help: look there",
+            "2 more hosts: the same",
+            "host n5: error: no room",
+            "host n6: the same",
+            "host n7: error: no room, either",
+        ];
+        assert_eq!(report, expected);
     }
 
     #[tokio::test]
