@@ -160,7 +160,7 @@ fn run(site: &Site, before: &Before, case: Case) -> Row {
     }
     if case.action == Action::Stop {
         let limit = Duration::from_secs(u64::from(LIMIT * patience() + 3));
-        until(limit, || hanging(site.lab.host(case.host)).is_empty());
+        until(limit, || case.places(site).into_iter().all(|host| hanging(host).is_empty()));
     }
     if let Err(left) = site.as_before(before, BY_ITSELF * patience()) {
         row.swept = true;

@@ -116,7 +116,8 @@ impl Case {
         self.places(site).iter().filter(|host| come(host)).count() > 0
     }
 
-    fn places<'a>(&self, site: &'a Site) -> Vec<&'a Host> {
+    /// The hosts that are armed.
+    pub fn places<'a>(&self, site: &'a Site) -> Vec<&'a Host> {
         match self.whose() {
             Whose::Launcher => vec![site.lab.login()],
             // The last one that leaves does it, whichever that is.
