@@ -12,6 +12,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use pavo::model::owner::{Manager, Owner};
+use pavo::network::SwitchKind;
+use pavo::ops::setup::HostRecord;
 use pavo::store::keys;
 use pavo_lab::Options;
 
@@ -31,6 +33,7 @@ struct Times {
 /// What carries the guests' frames, and what is promised of it.
 struct Kind {
     switch: &'static str,
+    kind: SwitchKind,
     title: &'static str,
     create: &'static str,
     floor: fn(&Site) -> Times,
@@ -38,13 +41,19 @@ struct Kind {
 
 const LINUX: Kind = Kind {
     switch: "linux",
+    kind: SwitchKind::Linux,
     title: "the Linux switch",
     create: "80 ms at most",
     floor: floor_linux,
 };
 
-const OVS: Kind =
-    Kind { switch: "ovs", title: "Open vSwitch", create: "150 ms at most", floor: floor_ovs };
+const OVS: Kind = Kind {
+    switch: "ovs",
+    kind: SwitchKind::Ovs,
+    title: "Open vSwitch",
+    create: "150 ms at most",
+    floor: floor_ovs,
+};
 
 pub fn bench() {
     on(&LINUX, &Site::up(2));
@@ -58,7 +67,7 @@ fn on(kind: &Kind, site: &Site) {
     let (mut runs, mut floors) = (Vec::new(), Vec::new());
     // In turns: what else the machine does falls on both.
     for n in 0..ROUNDS as u32 {
-        runs.push(run(site, FIRST_JOB + n, ""));
+        runs.push(run(kind, site, FIRST_JOB + n, ""));
         floors.push((kind.floor)(site));
     }
     let creates = |times: &[Times]| median(&mut times.iter().map(|t| t.create).collect::<Vec<_>>());
@@ -72,7 +81,7 @@ fn on(kind: &Kind, site: &Site) {
     row("  the fastest delete", least(&runs, |t| t.delete), least(&floors, |t| t.delete), "");
     // Detached: it goes on with what the set-up leaves running.
     let words = "strace -D -f -q -e trace=execve -e status=successful -o /run/execs ";
-    run(site, FIRST_JOB + 98, words);
+    run(kind, site, FIRST_JOB + 98, words);
     for (what, number) in [("create", 0), ("delete", 1)] {
         let (own, others): (Vec<String>, Vec<String>) =
             execs(site, number).into_iter().partition(|program| program.ends_with("/pavo"));
@@ -84,17 +93,23 @@ fn on(kind: &Kind, site: &Site) {
 }
 
 /// One set-up and its removal; `before` are words before the program's name.
-fn run(site: &Site, job: u32, before: &str) -> Times {
+fn run(kind: &Kind, site: &Site, job: u32, before: &str) -> Times {
     let host = site.lab.host("n1");
     let [one, two] = ["n1", "n2"].map(|name| site.lab.host(name).name().to_owned());
     // The other host's word.
-    let record = serde_json::json!({
-        "node": two, "address": site.lab.address("n2"), "ranks": [4, 5, 6, 7],
-        "step": 0, "restart": 0,
-    });
+    let record = HostRecord {
+        node: two.clone(),
+        address: site.lab.address("n2"),
+        switch: kind.kind,
+        ranks: vec![4, 5, 6, 7],
+        step: 0,
+        restart: 0,
+        failure: None,
+    };
+    let record = serde_json::to_string(&record).unwrap();
     let owner = Owner { manager: Manager::Slurm, job };
     let key = keys::host_record("alice", owner, 0, 1);
-    site.lab.etcdctl(&["put", &key, &record.to_string()]).unwrap();
+    site.lab.etcdctl(&["put", &key, &record]).unwrap();
     let ask = format!(
         "version=1\njob={job}\nstep=0\nuid=2001\ngid=2001\nnode={one}\nnode_id=0\nnodes=2\n\
          node_list={one},{two}\ntasks=8\nlocal_tasks=0,1,2,3\nvm=two-networks:8\n"

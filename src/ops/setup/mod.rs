@@ -37,6 +37,7 @@ use crate::config::{self, Config, Sources};
 use crate::error::{Error, Result};
 
 pub use create::{create, create_preview, underlay};
+pub use fabric::HostRecord;
 pub use node::{BRIDGES_CALL_IPTABLES, cleanup, cleanup_preview, init, init_preview};
 pub use preview::{Preview, delete_preview, sweep_preview};
 pub use release::{Patience, delete, sweep};
