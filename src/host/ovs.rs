@@ -12,7 +12,7 @@
 //! Nothing here waits for ever: see [`LIMIT`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -84,6 +84,8 @@ pub struct Tunnel {
     /// The address of this host at its end.
     pub local: Ipv4Addr,
     pub udp_port: u16,
+    /// Who is at the other ends.
+    pub hosts: Vec<Ipv4Addr>,
 }
 
 /// What is known of the Open vSwitch of a host.
@@ -117,6 +119,7 @@ pub async fn ensure(host: &Host, owner: Owner, bridges: &[Bridge]) -> Result<Out
         check_ports(&mut client, owner).await?;
         crash::point("ovs.checked")?;
         mark_links(owner, bridges).await?;
+        find_hosts(bridges);
         Ok(outcome)
     })
     .await
@@ -378,6 +381,25 @@ async fn mark_links(owner: Owner, bridges: &[Bridge]) -> Result<()> {
         netlink.set_group(&bridge.name, owner.link_group()).await?;
     }
     Ok(())
+}
+
+/// Lets the kernel ask for the MACs of the hosts at other ends. ovs-vswitchd that is its own
+/// datapath asks when it sends, drops what it was about to send, and hears the kernel's answers.
+///
+/// A kernel that was asked by that host just before knows it already, and asks back 5 s later.
+/// Who cannot be asked at all is asked by a guest's first frame.
+fn find_hosts(bridges: &[Bridge]) {
+    /// Discard (RFC 863): nobody listens, and nobody has to.
+    const PORT: u16 = 9;
+    let tunnels = bridges.iter().filter(|bridge| bridge.datapath == Datapath::Netdev);
+    for tunnel in tunnels.flat_map(|bridge| &bridge.tunnels) {
+        let Ok(socket) = UdpSocket::bind((tunnel.local, 0)) else { continue };
+        if socket.set_nonblocking(true).is_ok() {
+            for host in &tunnel.hosts {
+                let _ = socket.send_to(&[], (*host, PORT));
+            }
+        }
+    }
 }
 
 /// Gives up on a conversation after [`LIMIT`].

@@ -132,6 +132,7 @@ pub fn bridge(
             key: tunnel.key,
             local: fabric.address,
             udp_port: tunnel::PORT,
+            hosts: tunnel.hosts(),
         });
     }
     bridge

@@ -40,6 +40,19 @@ fn guests_of_two_hosts_are_on_one_network_at_full_mtu() {
 }
 
 #[test]
+fn hosts_have_found_each_other_before_a_guest_sends() {
+    with_ovs(|lab| {
+        let (nodes, _) = started(lab, &[("net", l3())]);
+        for (node, other) in [(&nodes[0], &nodes[1]), (&nodes[1], &nodes[0])] {
+            let control = node.host.ovs_dir().join("vswitchd.ctl");
+            let ask = format!("ovs-appctl -t {} tnl/neigh/show", control.display());
+            let other = other.address().to_string();
+            eventually(|| node.sh(&ask).split_whitespace().any(|w| w == other).then_some(()));
+        }
+    });
+}
+
+#[test]
 fn a_host_with_the_linux_bridge_is_a_peer_like_any_other() {
     with_ovs(|lab| {
         let nodes = wired(lab);
