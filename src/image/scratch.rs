@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use tempfile::TempDir;
 
@@ -25,10 +26,17 @@ impl Scratch {
         let make = || -> io::Result<Self> {
             fs::create_dir_all(tmp)?;
             Self::sweep(tmp);
-            let dir = tempfile::tempdir_in(tmp)?;
-            let lock = File::create_new(dir.path().join(Self::LOCK))?;
-            let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock);
-            Ok(Self { dir, _lock: lock.map_err(|(_, errno)| errno)? })
+            loop {
+                let dir = tempfile::tempdir_in(tmp)?;
+                let path = dir.path().join(Self::LOCK);
+                let lock = File::create_new(&path)?;
+                match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
+                    Ok(lock) if path.exists() => return Ok(Self { dir, _lock: lock }),
+                    // Before the lock was ours, somebody took the folder for a dead one's.
+                    Ok(_) | Err((_, Errno::EWOULDBLOCK)) => {}
+                    Err((_, errno)) => return Err(errno.into()),
+                }
+            }
         };
         make().while_doing(|| format!("creating a folder in `{}`", tmp.display()))
     }
@@ -49,5 +57,27 @@ impl Scratch {
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_at_once_do_not_take_each_other_for_dead() {
+        let dir = tempfile::tempdir().unwrap();
+        let work = || {
+            for _ in 0..300 {
+                let scratch = Scratch::make(dir.path()).unwrap();
+                fs::write(scratch.path().join("disk"), "").unwrap();
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(work);
+            }
+        });
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }
