@@ -1,5 +1,7 @@
 //! `pavo image`
 
+mod repo;
+
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -27,6 +29,7 @@ enum Verb {
     Import(Import),
     Delete(Delete),
     Build(Build),
+    Repo(repo::Repo),
 }
 
 impl Image {
@@ -38,6 +41,7 @@ impl Image {
             Verb::Import(verb) => verb.run(app, &library),
             Verb::Delete(verb) => verb.run(app, &library),
             Verb::Build(verb) => verb.run(app, &library),
+            Verb::Repo(verb) => verb.run(app, &library),
         };
         app.warn_of(&library);
         outcome.map(|()| 0)
@@ -96,12 +100,11 @@ impl Show {
             ("owner", image.owner.clone()),
         ];
         lines.extend(image.revisions.iter().map(|row| {
-            let layers = if row.layers == 1 { "layer" } else { "layers" };
             let text = format!(
-                "{}  {}  {} {layers}  {}  {}",
+                "{}  {}  {}  {}  {}",
                 row.revision,
                 size(row.size),
-                row.layers,
+                counted(row.layers, "layer"),
                 row.owner,
                 date(row.timestamp)
             );
@@ -149,10 +152,9 @@ struct Delete {
 impl Delete {
     fn run(self, app: &App, library: &Library) -> Result<()> {
         let freed = library.delete(&self.image)?;
-        let count = freed.revisions.len();
-        let revisions = if count == 1 { "revision" } else { "revisions" };
         app.out.status(&format!(
-            "Deleted {count} {revisions} of {}, {} freed",
+            "Deleted {} of {}, {} freed",
+            counted(freed.revisions.len(), "revision"),
             self.image,
             size(freed.bytes)
         ));
@@ -234,6 +236,11 @@ fn matches(pattern: &str, name: &str) -> bool {
         }
         None => false,
     })
+}
+
+/// `1 blob`, `2 blobs`
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Bytes for people.

@@ -73,7 +73,7 @@ pub struct RevisionRow {
 }
 
 /// Layers of one image; more is a loop or a mistake.
-const MAX_LAYERS: usize = 200;
+pub(super) const MAX_LAYERS: usize = 200;
 
 impl Library {
     pub fn open(repos: &[Repo]) -> Self {
@@ -238,7 +238,7 @@ impl Library {
     }
 
     /// One repository, or all.
-    fn selected(&self, name: Option<&str>) -> Result<Vec<&Repository>> {
+    pub(super) fn selected(&self, name: Option<&str>) -> Result<Vec<&Repository>> {
         let Some(name) = name else { return Ok(self.repos.iter().collect()) };
         let found: Vec<_> = self.repos.iter().filter(|repo| repo.name == name).collect();
         if found.is_empty() {
@@ -269,7 +269,7 @@ impl Library {
         Ok((path, found))
     }
 
-    fn warn(&self, text: String) {
+    pub(super) fn warn(&self, text: String) {
         self.warnings.borrow_mut().push(text);
     }
 }

@@ -6,6 +6,7 @@
 //! | [`repository`] | one object store on disk, in pcocc's layout |
 //! | [`library`] | the configured repositories together: names, revisions, import |
 //! | [`save`] | a disk that lies on an image becomes a revision of it, or a new image |
+//! | [`repos`] | the repositories themselves: what is in them, what may go |
 //! | `convert` | `qemu-img`, kept on a short leash |
 //! | [`tiny`] | builds the demo image from Debian packages, without any privilege |
 
@@ -13,6 +14,7 @@ mod convert;
 mod folder;
 pub mod header;
 pub mod library;
+pub mod repos;
 pub mod repository;
 pub mod save;
 mod scratch;

@@ -12,7 +12,8 @@
 //! or not at all, and no two imports get one revision. Who writes holds a lock on
 //! `.config`, so that no blob is taken for unused while its revision is being written.
 
-use std::collections::BTreeSet;
+mod unused;
+
 use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::{AccessFlags, access};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
@@ -28,6 +30,7 @@ use tempfile::NamedTempFile;
 use super::scratch::Scratch;
 use super::uri;
 use crate::error::{Context, Error, Result};
+pub use unused::{Collected, Freed};
 
 const VERSION: &str = "2";
 
@@ -91,14 +94,6 @@ pub struct Layer {
     pub copy: Option<PathBuf>,
 }
 
-/// What deleting gave back.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Freed {
-    pub revisions: Vec<u32>,
-    pub blobs: usize,
-    pub bytes: u64,
-}
-
 /// One repository. Opening it touches nothing; a folder that does not exist is empty.
 #[derive(Clone, Debug)]
 pub struct Repository {
@@ -109,6 +104,20 @@ pub struct Repository {
 impl Repository {
     pub fn new(name: impl Into<String>, path: impl Into<PathBuf>) -> Self {
         Self { name: name.into(), path: path.into() }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether images may be added and deleted, as far as permissions say so.
+    pub fn is_writable(&self) -> bool {
+        let may = |path: &Path| access(path, AccessFlags::W_OK | AccessFlags::X_OK).is_ok();
+        match self.path.join(".config").exists() {
+            true => [".tmp", "data", "meta"].iter().all(|folder| may(&self.path.join(folder))),
+            // Made with its first image.
+            false => self.path.ancestors().find(|path| path.exists()).is_some_and(may),
+        }
     }
 
     /// Every image with its newest revision, sorted by name.
@@ -186,12 +195,75 @@ impl Repository {
     /// As [`add`](Self::add), for a disk that lies on others.
     pub fn add_on(&self, addition: Addition<'_>) -> Result<Revision> {
         let Addition { name, disk, owner, replace, below } = addition;
-        if !uri::plain(name) {
-            return Err(Error::usage(format!("`{}` cannot name an image", name.escape_debug())));
-        }
         self.initialise()?;
         // The slow part needs no lock.
         let hash = seal(disk).while_doing(|| format!("reading `{}`", disk.display()))?;
+        let top = Layer { hash, copy: Some(disk.to_owned()) };
+        let layers: Vec<Layer> = below.iter().cloned().chain([top]).collect();
+        let custom_meta = serde_json::json!({});
+        self.store(name, replace, &layers, |revision| Revision {
+            owner: owner.into(),
+            custom_meta,
+            ..revision
+        })
+    }
+
+    /// Makes a new image of the same blobs as `source`, a revision of this repository or,
+    /// with all its blobs [brought](Self::bring) here, of another.
+    ///
+    /// # Errors
+    ///
+    /// When the image exists, or a blob is gone.
+    pub fn add_same(
+        &self,
+        name: &str,
+        source: &Revision,
+        blobs: &[Layer],
+        owner: &str,
+    ) -> Result<Revision> {
+        self.initialise()?;
+        self.store(name, false, blobs, |revision| Revision {
+            owner: owner.into(),
+            kind: source.kind,
+            custom_meta: source.custom_meta.clone(),
+            ..revision
+        })
+    }
+
+    /// Copies a blob of another repository into `scratch`, unless there is no need to.
+    ///
+    /// # Errors
+    ///
+    /// When its content is not what its name says.
+    pub fn bring(&self, from: &Self, hash: &str, scratch: &Scratch) -> Result<Layer> {
+        let (source, copy) = (from.blob(hash), scratch.path().join(hash));
+        let hash = hash.to_owned();
+        if from.path == self.path || self.blob(&hash).exists() {
+            return Ok(Layer { hash, copy: None });
+        }
+        let bring = || -> Result<Layer> {
+            fs::copy(&source, &copy).while_doing(|| format!("writing `{}`", copy.display()))?;
+            let found = seal(&copy).while_doing(|| format!("reading `{}`", copy.display()))?;
+            if found != hash {
+                return Err(Error::system("its content is not what its name says: it is damaged")
+                    .help("import or build the image again"));
+            }
+            Ok(Layer { hash, copy: Some(copy) })
+        };
+        bring().while_doing(|| format!("copying the blob `{}`", source.display()))
+    }
+
+    /// Makes a revision of these blobs appear, as `complete` makes it whole.
+    fn store(
+        &self,
+        name: &str,
+        replace: bool,
+        layers: &[Layer],
+        complete: impl FnOnce(Revision) -> Revision,
+    ) -> Result<Revision> {
+        if !uri::plain(name) {
+            return Err(Error::usage(format!("`{}` cannot name an image", name.escape_debug())));
+        }
         let _lock = self.lock()?;
         let next = match self.revisions(name)?.last() {
             None => 0,
@@ -199,19 +271,19 @@ impl Repository {
             Some(_) => return Err(self.exists(name)),
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let revision = Revision {
+        let revision = complete(Revision {
             name: name.into(),
             revision: next,
             kind: Kind::Vm,
-            owner: owner.into(),
+            owner: String::new(),
             timestamp: now.as_secs_f64(),
-            data_blobs: below.iter().map(|layer| &layer.hash).chain([&hash]).cloned().collect(),
-            custom_meta: serde_json::json!({}),
-        };
+            data_blobs: layers.iter().map(|layer| layer.hash.clone()).collect(),
+            custom_meta: serde_json::Value::Null,
+        });
         let store = || -> Result<()> {
-            let layers = below.iter().map(|layer| (layer.hash.as_str(), layer.copy.as_deref()));
-            for (hash, copy) in layers.chain([(hash.as_str(), Some(disk))]) {
-                self.place(hash, copy).while_doing(|| format!("storing the image `{name}`"))?;
+            for layer in layers {
+                self.place(&layer.hash, layer.copy.as_deref())
+                    .while_doing(|| format!("storing the image `{name}`"))?;
             }
             self.publish(&revision)
         };
@@ -225,8 +297,7 @@ impl Repository {
         let Some(file) = file else {
             return match blob.try_exists() {
                 Ok(true) => Ok(()),
-                _ => Err(Error::not_found("what it lies on has been deleted meanwhile")
-                    .help("save all of the disk: `--full`")),
+                _ => Err(Error::not_found("what it lies on has been deleted meanwhile")),
             };
         };
         let place = || -> io::Result<()> {
@@ -237,31 +308,6 @@ impl Repository {
             sync(&self.path.join("data"))
         };
         place().while_doing(|| format!("moving it to `{}`", blob.display()))
-    }
-
-    /// Deletes one revision or all, and the blobs that nothing needs any more.
-    pub fn delete(&self, name: &str, revision: Option<u32>) -> Result<Freed> {
-        let _lock = self.lock()?;
-        let doomed: Vec<u32> = self
-            .revisions(name)?
-            .into_iter()
-            .filter(|number| revision.is_none_or(|wanted| wanted == *number))
-            .collect();
-        let mut blobs = BTreeSet::new();
-        for number in &doomed {
-            // What cannot be read has no blobs that could be named.
-            if let Ok(meta) = self.read(name, *number) {
-                blobs.extend(meta.data_blobs);
-            }
-        }
-        for number in &doomed {
-            let path = self.meta_path(name, *number);
-            fs::remove_file(&path).while_doing(|| format!("deleting `{}`", path.display()))?;
-        }
-        let meta = self.path.join("meta");
-        sync(&meta).while_doing(|| format!("writing `{}` through", meta.display()))?;
-        let (blobs, bytes) = self.remove_unused(blobs)?;
-        Ok(Freed { revisions: doomed, blobs, bytes })
     }
 
     /// The error for a name that is taken; the text is pcocc's.
@@ -286,41 +332,8 @@ impl Repository {
             .while_doing(|| format!("writing `{}`", target.display()))
     }
 
-    /// After a failure: what was stored for nothing goes.
-    fn drop_unused(&self, blobs: &[String]) {
-        if let Err(error) = self.remove_unused(blobs.iter().cloned().collect()) {
-            tracing::warn!("{error:?}");
-        }
-    }
-
-    /// Removes those of `blobs` that no revision needs; returns how many, and their
-    /// size. The caller holds the lock.
-    fn remove_unused(&self, mut blobs: BTreeSet<String>) -> Result<(usize, u64)> {
-        if blobs.is_empty() {
-            return Ok((0, 0));
-        }
-        for (name, revision) in self.entries()? {
-            // If it cannot be read, nobody knows what it needs: then nothing goes.
-            for needed in self.read(&name, revision)?.data_blobs {
-                blobs.remove(&needed);
-            }
-        }
-        let (mut count, mut bytes) = (0, 0);
-        for blob in blobs.iter().map(|hash| self.blob(hash)) {
-            let size = blob.metadata().map_or(0, |data| data.len());
-            match fs::remove_file(&blob) {
-                Ok(()) => (count, bytes) = (count + 1, bytes + size),
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => {
-                    return Err(error).while_doing(|| format!("deleting `{}`", blob.display()));
-                }
-            }
-        }
-        Ok((count, bytes))
-    }
-
     /// All revisions of all images, sorted.
-    fn entries(&self) -> Result<Vec<(String, u32)>> {
+    pub fn entries(&self) -> Result<Vec<(String, u32)>> {
         if !self.is_initialised()? {
             return Ok(Vec::new());
         }

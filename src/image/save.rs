@@ -4,16 +4,15 @@
 //! only once it is whole, and its header says what it should, it appears, at once. Should
 //! anything die before, the folder is left until the next one is made.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::folder;
 use super::header::{self, Format};
-use super::library::{Library, Resolved, name_in_repo, resolve_in};
+use super::library::{Library, MAX_LAYERS, Resolved, name_in_repo, resolve_in};
 use super::repository::{Addition, Layer, Repository};
 use super::scratch::Scratch;
 use super::uri::Uri;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 
 /// A place for a disk, which is being written.
 #[derive(Debug)]
@@ -58,11 +57,16 @@ impl Library {
                 };
                 let scratch = repo.scratch_folder()?;
                 let blobs = if full { Vec::new() } else { revision.data_blobs };
-                let layers = blobs.into_iter().map(|hash| {
-                    let copy = (repo.name != from.name)
-                        .then(|| copied(&from.blob(&hash), &scratch.path().join(&hash)));
-                    Ok(Layer { hash, copy: copy.transpose()? })
-                });
+                if blobs.len() >= MAX_LAYERS {
+                    let error = format!(
+                        "`{base}` has {MAX_LAYERS} layers: no more can lie on it",
+                        base = revision.name
+                    );
+                    return Err(
+                        Error::usage(error).help(format!("`pavo image squash {}`", revision.name))
+                    );
+                }
+                let layers = blobs.iter().map(|hash| repo.bring(from, hash, &scratch));
                 let below = layers.collect::<Result<_>>()?;
                 let place = Place::Repo { repo, name, below, replace: dest.is_none() };
                 Ok(Saving { place, scratch })
@@ -76,7 +80,7 @@ impl Library {
     }
 
     /// Where a new image goes, and its name.
-    fn new_image(&self, dest: &str) -> Result<(&Repository, String)> {
+    pub(super) fn new_image(&self, dest: &str) -> Result<(&Repository, String)> {
         let (repo, name) = (self.destination(dest)?, name_in_repo(dest)?.image);
         match repo.revisions(&name)?.is_empty() {
             true => Ok((repo, name)),
@@ -91,12 +95,6 @@ fn in_folder(path: &Path, full: bool) -> Result<Saving<'static>> {
     let scratch = Scratch::make(&home.join(".tmp"))?;
     let below = (!full).then(|| name.to_owned());
     Ok(Saving { place: Place::Folder { home: home.to_owned(), below }, scratch })
-}
-
-fn copied(from: &Path, to: &Path) -> Result<PathBuf> {
-    let copy = fs::copy(from, to).and_then(|_| fs::File::open(to)?.sync_all());
-    copy.while_doing(|| format!("copying the layer `{}`", from.display()))?;
-    Ok(to.to_owned())
 }
 
 impl Saving<'_> {
@@ -121,6 +119,14 @@ impl Saving<'_> {
     /// # Errors
     /// When the disk is not what it should be, or an image of this name has come meanwhile.
     pub fn finish(self, owner: &str) -> Result<Resolved> {
+        self.publish(owner).map_err(|error| match error.kind() {
+            Kind::NotFound => error.help("save all of the disk: `--full`"),
+            _ => error,
+        })
+    }
+
+    /// As [`finish`](Self::finish), for others than running VMs.
+    pub(super) fn publish(self, owner: &str) -> Result<Resolved> {
         let disk = self.file()?;
         let header = header::inspect_layer(&disk)?;
         let found = header.backing.map(|backing| PathBuf::from(backing.file));

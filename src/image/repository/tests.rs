@@ -193,3 +193,76 @@ fn metadata_cannot_lead_out_of_the_repository() {
         assert!(error.report().contains("is no hash"), "{error:?}");
     }
 }
+
+#[test]
+fn what_nothing_needs_is_collected_and_nothing_else() {
+    let f = fixture();
+    assert_eq!(f.repo.collect(false).unwrap(), Collected::default());
+    assert!(!f.dir.path().join("images").exists(), "looking makes nothing");
+    f.add("a", "needed", false).unwrap();
+    f.add("b", "not needed", false).unwrap();
+    let root = f.dir.path().join("images");
+    fs::remove_file(root.join("meta/b@0")).unwrap();
+    // Not ours: never touched.
+    fs::write(root.join("data/README"), "").unwrap();
+    let running = f.repo.scratch_folder().unwrap();
+    fs::write(running.path().join("disk"), "of an import").unwrap();
+    let killed = root.join(".tmp/killed");
+    fs::create_dir(&killed).unwrap();
+    fs::write(killed.join("lock"), "").unwrap();
+    fs::write(killed.join("disk"), "half").unwrap();
+
+    let before = f.files();
+    let expected = Collected { blobs: 1, unfinished: 1, bytes: 14 };
+    assert_eq!(f.repo.collect(true).unwrap(), expected);
+    assert_eq!(f.files(), before, "it only looked");
+    assert_eq!(f.repo.collect(false).unwrap(), expected);
+    assert_eq!(f.files().len(), before.len() - 3);
+    assert_eq!(f.repo.collect(false).unwrap(), Collected::default());
+    let revision = f.repo.add("c", &running.path().join("disk"), "alice", false).unwrap();
+    for hash in [&revision.data_blobs[0], &f.repo.read("a", 0).unwrap().data_blobs[0]] {
+        assert!(f.repo.blob(hash).exists());
+    }
+}
+
+#[test]
+fn nothing_is_collected_while_somebody_may_need_it() {
+    let f = fixture();
+    f.add("a", "content", false).unwrap();
+    f.add("b", "not needed", false).unwrap();
+    let meta = f.dir.path().join("images/meta");
+    fs::remove_file(meta.join("b@0")).unwrap();
+    // pcocc allows this name, pavo does not: its blobs are needed all the same.
+    let strange = meta.join("..a@0");
+    fs::copy(meta.join("a@0"), &strange).unwrap();
+    let error = f.repo.collect(false).unwrap_err();
+    assert!(error.report().contains("..a@0"), "{error:?}");
+    let error = f.repo.delete("a", None).unwrap_err();
+    assert!(error.report().contains("nobody knows which blobs it needs"), "{error:?}");
+    assert_eq!(f.files().iter().filter(|path| path.contains("/data/")).count(), 2);
+    fs::remove_file(&strange).unwrap();
+    fs::write(meta.join(".nfs000000000012345600000001"), "").unwrap();
+    assert_eq!(f.repo.collect(false).unwrap().blobs, 2);
+}
+
+#[test]
+fn collecting_while_others_import_takes_nothing_of_theirs() {
+    let f = fixture();
+    std::thread::scope(|scope| {
+        let importer = |name: &'static str| {
+            let f = &f;
+            move || {
+                for number in 0..10 {
+                    f.add(name, &format!("{name} {number}"), true).unwrap();
+                }
+            }
+        };
+        let importers = [scope.spawn(importer("a")), scope.spawn(importer("b"))];
+        while !importers.iter().all(|thread| thread.is_finished()) {
+            assert_eq!(f.repo.collect(false).unwrap(), Collected::default());
+            // The others must get the lock, too.
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    });
+    assert_eq!(f.files().len(), 40);
+}

@@ -1,5 +1,6 @@
 //! What saving promises: a whole image or none, on top of what the VM ran from.
 
+use std::fs;
 use std::process::Command;
 
 use super::*;
