@@ -117,7 +117,7 @@ impl Show {
 /// Import a disk image
 ///
 /// The disk is checked, then converted to a qcow2 of its own; the source is not needed
-/// any more.
+/// any more. It may be compressed (.gz, .xz, .zst).
 #[derive(Debug, Args)]
 struct Import {
     /// The format: qcow2, raw, vmdk, vdi, vpc or qed [default: by suffix or header]

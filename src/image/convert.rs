@@ -57,7 +57,7 @@ fn file(path: &Path) -> Result<OsString> {
 }
 
 /// Bounds what the child may use.
-fn limit(command: &mut Command) {
+pub(super) fn limit(command: &mut Command) {
     let set = || {
         setrlimit(Resource::RLIMIT_CPU, CPU_SECONDS, CPU_SECONDS)?;
         setrlimit(Resource::RLIMIT_AS, ADDRESS_SPACE, ADDRESS_SPACE)?;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::archive::Archive;
 use super::convert;
 use super::header::{self, Format};
 use super::repository::{Freed, Kind, Repository, Revision};
@@ -154,13 +155,22 @@ impl Library {
         format: Option<Format>,
         owner: &str,
     ) -> Result<Resolved> {
-        let (path, claimed) = self.source(source, format)?;
-        self.create(dest, owner, false, |target, scratch| {
+        let (path, claimed) = claim(source, format);
+        let archive = Archive::of(&path, claimed.is_some());
+        let make = |target: &Path, scratch: &Path| {
+            if let Some(archive) = archive? {
+                let disk = scratch.join("unpacked");
+                archive.unpack(&path, &disk)?;
+                let format = self.format_of(&archive.content(&path), &disk, claimed)?;
+                return convert::to_qcow2(&disk, format, target).map(drop);
+            }
+            let format = self.format_of(&path, &path, claimed)?;
             header::inspect(&path)?;
             let (_open, steady) = steady(&path, scratch)?;
-            convert::to_qcow2(&steady, claimed, target).map(drop)
-        })
-        .while_doing(|| format!("importing `{}`", source.escape_debug()))
+            convert::to_qcow2(&steady, format, target).map(drop)
+        };
+        self.create(dest, owner, false, make)
+            .while_doing(|| format!("importing `{}`", source.escape_debug()))
     }
 
     /// Makes a new image (with `replace`, one more revision) of the qcow2 that `make`
@@ -177,16 +187,22 @@ impl Library {
         if !replace && !repo.revisions(&name)?.is_empty() {
             return Err(repo.exists(&name));
         }
-        for other in self.repos.iter().filter(|other| other.name != repo.name) {
-            if !other.revisions(&name)?.is_empty() {
-                self.warn(format!("Image {name} shadows or is shadowed by repo {}", other.name));
-            }
-        }
+        self.warn_of_shadows(repo, &name)?;
         let scratch = repo.scratch_folder()?;
         let target = scratch.path().join("disk.qcow2");
         make(&target, scratch.path())?;
         let revision = repo.add(&name, &target, owner, replace)?;
         resolve_in(repo, &revision)
+    }
+
+    /// Says which other repositories have an image of this name.
+    pub(super) fn warn_of_shadows(&self, repo: &Repository, name: &str) -> Result<()> {
+        for other in self.repos.iter().filter(|other| other.name != repo.name) {
+            if !other.revisions(name)?.is_empty() {
+                self.warn(format!("Image {name} shadows or is shadowed by repo {}", other.name));
+            }
+        }
+        Ok(())
     }
 
     /// Deletes an image, or one revision of it.
@@ -249,28 +265,35 @@ impl Library {
         Ok(found)
     }
 
-    /// The file to import, and its format.
-    fn source(&self, source: &str, format: Option<Format>) -> Result<(PathBuf, Format)> {
-        // A path may hold a colon; what stands before it is a format only if it is one.
-        let prefixed = source.split_once(':');
-        let prefixed = prefixed.and_then(|(word, path)| Some((word.parse::<Format>().ok()?, path)));
-        let (path, claimed) = match prefixed {
-            Some((format, path)) => (PathBuf::from(path), Some(format)),
-            None => (PathBuf::from(source), format),
-        };
-        let suffix = || path.extension()?.to_str()?.to_ascii_lowercase().parse().ok();
-        if let Some(format) = claimed.or_else(suffix) {
-            return Ok((path, format));
+    /// The format of `file`: as it was said, or as the suffix of `named` says, or its header.
+    fn format_of(&self, named: &Path, file: &Path, claimed: Option<Format>) -> Result<Format> {
+        let suffix = named.extension().and_then(|suffix| suffix.to_str()).unwrap_or_default();
+        let suffix = suffix.to_ascii_lowercase();
+        // Some distributions call their qcow2 so, others raw disks.
+        let is_open = suffix == "img";
+        if let Some(format) = claimed.or(suffix.parse().ok().filter(|_| !is_open)) {
+            return Ok(format);
         }
-        let found = header::inspect(&path)?.format;
-        if found == Format::Raw {
-            self.warn(format!("`{}` has no known header: assuming raw VM", path.display()));
+        let found = header::inspect(file)?.format;
+        if found == Format::Raw && !is_open {
+            self.warn(format!("`{}` has no known header: assuming raw VM", named.display()));
         }
-        Ok((path, found))
+        Ok(found)
     }
 
     pub(super) fn warn(&self, text: String) {
         self.warnings.borrow_mut().push(text);
+    }
+}
+
+/// The file that is meant, and its format, if that is said.
+fn claim(source: &str, format: Option<Format>) -> (PathBuf, Option<Format>) {
+    // A path may hold a colon; what stands before it is a format only if it is one.
+    let prefixed = source.split_once(':');
+    let prefixed = prefixed.and_then(|(word, path)| Some((word.parse::<Format>().ok()?, path)));
+    match prefixed {
+        Some((format, path)) => (PathBuf::from(path), Some(format)),
+        None => (PathBuf::from(source), format),
     }
 }
 

@@ -7,9 +7,11 @@
 //! | [`library`] | the configured repositories together: names, revisions, import |
 //! | [`save`] | a disk that lies on an image becomes a revision of it, or a new image |
 //! | [`repos`] | the repositories themselves: what is in them, what may go |
+//! | `archive` | images that come compressed |
 //! | `convert` | `qemu-img`, kept on a short leash |
 //! | [`tiny`] | builds the demo image from Debian packages, without any privilege |
 
+mod archive;
 mod convert;
 mod folder;
 pub mod header;

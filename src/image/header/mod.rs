@@ -25,7 +25,7 @@ use std::str::FromStr;
 use crate::error::{Context, Error, Result};
 
 /// Larger disks do not exist; larger numbers only wear tools out.
-const MAX_SIZE: u64 = 64 << 40;
+pub const MAX_SIZE: u64 = 64 << 40;
 
 /// The formats that can be imported, under QEMU's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

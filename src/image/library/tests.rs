@@ -96,13 +96,21 @@ fn the_first_repository_wins_and_shadowing_is_said() {
 fn the_format_is_what_is_said_before_what_is_seen() {
     let f = fixture();
     let plain = f.raw("disk");
-    let (_, format) = f.library.source(&plain, None).unwrap();
-    assert_eq!(format, Format::Raw);
+    let seen = |source: &str, format| {
+        let (path, claimed) = claim(source, format);
+        f.library.format_of(&path, &path, claimed).unwrap()
+    };
+    assert_eq!(seen(&plain, None), Format::Raw);
     assert!(f.library.take_warnings()[0].contains("assuming raw VM"));
-    let seen = |source: &str, format| f.library.source(source, format).unwrap().1;
     assert_eq!(seen(&format!("vmdk:{plain}"), Some(Format::Vdi)), Format::Vmdk);
     assert_eq!(seen(&f.raw("a.VHD"), Some(Format::Vdi)), Format::Vdi);
     assert_eq!(seen(&f.raw("a.VHD"), None), Format::Vpc);
+    assert_eq!(seen(&f.raw("a.img"), None), Format::Raw);
+    let image = f.import("tiny").unwrap().path;
+    fs::copy(image, f.dir.path().join("b.img")).unwrap();
+    let image = f.dir.path().join("b.img");
+    assert_eq!(seen(image.to_str().unwrap(), None), Format::Qcow2);
+    assert_eq!(seen(image.to_str().unwrap(), Some(Format::Raw)), Format::Raw);
     assert_eq!(f.library.take_warnings(), Vec::<String>::new());
 }
 
@@ -164,4 +172,40 @@ fn layers_must_lie_exactly_on_each_other() {
     let container = Revision { kind: Kind::Ctr, ..f.revision(&[&bottom]) };
     let error = resolve_in(repo, &container).unwrap_err();
     assert_eq!(error.to_string(), "`layered` is a container image, not a disk");
+}
+
+#[test]
+fn a_disk_may_come_compressed() {
+    let f = fixture();
+    let raw = f.raw("disk.raw");
+    let qcow2 = f.dir.path().join("disk.qcow2");
+    let mut convert = Command::new("qemu-img");
+    convert.args(["convert", "-f", "raw", "-O", "qcow2", &raw]).arg(&qcow2);
+    assert!(convert.status().unwrap().success());
+    for (program, plain, packed) in [
+        ("xz", "disk.raw", "disk.raw.xz"),
+        ("zstd", "disk.qcow2", "disk.qcow2.zst"),
+        ("gzip", "disk.qcow2", "disk.gz"),
+        ("gzip", "disk.qcow2", "download"),
+    ] {
+        let packed = f.dir.path().join(packed);
+        let mut command = Command::new(program);
+        command.args(["-c", "-q"]).arg(f.dir.path().join(plain));
+        assert!(command.stdout(fs::File::create(&packed).unwrap()).status().unwrap().success());
+        let name = packed.file_name().unwrap().to_str().unwrap();
+        let dest = format!("of-{name}");
+        let image = f.library.import(packed.to_str().unwrap(), &dest, None, "alice").unwrap();
+        assert_eq!(image.virtual_size, 4096, "{name}");
+        assert_eq!(f.library.take_warnings(), Vec::<String>::new(), "{name}");
+    }
+    // What is in an archive is as foreign as any file.
+    let hostile = f.dir.path().join("hostile.qcow2");
+    let mut create = Command::new("qemu-img");
+    create.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b", &raw]);
+    assert!(create.arg(&hostile).status().unwrap().success());
+    assert!(Command::new("zstd").arg("-q").arg(&hostile).status().unwrap().success());
+    let packed = format!("{}.zst", hostile.display());
+    let error = f.library.import(&packed, "hostile", None, "alice").unwrap_err();
+    assert!(error.report().contains("it needs another file below it"), "{error:?}");
+    assert_eq!(fs::read_dir(f.dir.path().join("user/.tmp")).unwrap().count(), 0);
 }
