@@ -112,3 +112,134 @@ fn a_full_disk_leaves_the_repository_as_it_was() {
     let read = |name: &str| fs::read_to_string(home.path().join(name)).unwrap();
     assert_eq!(read("before"), read("after"));
 }
+
+#[test]
+fn an_image_is_resized_squashed_copied_and_exported() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let disk = home.join("disk.raw");
+    fs::write(&disk, [1; 65536]).unwrap();
+    assert_eq!(run(home, &["import", disk.to_str().unwrap(), "one"]).0, 0);
+
+    let said = |args: &[&str], code: i32, text: &str| {
+        let (found, _, said) = run(home, args);
+        assert!(found == code && said.contains(text), "{args:?}: {found}: {said}");
+    };
+    said(&["resize", "one", "+64K"], 0, "Resized to user:one@1 (128 KiB)");
+    said(&["resize", "one", "64K"], 2, "the disk has 131072 bytes, and can only grow");
+    said(&["resize", "one", "many"], 2, "the units are K, M, G and T");
+    said(&["resize", "two", "+1G"], 4, "Object two not found");
+    said(&["squash", "one"], 0, "Squashed to user:one@2");
+    said(&["squash", "one"], 0, "one has one layer already");
+    said(&["copy", "one@1", "two"], 0, "Copied one@1 to user:two@0");
+    said(&["copy", "one", "two"], 2, "Image two already exists in repo user");
+    said(&["copy", "one", "two@3"], 2, "names a revision");
+
+    let file = home.join("out.raw");
+    let file = file.to_str().unwrap();
+    said(&["export", "one@0", file], 0, "(raw)");
+    assert_eq!(fs::read(file).unwrap(), [1; 65536]);
+    said(&["export", "two", file], 2, "`--force` replaces it");
+    said(&["export", "--force", "two", file], 0, "(raw)");
+    assert_eq!(fs::metadata(file).unwrap().len(), 131_072);
+    said(&["export", "-t", "exe", "two", file], 2, "the formats are");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(file).unwrap().permissions());
+    assert_eq!(mode & 0o444, 0o444, "as any new file");
+}
+
+#[test]
+fn repositories_are_listed_and_cleared() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let (code, out, _) = run(home, &["repo", "list"]);
+    let line = format!("user\t{}/.local/share/pavo/images\t0\t0\t0 B\tyes\n", home.display());
+    assert_eq!((code, out), (0, format!("NAME\tPATH\tIMAGES\tREVISIONS\tSIZE\tWRITABLE\n{line}")));
+    let disk = home.join("disk.raw");
+    fs::write(&disk, [1; 65536]).unwrap();
+    assert_eq!(run(home, &["import", disk.to_str().unwrap(), "one"]).0, 0);
+    assert_eq!(run(home, &["resize", "one", "+1M"]).0, 0);
+    let images = home.join(".local/share/pavo/images");
+    let blob = images.join("data/ab").join("ab".repeat(32));
+    fs::create_dir_all(blob.parent().unwrap()).unwrap();
+    fs::write(&blob, [0; 2048]).unwrap();
+
+    let (_, out, _) = run(home, &["repo", "list", "-o", "json"]);
+    let rows: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let row = &rows[0];
+    assert_eq!((&row["images"], &row["revisions"]), (&1.into(), &2.into()));
+    assert!(row["bytes"].as_u64().unwrap() > 65536 + 2048 && row["writable"] == true, "{row}");
+
+    let (code, _, said) = run(home, &["repo", "gc", "--dry-run", "user"]);
+    let found = "1 blob and 0 unfinished images, 2.0 KiB";
+    assert_eq!((code, said), (0, format!("Would remove {found} would be free\n")));
+    assert!(blob.exists());
+    let (code, _, said) = run(home, &["repo", "gc", "user"]);
+    assert_eq!((code, said), (0, format!("Removed {found} freed\n")));
+    assert!(!blob.exists());
+    assert_eq!(run(home, &["export", "one", home.join("out").to_str().unwrap()]).0, 0);
+    let (code, _, said) = run(home, &["repo", "gc", "site"]);
+    assert!(code == 4 && said.contains("the repositories are: user"), "{said}");
+}
+
+#[test]
+fn whoever_packs_is_missing_is_named() {
+    let home = tempfile::tempdir().unwrap();
+    let packed = home.path().join("disk.raw.zst");
+    fs::write(&packed, b"\x28\xb5\x2f\xfd").unwrap();
+    let mut command = pavo(home.path(), &["import", packed.to_str().unwrap(), "one"]);
+    let (code, _, said) = text(&command.env("PATH", "/nowhere").output().unwrap());
+    assert_eq!(code, 5);
+    assert!(said.contains("starting `zstd`") && said.contains("package is `zstd`"), "{said}");
+}
+
+/// Killed at any moment, a copy is there entirely or not at all, and what it left goes.
+#[test]
+fn a_killed_copy_leaves_an_image_or_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let conf = home.join("conf");
+    fs::create_dir(&conf).unwrap();
+    let repos = ["user", "site"]
+        .map(|name| format!("  - name: {name}\n    path: {}/{name}\n", home.display()));
+    fs::write(conf.join("repos.yaml"), format!("repos:\n{}", repos.concat())).unwrap();
+    let with = |args: &[&str]| {
+        let mut command = pavo(home, args);
+        command.env("PAVO_USER_CONF_DIR", &conf).env("PAVO_SYSTEM_CONF_DIR", home.join("none"));
+        command
+    };
+    let noise: Vec<u8> =
+        (0..4_u32 << 20).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let disk = home.join("disk.raw");
+    fs::write(&disk, &noise).unwrap();
+    let import = text(&with(&["import", disk.to_str().unwrap(), "site:big"]).output().unwrap());
+    assert_eq!(import.0, 0, "{}", import.2);
+
+    let mut whole = 0;
+    for round in 0..12 {
+        let name = format!("copy-{round}");
+        let mut copy = with(&["copy", "site:big", &name]);
+        let mut copy = copy.stderr(std::process::Stdio::null()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(15 * round));
+        copy.kill().unwrap();
+        copy.wait().unwrap();
+        let out = home.join("out");
+        let words = ["export", "--force", &format!("user:{name}"), out.to_str().unwrap()];
+        match text(&with(&words).output().unwrap()) {
+            (0, ..) => {
+                whole += 1;
+                assert!(fs::read(&out).unwrap() == noise);
+                assert_eq!(text(&with(&["delete", &name]).output().unwrap()).0, 0);
+            }
+            (code, _, said) => assert!(code == 4 && said.contains("not found"), "{said}"),
+        }
+    }
+    assert_eq!(text(&with(&["repo", "gc", "user"]).output().unwrap()).0, 0);
+    let row = text(&with(&["repo", "list", "-o", "ndjson"]).output().unwrap()).1;
+    let row: serde_json::Value = serde_json::from_str(row.lines().next().unwrap()).unwrap();
+    assert_eq!((&row["images"], &row["bytes"]), (&0.into(), &0.into()), "{whole} were whole");
+    // What is to become a revision's file is small, and may be a living program's: it stays
+    // for a day.
+    let left = fs::read_dir(home.join("user/.tmp")).unwrap().map(|entry| entry.unwrap().path());
+    let left: Vec<_> = left.filter(|path| path.is_dir()).collect();
+    assert!(left.is_empty(), "{left:?}");
+}

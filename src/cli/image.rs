@@ -1,5 +1,6 @@
 //! `pavo image`
 
+mod derive;
 mod repo;
 
 use std::path::PathBuf;
@@ -27,6 +28,10 @@ enum Verb {
     List(List),
     Show(Show),
     Import(Import),
+    Export(derive::Export),
+    Copy(derive::Copy),
+    Resize(derive::Resize),
+    Squash(derive::Squash),
     Delete(Delete),
     Build(Build),
     Repo(repo::Repo),
@@ -39,6 +44,10 @@ impl Image {
             Verb::List(verb) => verb.run(app, &library),
             Verb::Show(verb) => verb.run(app, &library),
             Verb::Import(verb) => verb.run(app, &library),
+            Verb::Export(verb) => verb.run(app, &library),
+            Verb::Copy(verb) => verb.run(app, &library),
+            Verb::Resize(verb) => verb.run(app, &library),
+            Verb::Squash(verb) => verb.run(app, &library),
             Verb::Delete(verb) => verb.run(app, &library),
             Verb::Build(verb) => verb.run(app, &library),
             Verb::Repo(verb) => verb.run(app, &library),

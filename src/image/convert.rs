@@ -47,6 +47,43 @@ pub(super) fn to_qcow2(source: &Path, format: Format, target: &Path) -> Result<H
     Ok(result)
 }
 
+/// Writes all of a disk, whose layers the caller has checked, into a file of its own.
+///
+/// # Errors
+///
+/// When `qemu-img` fails; then `target` may exist in part.
+pub(super) fn flatten(top: &Path, size: u64, format: Format, target: &Path) -> Result<()> {
+    let mut command = Command::new("qemu-img");
+    command
+        .args(["convert", "-f", "qcow2", "-O", format.as_str(), "--"])
+        .arg(file(top)?)
+        .arg(file(target)?);
+    limit(&mut command);
+    tool::run(&mut command)?;
+    let written = match format {
+        // What the guest has at the start of its disk may look like anything.
+        Format::Raw => {
+            let data = target.metadata().while_doing(|| "looking at the result".into())?;
+            (Format::Raw, data.len())
+        }
+        _ => header::inspect(target).map(|header| (header.format, header.virtual_size))?,
+    };
+    if written.0 != format || written.1 < size {
+        return Err(Error::bug("`qemu-img convert` wrote something else than it was asked for"));
+    }
+    Ok(())
+}
+
+/// Writes an empty layer, of a disk of `size` bytes, that lies on `below` (as its header is
+/// to say it).
+pub(super) fn overlay(below: &Path, size: u64, target: &Path) -> Result<()> {
+    let mut command = Command::new("qemu-img");
+    command.args(["create", "-q", "-f", "qcow2", "-u", "-F", "qcow2", "-b"]).arg(below);
+    command.arg("--").arg(file(target)?).arg(size.to_string());
+    limit(&mut command);
+    tool::run(&mut command).map(drop)
+}
+
 /// A file name that QEMU takes for nothing but a file name: no `json:`, no protocol,
 /// no option.
 fn file(path: &Path) -> Result<OsString> {

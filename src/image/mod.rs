@@ -6,6 +6,7 @@
 //! | [`repository`] | one object store on disk, in pcocc's layout |
 //! | [`library`] | the configured repositories together: names, revisions, import |
 //! | [`save`] | a disk that lies on an image becomes a revision of it, or a new image |
+//! | [`derive`] | images made of others: copied, resized, squashed, exported |
 //! | [`repos`] | the repositories themselves: what is in them, what may go |
 //! | `archive` | images that come compressed |
 //! | `convert` | `qemu-img`, kept on a short leash |
@@ -13,6 +14,7 @@
 
 mod archive;
 mod convert;
+pub mod derive;
 mod folder;
 pub mod header;
 pub mod library;
