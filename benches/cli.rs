@@ -23,6 +23,8 @@ const IMAGES: usize = 200;
 const JOBS: u32 = 10;
 const MAX_CPU: Duration = Duration::from_millis(5);
 const MAX_KIB: i64 = 10 << 10;
+/// For a list of 1,000 images with 10,000 revisions.
+const MAX_LIST: Duration = Duration::from_millis(30);
 
 /// What one run took.
 #[derive(Clone, Copy)]
@@ -60,6 +62,11 @@ fn main() {
     pavo("image list, 200 images", &["image", "list"]);
     assert_eq!(lines(&mut command(dir.path(), &["image", "list"])), IMAGES + 1);
     pavo("template list, 200 images", &["template", "list"]);
+    let images = many(dir.path());
+    let cost = measured(&mut command(dir.path(), &["image", "list"]));
+    let met = if cost.wall <= MAX_LIST { "ok" } else { "MISSED" };
+    println!("{}   ≤ 30 ms: {met}", line("image list, 1,000 × 10", cost));
+    assert_eq!(lines(&mut command(dir.path(), &["image", "list"])), images + 1);
 }
 
 fn line(what: &str, cost: Cost) -> String {
@@ -176,4 +183,25 @@ fn images(dir: &Path) {
         };
         library.create(&format!("image-{number:03}"), "bench", false, make).unwrap();
     }
+}
+
+/// More of them, with ten revisions each; returns how many images there are then. Their
+/// files are written as they would be after so many saves, without waiting for the disk.
+fn many(dir: &Path) -> usize {
+    let meta = dir.join("repo/meta");
+    let text = std::fs::read_to_string(meta.join("image-000@0")).unwrap();
+    let first: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for number in 0..1000 {
+        let name = format!("image-{number:03}");
+        for revision in 0..10 {
+            let mut text = first.clone();
+            text["name"] = name.as_str().into();
+            text["revision"] = revision.into();
+            let path = meta.join(format!("{name}@{revision}"));
+            if !path.exists() {
+                std::fs::write(path, serde_json::to_vec_pretty(&text).unwrap()).unwrap();
+            }
+        }
+    }
+    1000
 }
