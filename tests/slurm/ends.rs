@@ -32,7 +32,8 @@ fn a_job_is_suspended_requeued_and_cancelled() {
     assert!(site.until("alice", "cat console", "reboot: Power down").contains("vm1 ready"));
     let said = site.sh("alice", &format!("cat job-{job}; pavo status 2>&1 || true"));
     assert!(said.contains("error: the job was put back into the queue"), "{said}");
-    assert!(said.contains("error: you have no running cluster"), "{said}");
+    let waits = format!("error: job {job} waits in Slurm's queue (pending: BeginTime)");
+    assert!(said.contains(&waits), "{said}");
 
     // It comes again, and its first run's files are gone. It is cancelled while guests boot.
     site.sh("alice", &format!("scontrol update jobid={job} StartTime=now"));
@@ -143,7 +144,7 @@ fn a_job_id_that_comes_again_finds_nothing_of_the_first() {
     };
     assert_eq!(job, 1);
     let said = site.sh("alice", "pavo status -j 1 2>&1 || true; pavo ps");
-    assert!(said.starts_with("error: you have no running cluster"), "{said}");
+    assert!(said.starts_with("error: job 1 waits in Slurm's queue (pending: JobHeld"), "{said}");
     site.sh("alice", "scontrol release 1");
     let said = site.until("alice", "pavo status -j 1 -o ndjson", "running");
     assert!(!said.contains("first"), "{said}");

@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::Path;
 
+use serde::Deserialize;
+
 use super::fabric::{HostRecord, KEYS, POOL, leave_job};
 use super::holding::{Holding, RUN_DIR};
 use super::wreck::Wreck;
@@ -76,6 +78,19 @@ fn record(entry: &Entry) -> Option<(&Entry, Owner, HostRecord)> {
     record.map(|record| (entry, owner, record))
 }
 
+/// Which host it is that wrote a record, of whatever version of pavo. What says nothing
+/// of a host can be asked of none.
+fn node(entry: &Entry) -> Option<(Owner, String)> {
+    #[derive(Deserialize)]
+    struct Named {
+        node: String,
+        failure: Option<serde::de::IgnoredAny>,
+    }
+    let (owner, HostKey::Record { .. }) = keys::parse_host_key(&entry.key)? else { return None };
+    let named = entry.json::<Named>().ok().filter(|named| named.failure.is_none());
+    named.map(|named| (owner, named.node))
+}
+
 fn addresses() -> Result<BTreeSet<Ipv4Addr>> {
     let all = nix::ifaddrs::getifaddrs().while_doing(|| "listing this host's addresses".into())?;
     let address =
@@ -102,8 +117,8 @@ pub async fn free_ids(etcd: &config::Etcd, pretend: bool) -> Result<Freed> {
     }
     let (entries, _) = list_all(&store, &keys::all_hosts()).await?;
     let mut hosts: BTreeMap<Owner, BTreeSet<String>> = BTreeMap::new();
-    for (_, owner, record) in entries.iter().filter_map(record) {
-        hosts.entry(owner).or_default().insert(record.node);
+    for (owner, node) in entries.iter().filter_map(node) {
+        hosts.entry(owner).or_default().insert(node);
     }
     // Asked last: a job that had something by then was in the queue, or is gone.
     let queue: BTreeSet<u32> =

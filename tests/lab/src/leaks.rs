@@ -125,7 +125,12 @@ fn sockets(pid: i32) -> Result<Vec<String>> {
     }
     let unix = table("unix")?;
     let path = |line: &str| line.split_whitespace().nth(7).map(str::to_owned);
-    let abstracts = unix.lines().filter_map(path).filter(|path| path.starts_with('@'));
+    // Five digits are the kernel's choice for who asked for no name, and new each time.
+    let chosen = |path: &String| {
+        let name = path.strip_prefix('@');
+        name.is_some_and(|name| name.len() != 5 || !name.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    let abstracts = unix.lines().filter_map(path).filter(chosen);
     found.extend(abstracts.map(|path| format!("unix {path}")));
     Ok(found)
 }

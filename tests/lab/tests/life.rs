@@ -138,10 +138,11 @@ fn open(words: &[&str]) -> (std::process::Child, String) {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-    let prefix = line.strip_prefix("Hosts: ").and_then(|rest| rest.split("login").next());
-    (child, prefix.unwrap_or_else(|| panic!("not up: {line}")).to_owned())
+    let lines = BufReader::new(child.stdout.as_mut().unwrap()).lines().map(Result::unwrap);
+    let prefix =
+        |line: String| Some(line.strip_prefix("Hosts: ")?.split("login").next()?.to_owned());
+    let prefix = lines.filter_map(prefix).next().expect("the lab is not up");
+    (child, prefix)
 }
 
 /// What a lab of another process could leave.
