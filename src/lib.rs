@@ -3,7 +3,7 @@
 //! ```text
 //!  4  cli            one file per verb or noun; parses, calls, prints through `cli::out`
 //!  3  ops            operations that join the peers below: launch here or as a step of Slurm,
-//!                    root's set-up of a host, the site's store, sweep, wait
+//!                    root's set-up of a host, the site's store, sweep, wait, save
 //!  2  batch          who runs the job: local, slurm
 //!     network        cluster + configuration -> plan for one host; the guests' DHCP and DNS
 //!     image          repositories, revisions, import, header checks, the demo image
