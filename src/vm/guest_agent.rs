@@ -85,7 +85,7 @@ impl Agent {
     }
 
     /// Brings the guest's file systems to rest, and says how many there are. Until
-    /// [`thaw`](Self::thaw) the guest's programs that write wait.
+    /// [`thaw_after`](Self::thaw_after) the guest's programs that write wait.
     ///
     /// # Errors
     /// When the guest cannot, or takes longer than half a minute.
@@ -95,11 +95,18 @@ impl Agent {
     }
 
     /// Lets the guest go on.
+    async fn thaw(&mut self) -> Result<()> {
+        self.ask("guest-fsfreeze-thaw").await.map(drop)
+    }
+
+    /// Lets the guest go on after an attempt to [`freeze`](Self::freeze) it. One that could
+    /// not be frozen, since its agent may not, cannot be thawed either, and need not.
     ///
     /// # Errors
-    /// As [`freeze`](Self::freeze).
-    pub async fn thaw(&mut self) -> Result<()> {
-        self.ask("guest-fsfreeze-thaw").await.map(drop)
+    /// When the guest is at rest and stays so.
+    pub async fn thaw_after(&mut self, frozen: &Result<u64>) -> Result<()> {
+        let thawed = self.thaw().await;
+        if frozen.is_ok() { thawed } else { Ok(()) }
     }
 
     async fn ask(&mut self, command: &str) -> Result<Value> {
@@ -178,10 +185,30 @@ mod tests {
         let freeze = b"{\"return\": 2}\n".to_vec();
         let (dir, heard) = agent(vec![greeting, freeze, b"{\"return\": 2}\n".to_vec()]).await;
         let mut agent = Agent::connect(dir.path()).await.unwrap();
-        assert_eq!(agent.freeze().await.unwrap(), 2);
-        agent.thaw().await.unwrap();
+        let frozen = agent.freeze().await;
+        assert!(matches!(frozen, Ok(2)));
+        agent.thaw_after(&frozen).await.unwrap();
         let names = ["guest-sync-delimited", "guest-fsfreeze-freeze", "guest-fsfreeze-thaw"];
         assert_eq!(heard.await.unwrap(), names);
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_may_not_rest_need_not_go_on_but_one_at_rest_must() {
+        let (greeting, refusal) =
+            (b"{\"return\": ID}\n", b"{\"error\": {\"desc\": \"disabled\"}}\n");
+        let (dir, _heard) =
+            agent(vec![greeting.to_vec(), refusal.to_vec(), refusal.to_vec()]).await;
+        let mut there = Agent::connect(dir.path()).await.unwrap();
+        let frozen = there.freeze().await;
+        assert!(frozen.is_err());
+        there.thaw_after(&frozen).await.unwrap();
+
+        let rests = b"{\"return\": 2}\n".to_vec();
+        let (dir, _heard) = agent(vec![greeting.to_vec(), rests, refusal.to_vec()]).await;
+        let mut there = Agent::connect(dir.path()).await.unwrap();
+        let frozen = there.freeze().await;
+        let error = there.thaw_after(&frozen).await.unwrap_err().report();
+        assert!(error.contains("guest-fsfreeze-thaw") && error.contains("disabled"), "{error}");
     }
 
     #[tokio::test]

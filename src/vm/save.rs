@@ -129,18 +129,15 @@ impl Source<'_> {
 
     async fn begin_and_follow(&self, wish: &Wish, tell: mpsc::Sender<Progress>) -> Result<Saved> {
         let mut agent = self.agent().await?;
-        let (frozen, trouble) = match freeze(agent.as_mut()).await {
-            Ok(count) => (count, None),
-            Err(error) => (0, Some(error)),
-        };
-        if let (true, 0) = (wish.safe, frozen) {
+        let frozen = freeze(agent.as_mut()).await;
+        if wish.safe && !matches!(frozen, Ok(1..)) {
+            thaw(agent.as_mut(), &frozen).await?;
             let why = "the guest did not bring its file systems to rest";
             let error =
                 Error::system(why).help("run qemu-guest-agent in the guest, or leave `-s` away");
-            thaw(agent.as_mut()).await?;
-            return Err(match trouble {
-                Some(trouble) => error.because(trouble),
-                None => error,
+            return Err(match frozen {
+                Err(trouble) => error.because(trouble),
+                Ok(_) => error,
             });
         }
         let sync = if wish.below.is_some() { "top" } else { "full" };
@@ -154,13 +151,16 @@ impl Source<'_> {
         });
         let begun = self.call("blockdev-backup", begin).await;
         // The copy is of this moment: the guest may go on.
-        let thawed = thaw(agent.as_mut()).await;
+        let thawed = thaw(agent.as_mut(), &frozen).await;
         begun?;
         let outcome = self.follow(tell).await;
         self.call("job-dismiss", json!({ "id": self.node() })).await?;
         outcome?;
         thawed?;
-        Ok(Saved { frozen, trouble: trouble.map(|error| error.report()) })
+        Ok(match frozen {
+            Ok(frozen) => Saved { frozen, trouble: None },
+            Err(trouble) => Saved { frozen: 0, trouble: Some(trouble.report()) },
+        })
     }
 
     /// The guest's agent, if it has one.
@@ -218,9 +218,9 @@ async fn freeze(agent: Option<&mut Agent>) -> Result<u64> {
     }
 }
 
-async fn thaw(agent: Option<&mut Agent>) -> Result<()> {
+async fn thaw(agent: Option<&mut Agent>, frozen: &Result<u64>) -> Result<()> {
     match agent {
-        Some(agent) => agent.thaw().await,
+        Some(agent) => agent.thaw_after(frozen).await,
         None => Ok(()),
     }
 }
