@@ -22,6 +22,8 @@ pub mod repos;
 pub mod repository;
 pub mod save;
 mod scratch;
+#[cfg(test)]
+mod testing;
 pub mod tiny;
 mod tool;
 mod uri;

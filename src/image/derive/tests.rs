@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::*;
-use crate::config::Repo;
+use crate::image::testing::two_repositories;
 
 const MIB: u64 = 1 << 20;
 
@@ -15,9 +15,7 @@ struct Fixture {
 
 /// Two repositories; `site:base` has a revision 0, and a revision 1 of two layers.
 fn fixture() -> Fixture {
-    let dir = tempfile::tempdir().unwrap();
-    let repo = |name: &str| Repo { name: name.into(), path: dir.path().join(name) };
-    let library = Library::open(&[repo("user"), repo("site")]);
+    let (dir, library) = two_repositories();
     let raw = dir.path().join("disk.raw");
     fs::write(&raw, vec![1; MIB as usize]).unwrap();
     library.import(raw.to_str().unwrap(), "site:base", None, "root").unwrap();

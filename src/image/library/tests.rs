@@ -4,6 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use super::*;
+use crate::image::testing::two_repositories;
 
 struct Fixture {
     dir: tempfile::TempDir,
@@ -11,9 +12,7 @@ struct Fixture {
 }
 
 fn fixture() -> Fixture {
-    let dir = tempfile::tempdir().unwrap();
-    let repo = |name: &str| Repo { name: name.into(), path: dir.path().join(name) };
-    let library = Library::open(&[repo("user"), repo("site")]);
+    let (dir, library) = two_repositories();
     Fixture { dir, library }
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use super::*;
-use crate::config::Repo;
+use crate::image::testing::two_repositories;
 
 struct Fixture {
     dir: tempfile::TempDir,
@@ -12,9 +12,7 @@ struct Fixture {
 }
 
 fn fixture() -> Fixture {
-    let dir = tempfile::tempdir().unwrap();
-    let repo = |name: &str| Repo { name: name.into(), path: dir.path().join(name) };
-    let library = Library::open(&[repo("user"), repo("site")]);
+    let (dir, library) = two_repositories();
     fs::write(dir.path().join("disk.raw"), [1; 1 << 20]).unwrap();
     let raw = dir.path().join("disk.raw").display().to_string();
     library.import(&raw, "site:base", None, "root").unwrap();
