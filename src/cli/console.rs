@@ -10,9 +10,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
 use super::App;
-use super::job::JobSelector;
-use crate::error::{Context, Error, Result};
-use crate::model::job::JobRecord;
+use super::job::{JobSelector, one_vm};
+use crate::error::{Context, Result};
 use crate::model::vmset::VmSet;
 use crate::ops::reach::{Reach, reach};
 use crate::vm::console;
@@ -51,7 +50,7 @@ impl Console {
     pub fn run(self, app: &App) -> Result<u8> {
         app.block_on(async {
             let (known, job) = self.job.find(app).await?;
-            let rank = one(&self.vm, &job)?;
+            let rank = one_vm(&self.vm, &job)?;
             let show = async {
                 let vm = reach(known.store(), &job, rank).await?;
                 match (self.log, self.follow) {
@@ -62,13 +61,6 @@ impl Console {
             show.await.while_doing(|| format!("opening the console of vm{rank}"))?;
             Ok(0)
         })
-    }
-}
-
-fn one(set: &VmSet, job: &JobRecord) -> Result<u32> {
-    match set.select(u32::try_from(job.vms.len()).unwrap_or(u32::MAX))?.as_slice() {
-        [rank] => Ok(*rank),
-        _ => Err(Error::usage(format!("`{set}` is not one VM")).help("name one, such as `vm0`")),
     }
 }
 

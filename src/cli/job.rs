@@ -11,6 +11,7 @@ use crate::config::{BatchManager, load_batch};
 use crate::error::{Error, Kind, Result};
 use crate::model::job::{JobRecord, VmStatus};
 use crate::model::owner::Manager;
+use crate::model::vmset::VmSet;
 use crate::ops::cleanup::{forget, sweep, sweep_dirs, sweep_host};
 use crate::ops::elsewhere;
 use crate::ops::jobs::{self, Remains, Selector};
@@ -86,6 +87,19 @@ impl JobSelector {
         let mut jobs = queue::list(Whose::User(&app.env.user)).await?;
         jobs.retain(|job| job.cluster.is_some() && !job.ends() && is_meant(job));
         Ok(if jobs.len() == 1 { jobs.pop() } else { None })
+    }
+}
+
+/// The ranks that a set means in this cluster.
+pub fn ranks(set: &VmSet, job: &JobRecord) -> Result<Vec<u32>> {
+    set.select(u32::try_from(job.vms.len()).unwrap_or(u32::MAX))
+}
+
+/// As [`ranks`], where only one VM may be meant.
+pub fn one_vm(set: &VmSet, job: &JobRecord) -> Result<u32> {
+    match ranks(set, job)?.as_slice() {
+        [rank] => Ok(*rank),
+        _ => Err(Error::usage(format!("`{set}` is not one VM")).help("name one, such as `vm0`")),
     }
 }
 

@@ -5,7 +5,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::App;
-use super::job::JobSelector;
+use super::job::{JobSelector, ranks};
 use super::out::printable;
 use crate::error::{Context, Error, Result};
 use crate::model::vmset::{VmSet, fold};
@@ -43,9 +43,8 @@ fn ask(
 ) -> Result<Vec<(u32, Value)>> {
     app.block_on(async {
         let (known, job) = job.find(app).await?;
-        let count = u32::try_from(job.vms.len()).unwrap_or(u32::MAX);
         let mut answers = Vec::new();
-        for rank in vms.select(count)? {
+        for rank in ranks(vms, &job)? {
             let ask = async {
                 reach(known.store(), &job, rank).await?.connect().await?.ask(op.clone()).await
             };

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::App;
-use super::job::JobSelector;
+use super::job::{JobSelector, one_vm};
 use crate::error::{Error, Result};
 use crate::model::vmset::VmSet;
 use crate::ops::save::{Order, save};
@@ -49,11 +49,7 @@ impl Save {
         let library = app.library(&super::config::load(app)?);
         let outcome = app.block_on(async {
             let (known, job) = self.job.find(app).await?;
-            let count = u32::try_from(job.vms.len()).unwrap_or(u32::MAX);
-            let ranks = self.vm.select(count)?;
-            let [rank] = ranks[..] else {
-                return Err(Error::usage("one VM is saved at a time").help("name one: `vm0`"));
-            };
+            let rank = one_vm(&self.vm, &job)?;
             let order =
                 Order { rank, dest: self.dest.as_deref(), full: self.full, safe: self.safe };
             let mut told = |progress: Progress| app.out.progress(&text(rank, progress));
