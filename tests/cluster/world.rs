@@ -25,8 +25,9 @@ use super::tiny::shared_images;
 
 /// The account that owns nothing, `nobody`.
 pub const NOBODY: u32 = 65_534;
-/// Nothing of a job is left so long after its end, however it ended.
-const GONE: Duration = Duration::from_secs(2);
+/// Nothing of a job is left so long after its end, however it ended: a fraction of a second
+/// where the machine is not busy with other tests.
+const GONE: Duration = Duration::from_secs(15);
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin";
 
 /// Whom `pavo` is run as.
@@ -333,7 +334,7 @@ impl World {
 
     /// Waits for a process of this world whose command line holds `part`.
     pub fn process(&self, part: &str) -> Option<Process> {
-        let end = Instant::now() + Duration::from_secs(5);
+        let end = Instant::now() + Duration::from_secs(30);
         loop {
             let mut all = self.processes();
             all.retain(|process| process.command.contains(part));

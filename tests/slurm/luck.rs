@@ -179,8 +179,10 @@ fn the_store_loses_its_leader_then_all_members() {
     for host in site.lab.computes() {
         host.sh("pavo internal setup sweep").unwrap();
     }
-    // What is alice's in the store goes with her next command.
-    site.run("alice", &["pavo", "status"]);
+    // What is alice's in the store goes with her next command, once Slurm says her job is over:
+    // the hosts' ends waited for the store, so it may be completing still.
+    site.lab.wait_idle().unwrap();
+    refused(&site.run("alice", &["pavo", "status"]), &["you have no running cluster"]);
     site.nothing_left(&before);
 }
 

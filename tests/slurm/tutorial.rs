@@ -50,7 +50,7 @@ fn the_tutorial_does_what_it_says() {
     site.nothing_left(&before);
     for (host, bare) in site.lab.computes().zip(bare) {
         host.sh("pavo internal setup cleanup").unwrap();
-        let settled = site.lab.settled(host.name(), &bare.unwrap(), Duration::from_secs(20));
+        let settled = site.lab.settled(host.name(), &bare.unwrap(), Duration::from_secs(60));
         settled.unwrap_or_else(|left| panic!("{left}"));
     }
 }

@@ -12,7 +12,7 @@ use super::tiny::shared_images;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How long leaving may take after a command has ended.
-const LEAK_PATIENCE: Duration = Duration::from_secs(20);
+const LEAK_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A site as it was.
 pub struct Before {

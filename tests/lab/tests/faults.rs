@@ -87,7 +87,7 @@ fn nothing_of_a_job_is_left_on_a_host_that_died_with_it() {
     lab.wait_state("n1", &["down"]).unwrap();
     until("the job goes on without the host", || srun.try_wait().unwrap().is_some());
     n1.restart().unwrap();
-    lab.settled("n1", &before, Duration::from_secs(5)).unwrap();
+    lab.settled("n1", &before, Duration::from_secs(60)).unwrap();
     lab.wait_idle().unwrap();
 }
 
