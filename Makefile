@@ -5,6 +5,8 @@
 #   make test-full    the same with every case of the crash sweep: half an hour more
 #   make lab          a shell on a cluster: Slurm, etcd, Open vSwitch on hosts in namespaces
 #   make lab-down     takes it down from elsewhere, and what a killed one left
+#   make fuzz         libFuzzer on every reader of strangers' bytes, FUZZ_SECONDS each; wants a
+#                     nightly compiler and cargo-fuzz, and says so
 #   make bench        every figure that the README quotes, beside its peer or floor
 #   make lint         what `make test` checks before it tests
 #   make man          the manual pages, in target/man
@@ -12,7 +14,7 @@
 
 CARGO ?= cargo
 
-.PHONY: quickstart test test-full lint bench lab lab-down man package packages-build packages-run \
+.PHONY: quickstart test test-full lint fuzz bench lab lab-down man package packages-build packages-run \
   packages-test packages-bench packages-package
 
 quickstart: packages-run
@@ -28,6 +30,18 @@ test: packages-test lint
 
 test-full: export PAVO_FULL = 1
 test-full: test
+
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
+
+# Only pavo's own code and safe crates read what is fuzzed: the address sanitizer would slow
+# it by half and find nothing.
+fuzz: packages-build
+	@cargo +nightly fuzz --version || \
+	  { echo 'help: rustup toolchain install nightly; cargo install cargo-fuzz' >&2; exit 1; }
+	$(CARGO) run --quiet --locked --package pavo-fuzz --bin seeds fuzz/corpus
+	for target in $(FUZZ_TARGETS); do cargo +nightly fuzz run --sanitizer none \
+	  --features libfuzzer $$target -- -max_total_time=$(FUZZ_SECONDS) -timeout=10 || exit 1; done
 
 bench: packages-bench
 	$(CARGO) bench --locked

@@ -16,7 +16,8 @@
 //! ```
 //!
 //! Beside this crate: `slurm-plugin/` (Slurm's hook, which runs `pavo internal setup` as
-//! root) and `tests/lab/` (a Slurm cluster in namespaces, for tests and for people).
+//! root), `tests/lab/` (a Slurm cluster in namespaces, for tests and for people) and `fuzz/`
+//! (every reader of strangers' bytes as a function of bytes).
 //!
 //! A module uses layers below its own, never a peer: `tests/conventions.rs` holds the table.
 //!
@@ -26,6 +27,7 @@
 //! - a kernel object: a `host::step::Step` variant, tested in `tests/netns/`;
 //! - a network type: `src/network/<type>.rs` and its configuration;
 //! - a stored key: a function in `store::keys`;
+//! - a reader of what strangers send: a target in `fuzz/src/`;
 //! - a configuration option: a documented field in `config`, and the example in `etc/`.
 
 pub mod batch;

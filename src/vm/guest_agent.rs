@@ -52,10 +52,19 @@ impl Agent {
     pub async fn connect(dir: &Path) -> Result<Self> {
         let doing = || "asking the guest's agent".to_owned();
         let stream = super::control::connect(dir, SOCKET).while_doing(doing)?;
-        let mut agent = Self { stream: BufReader::new(stream) };
         // Of this moment, so that no earlier client's answer passes for ours.
         let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_millis() as u32;
-        let greet = agent.greet(now.into());
+        Self::over(stream, now.into()).await
+    }
+
+    /// Finds out whether an agent answers on `stream`; `id` marks the answer as ours.
+    ///
+    /// # Errors
+    /// When none does within two seconds.
+    pub async fn over(stream: UnixStream, id: u64) -> Result<Self> {
+        let doing = || "asking the guest's agent".to_owned();
+        let mut agent = Self { stream: BufReader::new(stream) };
+        let greet = agent.greet(id);
         match timeout(GREETING, greet).await {
             Ok(greeted) => greeted.while_doing(doing)?,
             Err(_) => return Err(Error::system("it does not answer")).while_doing(doing),

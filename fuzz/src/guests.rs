@@ -1,0 +1,225 @@
+//! What guests and their images say.
+
+use std::net::Ipv4Addr;
+use std::sync::LazyLock;
+
+use pavo::image::header::{self, Format, MAX_SIZE};
+use pavo::network::responder::{Spec, dhcp, dns};
+use pavo::vm::guest_agent::Agent;
+
+use super::people::folder;
+
+/// The header of a disk image; the first byte adds as many 64 KiB of zeros behind it.
+pub fn image(data: &[u8]) -> bool {
+    let Some((zeros, head)) = data.split_first() else { return false };
+    let folder = folder();
+    let path = folder.path().join("disk");
+    std::fs::write(&path, head).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(head.len() as u64 + (u64::from(*zeros) << 16)).unwrap();
+    if let Ok(header) = header::inspect(&path) {
+        assert!((1..=MAX_SIZE).contains(&header.virtual_size), "{header:?}");
+        assert_eq!(header.backing, None);
+    }
+    let Ok(header) = header::inspect_layer(&path) else { return false };
+    let name = header.backing.map(|backing| backing.file);
+    assert!(name.is_none_or(|name| name.len() <= 1023));
+    header.format != Format::Raw
+}
+
+/// `bytes` at their offsets in a head of `len` bytes, with `zeros` × 64 KiB behind.
+fn head(zeros: u8, len: usize, parts: &[(usize, &[u8])]) -> Vec<u8> {
+    let mut head = vec![0; len + 1];
+    head[0] = zeros;
+    for (at, bytes) in parts {
+        head[1 + at..1 + at + bytes.len()].copy_from_slice(bytes);
+    }
+    head
+}
+
+pub fn image_seeds() -> Vec<Vec<u8>> {
+    let qcow2: &[(usize, &[u8])] = &[
+        (0, b"QFI\xfb\0\0\0\x03"),
+        (20, &16_u32.to_be_bytes()),
+        (24, &(1_u64 << 30).to_be_bytes()),
+        (36, &2_u32.to_be_bytes()),
+        (40, &(3_u64 << 16).to_be_bytes()),
+        (48, &(1_u64 << 16).to_be_bytes()),
+        (56, &1_u32.to_be_bytes()),
+        (96, &4_u32.to_be_bytes()),
+        (100, &104_u32.to_be_bytes()),
+    ];
+    let name: &[(usize, &[u8])] =
+        &[(8, &120_u64.to_be_bytes()), (16, &4_u32.to_be_bytes()), (120, b"base")];
+    let named = [qcow2, name].concat();
+    vec![
+        head(4, 512, qcow2),
+        head(4, 512, &named),
+        head(
+            6,
+            512,
+            &[
+                (0, b"QED\0"),
+                (4, &65_536_u32.to_le_bytes()),
+                (8, &4_u32.to_le_bytes()),
+                (40, &(1_u64 << 16).to_le_bytes()),
+                (48, &(1_u64 << 30).to_le_bytes()),
+            ],
+        ),
+        head(
+            32,
+            512,
+            &[
+                (0x40, &0xbeda_107f_u32.to_le_bytes()),
+                (0x44, &0x0001_0001_u32.to_le_bytes()),
+                (0x4c, &1_u32.to_le_bytes()),
+                (0x154, &512_u32.to_le_bytes()),
+                (0x170, &(8_u64 << 20).to_le_bytes()),
+                (0x178, &(1_u32 << 20).to_le_bytes()),
+                (0x180, &8_u32.to_le_bytes()),
+            ],
+        ),
+        head(
+            16,
+            1024,
+            &[
+                (0, b"KDMV\x01\0\0\0"),
+                (12, &20_480_u64.to_le_bytes()),
+                (20, &128_u64.to_le_bytes()),
+                (28, &1_u64.to_le_bytes()),
+                (36, &20_u64.to_le_bytes()),
+                (44, &512_u32.to_le_bytes()),
+                (56, &26_u64.to_le_bytes()),
+                (512, b"# Disk DescriptorFile\nparentCID=ffffffff\nRW 20480 SPARSE \"a.vmdk\"\n"),
+            ],
+        ),
+        head(
+            16,
+            1024,
+            &[
+                (0, b"conectix"),
+                (12, &0x0001_0000_u32.to_be_bytes()),
+                (16, &512_u64.to_be_bytes()),
+                (48, &(1_u64 << 20).to_be_bytes()),
+                (60, &3_u32.to_be_bytes()),
+                (512, b"cxsparse"),
+                (528, &1536_u64.to_be_bytes()),
+                (540, &1_u32.to_be_bytes()),
+                (544, &(2_u32 << 20).to_be_bytes()),
+            ],
+        ),
+        head(0, 64, &[(0, b"# Disk DescriptorFile\n")]),
+        head(1, 0, &[]),
+    ]
+}
+
+static SPEC: LazyLock<Spec> = LazyLock::new(|| {
+    let guest = |rank: u32| {
+        serde_json::json!({
+            "rank": rank,
+            "name": format!("vm{rank}"),
+            "mac": format!("52:54:00:00:00:0{rank}"),
+            "address": format!("10.200.0.{}", 1 + rank),
+        })
+    };
+    serde_json::from_value(serde_json::json!({
+        "network": "nat", "interface": "gw", "gateway": "10.200.255.254",
+        "subnet": "10.200.0.0/16", "mtu": 1450, "domain": "pavo.internal", "dns_search": ["a.b"],
+        "ntp_server": "10.200.0.9", "guests": [guest(0), guest(1)], "others": [guest(7)],
+        "upstream": [], "publish": [],
+    }))
+    .unwrap()
+});
+
+/// A packet to our DHCP server: what it answers is of that transaction, to a guest of ours.
+pub fn dhcp(data: &[u8]) -> bool {
+    static SERVER: LazyLock<dhcp::Server> = LazyLock::new(|| dhcp::Server::new(&SPEC).unwrap());
+    let Ok(reply) = SERVER.answer(data) else { return false };
+    let known = SPEC.guests.iter().any(|guest| guest.address == reply.to);
+    assert!(known || reply.to == Ipv4Addr::BROADCAST, "{reply:?}");
+    assert!((300..=1500).contains(&reply.bytes.len()), "{reply:?}");
+    assert_eq!(reply.bytes[0], 2, "an answer");
+    assert_eq!(reply.bytes[4..8], data[4..8], "of the same transaction");
+    assert_eq!(reply.bytes[28..34], data[28..34], "to the same client");
+    true
+}
+
+pub fn dhcp_seeds() -> Vec<Vec<u8>> {
+    let packet = |mac: u8, options: &[u8]| {
+        let mut packet = vec![0; 236];
+        packet[..4].copy_from_slice(&[1, 1, 6, 0]);
+        packet[4..8].copy_from_slice(b"xid!");
+        packet[28..34].copy_from_slice(&[0x52, 0x54, 0, 0, 0, mac]);
+        packet.extend([99, 130, 83, 99]);
+        packet.extend(options);
+        packet.push(255);
+        packet
+    };
+    let asked: &[u8] = &[55, 7, 1, 3, 6, 15, 26, 42, 119];
+    vec![
+        packet(0, &[&[53, 1, 1], asked].concat()),
+        packet(1, &[&[53, 1, 3, 50, 4, 10, 200, 0, 2, 54, 4, 10, 200, 255, 254], asked].concat()),
+        packet(1, &[53, 1, 3, 57, 2, 2, 64, 61, 7, 1, 0x52, 0x54, 0, 0, 0, 1, 80, 0]),
+        packet(0, &[53, 1, 8]),
+        packet(9, &[53, 1, 1]),
+    ]
+}
+
+/// A packet to our DNS server: what it answers has the question's number and is an answer.
+pub fn dns(data: &[u8]) -> bool {
+    static ZONE: LazyLock<dns::Zone> = LazyLock::new(|| dns::Zone::new(&SPEC).unwrap());
+    match ZONE.answer(data) {
+        dns::Verdict::Reply(bytes) => {
+            assert_eq!(bytes[..2], data[..2], "its number");
+            assert_eq!(bytes[2] & 0x80, 0x80, "an answer");
+            true
+        }
+        dns::Verdict::Forward(message) => {
+            let refused = dns::refusal(&message, message.response_code());
+            assert_eq!(refused[..2], data[..2], "its number");
+            true
+        }
+        dns::Verdict::Ignore => false,
+    }
+}
+
+pub fn dns_seeds() -> Vec<Vec<u8>> {
+    let query = |labels: &[&str], kind: u8| {
+        let mut query = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0".to_vec();
+        for label in labels {
+            query.push(label.len() as u8);
+            query.extend(label.as_bytes());
+        }
+        query.extend([0, 0, kind, 0, 1]);
+        query
+    };
+    let mut extended = query(&["vm7", "pavo", "internal"], 28);
+    extended[11] = 1;
+    extended.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0]);
+    vec![
+        query(&["vm1", "pavo", "internal"], 1),
+        query(&["1", "0", "200", "10", "in-addr", "arpa"], 12),
+        query(&["nobody", "pavo", "internal"], 255),
+        query(&["elsewhere"], 1),
+        query(&["pavo", "internal"], 6),
+        extended,
+    ]
+}
+
+/// An agent in a guest, which says what it likes.
+pub fn agent(data: &[u8]) -> bool {
+    super::block_on(async {
+        let Ok(mut agent) = Agent::over(super::said(data).await, 1).await else { return false };
+        let frozen = agent.freeze().await;
+        agent.thaw_after(&frozen).await.is_ok() && frozen.is_ok()
+    })
+}
+
+pub fn agent_seeds() -> Vec<Vec<u8>> {
+    vec![
+        b"\xff{\"return\": 1}\n{\"return\": 2}\n{\"return\": 2}\n".to_vec(),
+        b"old\xff{\"return\": 1}\n{\"return\": 0}\n{\"return\": {}}\n".to_vec(),
+        b"\xff{\"return\": 9}\n\xff{\"return\": 1}\n{\"error\": {\"desc\": \"no\"}}\n".to_vec(),
+        b"\xff{\"return\": 1}\n{\"return\": -1}\n{\"return\": {}, \"error\": null}\n".to_vec(),
+    ]
+}
