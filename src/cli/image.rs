@@ -3,6 +3,7 @@
 mod derive;
 mod repo;
 
+use std::cell::Cell;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -10,8 +11,9 @@ use clap::{Args, Subcommand};
 use super::App;
 use super::out::{Column, OutputArgs};
 use crate::error::Result;
+use crate::image::download::Hash;
 use crate::image::header::Format;
-use crate::image::library::{ImageRow, Library};
+use crate::image::library::{ImageRow, Library, Source};
 use crate::image::tiny;
 
 /// Work with the images that VMs start from
@@ -126,14 +128,18 @@ impl Show {
 /// Import a disk image
 ///
 /// The disk is checked, then converted to a qcow2 of its own; the source is not needed
-/// any more. It may be compressed (.gz, .xz, .zst).
+/// any more. It may be compressed (.gz, .xz, .zst), and lie on a web server.
 #[derive(Debug, Args)]
 struct Import {
     /// The format: qcow2, raw, vmdk, vdi, vpc or qed [default: by suffix or header]
     #[arg(short = 't', long = "fmt", value_name = "FORMAT")]
     format: Option<Format>,
 
-    /// The file; `FORMAT:PATH` says its format too
+    /// The SHA-256 that the file must have, as distributions list it
+    #[arg(long, value_name = "HASH")]
+    sha256: Option<Hash>,
+
+    /// The file, or its URL; `FORMAT:PATH` says its format too
     #[arg(value_name = "SOURCE")]
     source: String,
 
@@ -144,8 +150,24 @@ struct Import {
 
 impl Import {
     fn run(self, app: &App, library: &Library) -> Result<()> {
-        app.out.progress(&format!("Importing {}", self.source.escape_debug()));
-        let image = library.import(&self.source, &self.dest, self.format, &app.env.user)?;
+        let place = self.source.escape_debug().to_string();
+        app.out.progress(&format!("Importing {place}"));
+        let shown = Cell::new(None);
+        let progress = |done: u64, total: Option<u64>| {
+            // In percent, or in MiB where nobody knows how many come; in a log in larger steps.
+            let (so_far, unit, pace) = match total {
+                Some(total) => (done * 100 / total.max(1), "%", 10),
+                None => (done >> 20, "MiB", 100),
+            };
+            let pace = if app.out.stderr_is_terminal() { 1 } else { pace };
+            let step = so_far / pace;
+            if shown.replace(Some(step)) != Some(step) {
+                app.out.progress(&format!("Fetched {so_far} {unit} of {place}"));
+            }
+        };
+        let (format, hash) = (self.format, self.sha256.as_ref());
+        let source = Source { place: &self.source, format, hash, progress: &progress };
+        let image = library.import(source, &self.dest, &app.env.user)?;
         app.out.status(&format!("Imported {} ({})", image.uri, size(image.virtual_size)));
         Ok(())
     }

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::archive::Archive;
 use super::convert;
+use super::download::{self, Hash, Progress};
 use super::header::{self, Format};
 use super::repository::{Freed, Kind, Repository, Revision};
 use super::uri::{Name, Uri};
@@ -34,6 +35,30 @@ pub struct Resolved {
     pub format: DiskFormat,
     /// Bytes.
     pub virtual_size: u64,
+}
+
+/// What is imported.
+#[derive(Clone, Copy)]
+pub struct Source<'a> {
+    /// A path or a URL; a `FORMAT:` may stand before it.
+    pub place: &'a str,
+    pub format: Option<Format>,
+    /// Of the file, as it lies there or comes from there.
+    pub hash: Option<&'a Hash>,
+    /// Of what is fetched.
+    pub progress: Progress<'a>,
+}
+
+impl std::fmt::Debug for Source<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Source").field(&self.place).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Source<'a> {
+    pub fn of(place: &'a str) -> Self {
+        Self { place, format: None, hash: None, progress: &|_, _| () }
+    }
 }
 
 /// One line of a list of images.
@@ -147,18 +172,17 @@ impl Library {
     }
 
     /// Imports a disk as a new image. The format is that of a `FORMAT:` before the
-    /// path, else `format`, else that of the file's suffix, else what its header says.
-    pub fn import(
-        &self,
-        source: &str,
-        dest: &str,
-        format: Option<Format>,
-        owner: &str,
-    ) -> Result<Resolved> {
-        let (path, claimed) = claim(source, format);
-        let archive = Archive::of(&path, claimed.is_some());
+    /// path, else the one given, else that of the file's suffix, else what its header says.
+    pub fn import(&self, source: Source<'_>, dest: &str, owner: &str) -> Result<Resolved> {
+        let (place, claimed) = claim(source.place, source.format);
         let make = |target: &Path, scratch: &Path| {
-            if let Some(archive) = archive? {
+            let path = if download::is_url(place) {
+                download::fetch(place, source.hash, scratch, source.progress)?
+            } else {
+                source.hash.map_or(Ok(()), |hash| hash.check(Path::new(place)))?;
+                PathBuf::from(place)
+            };
+            if let Some(archive) = Archive::of(&path, claimed.is_some())? {
                 let disk = scratch.join("unpacked");
                 archive.unpack(&path, &disk)?;
                 let format = self.format_of(&archive.content(&path), &disk, claimed)?;
@@ -170,7 +194,7 @@ impl Library {
             convert::to_qcow2(&steady, format, target).map(drop)
         };
         self.create(dest, owner, false, make)
-            .while_doing(|| format!("importing `{}`", source.escape_debug()))
+            .while_doing(|| format!("importing `{}`", source.place.escape_debug()))
     }
 
     /// Makes a new image (with `replace`, one more revision) of the qcow2 that `make`
@@ -287,13 +311,13 @@ impl Library {
 }
 
 /// The file that is meant, and its format, if that is said.
-fn claim(source: &str, format: Option<Format>) -> (PathBuf, Option<Format>) {
+fn claim(source: &str, format: Option<Format>) -> (&str, Option<Format>) {
     // A path may hold a colon; what stands before it is a format only if it is one.
     let prefixed = source.split_once(':');
     let prefixed = prefixed.and_then(|(word, path)| Some((word.parse::<Format>().ok()?, path)));
     match prefixed {
-        Some((format, path)) => (PathBuf::from(path), Some(format)),
-        None => (PathBuf::from(source), format),
+        Some((format, path)) => (path, Some(format)),
+        None => (source, format),
     }
 }
 

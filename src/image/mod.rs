@@ -8,6 +8,7 @@
 //! | [`save`] | a disk that lies on an image becomes a revision of it, or a new image |
 //! | [`derive`] | images made of others: copied, resized, squashed, exported |
 //! | [`repos`] | the repositories themselves: what is in them, what may go |
+//! | [`download`] | images from a web server |
 //! | `archive` | images that come compressed |
 //! | `convert` | `qemu-img`, kept on a short leash |
 //! | [`tiny`] | builds the demo image from Debian packages, without any privilege |
@@ -15,6 +16,7 @@
 mod archive;
 mod convert;
 pub mod derive;
+pub mod download;
 mod folder;
 pub mod header;
 pub mod library;

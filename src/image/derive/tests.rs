@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::*;
+use crate::image::library::Source;
 use crate::image::testing::two_repositories;
 
 const MIB: u64 = 1 << 20;
@@ -18,7 +19,7 @@ fn fixture() -> Fixture {
     let (dir, library) = two_repositories();
     let raw = dir.path().join("disk.raw");
     fs::write(&raw, vec![1; MIB as usize]).unwrap();
-    library.import(raw.to_str().unwrap(), "site:base", None, "root").unwrap();
+    library.import(Source::of(raw.to_str().unwrap()), "site:base", "root").unwrap();
     let base = library.resize("site:base", Size::By(MIB), "root").unwrap();
     assert_eq!((base.uri.as_str(), base.virtual_size), ("site:base@1", 2 * MIB));
     Fixture { dir, library }

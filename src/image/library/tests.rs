@@ -24,7 +24,7 @@ impl Fixture {
     }
 
     fn import(&self, dest: &str) -> Result<Resolved> {
-        self.library.import(&self.raw("disk.raw"), dest, None, "alice")
+        self.library.import(Source::of(&self.raw("disk.raw")), dest, "alice")
     }
 
     /// A qcow2 in a repository's `data`, on top of `below`; returns its hash.
@@ -97,7 +97,7 @@ fn the_format_is_what_is_said_before_what_is_seen() {
     let plain = f.raw("disk");
     let seen = |source: &str, format| {
         let (path, claimed) = claim(source, format);
-        f.library.format_of(&path, &path, claimed).unwrap()
+        f.library.format_of(Path::new(path), Path::new(path), claimed).unwrap()
     };
     assert_eq!(seen(&plain, None), Format::Raw);
     assert!(f.library.take_warnings()[0].contains("assuming raw VM"));
@@ -121,7 +121,7 @@ fn a_hostile_image_never_gets_in() {
     let mut create = Command::new("qemu-img");
     create.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b", &secret]);
     assert!(create.arg(&path).status().unwrap().success());
-    let error = f.library.import(path.to_str().unwrap(), "a", None, "alice").unwrap_err();
+    let error = f.library.import(Source::of(path.to_str().unwrap()), "a", "alice").unwrap_err();
     assert!(error.report().contains("it needs another file below it"), "{error:?}");
     assert_eq!(f.library.list(None, |_| true).unwrap(), []);
     let tmp = f.dir.path().join("user/.tmp");
@@ -193,7 +193,7 @@ fn a_disk_may_come_compressed() {
         assert!(command.stdout(fs::File::create(&packed).unwrap()).status().unwrap().success());
         let name = packed.file_name().unwrap().to_str().unwrap();
         let dest = format!("of-{name}");
-        let image = f.library.import(packed.to_str().unwrap(), &dest, None, "alice").unwrap();
+        let image = f.library.import(Source::of(packed.to_str().unwrap()), &dest, "alice").unwrap();
         assert_eq!(image.virtual_size, 4096, "{name}");
         assert_eq!(f.library.take_warnings(), Vec::<String>::new(), "{name}");
     }
@@ -204,7 +204,7 @@ fn a_disk_may_come_compressed() {
     assert!(create.arg(&hostile).status().unwrap().success());
     assert!(Command::new("zstd").arg("-q").arg(&hostile).status().unwrap().success());
     let packed = format!("{}.zst", hostile.display());
-    let error = f.library.import(&packed, "hostile", None, "alice").unwrap_err();
+    let error = f.library.import(Source::of(&packed), "hostile", "alice").unwrap_err();
     assert!(error.report().contains("it needs another file below it"), "{error:?}");
     assert_eq!(fs::read_dir(f.dir.path().join("user/.tmp")).unwrap().count(), 0);
 }

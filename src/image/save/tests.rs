@@ -4,6 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use super::*;
+use crate::image::library::Source;
 use crate::image::testing::two_repositories;
 
 struct Fixture {
@@ -15,7 +16,7 @@ fn fixture() -> Fixture {
     let (dir, library) = two_repositories();
     fs::write(dir.path().join("disk.raw"), [1; 1 << 20]).unwrap();
     let raw = dir.path().join("disk.raw").display().to_string();
-    library.import(&raw, "site:base", None, "root").unwrap();
+    library.import(Source::of(&raw), "site:base", "root").unwrap();
     Fixture { dir, library }
 }
 
