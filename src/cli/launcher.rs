@@ -1,9 +1,11 @@
 //! `pavo internal launcher`: inside a Slurm job, starts its cluster and stays with it.
 
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
 use clap::Args;
-use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, getppid};
+use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::App;
@@ -11,15 +13,17 @@ use super::alloc::look_up;
 use super::session::{GRACE, Session, SessionArgs, Signals};
 use super::site::Person;
 use crate::batch::slurm;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::model::cluster::ClusterDef;
 use crate::model::hostlist::expand;
 use crate::model::owner::{Manager, Owner};
 use crate::ops::book::{Book, Place};
+use crate::ops::cleanup;
 use crate::ops::launch::Cluster;
 use crate::ops::program;
 use crate::ops::queue;
 use crate::ops::step::Wanted;
+use crate::ops::supervisor::{self, Role};
 use crate::vm::channel::Identity;
 
 /// Inside a Slurm job, start its cluster
@@ -49,13 +53,21 @@ pub fn command(session: &SessionArgs, definition: &ClusterDef, batch: bool) -> R
 impl Launcher {
     pub fn run(mut self, app: &App) -> Result<u8> {
         use super::wait::For;
-        if self.batch && self.session.script.is_none() {
+        if !self.batch {
+            // Before there is anything: it is the supervisor's, too.
+            return match supervisor::split()? {
+                Role::Launcher(parent) => app.block_on(self.launch(app, Some(parent))),
+                Role::Supervisor(end) => Ok(report(app, end)),
+            };
+        }
+        // Slurm tells how a batch script has ended.
+        if self.session.script.is_none() {
             self.session.wait = For::Stopped;
         }
-        app.block_on(self.launch(app))
+        app.block_on(self.launch(app, None))
     }
 
-    async fn launch(self, app: &App) -> Result<u8> {
+    async fn launch(self, app: &App, supervisor: Option<Pid>) -> Result<u8> {
         let environment = slurm::Environment::new(app.env.slurm.iter().cloned());
         let job = environment.job().ok_or_else(|| {
             Error::usage("this is no job of Slurm").help("start one: `pavo alloc TEMPLATE`")
@@ -78,12 +90,15 @@ impl Launcher {
         let sealed = person.as_ref().map(|person| person.sealed(job, &identity)).transpose()?;
         let log_in = person.map(Person::log_in_later);
         let wanted = Wanted { blueprint, srun, identity, sealed, log_in };
-        let mut signals = Signals::new()?;
+        let signals = Signals::new()?;
+        let mut signals = match supervisor {
+            Some(supervisor) => signals.of_child(supervisor),
+            None => signals,
+        };
         // Suspended with its job, it has two seconds to write down that the guests stand still.
         let suspension = SignalKind::from_raw(Signal::SIGTSTP as i32);
         let caught = self.batch.then(|| signal(suspension)).transpose();
         let _caught = caught.while_doing(|| "catching signals".into())?;
-        let salloc = (!self.batch).then(end_with_parent).transpose()?;
         let session = Session {
             app,
             args: &self.session,
@@ -93,16 +108,37 @@ impl Launcher {
             tmp: &place.tmp,
         };
         let outcome = session.run(Cluster::step(book, wanted), &mut signals).await;
-        if salloc.is_some_and(|salloc| getppid() != salloc) {
-            // It was killed: nobody else gives the job back to Slurm.
+        if signals.is_orphaned() {
+            // Nobody else gives the job back to Slurm.
             queue::cancel(job).await?;
         }
         outcome
     }
 }
 
-/// Lets us be terminated when our parent, salloc, ends; returns who that is.
-fn end_with_parent() -> Result<Pid> {
-    set_pdeathsig(Signal::SIGTERM).while_doing(|| "tying the launcher to salloc".into())?;
-    Ok(getppid())
+/// Tells how the launcher has ended, and removes what it could not: its exit code, or the one
+/// that a shell has for its signal.
+fn report(app: &App, end: Option<ExitStatus>) -> u8 {
+    // Our parent was killed: the launcher says so.
+    let Some(end) = end else { return Kind::Interrupted.exit_code() };
+    let Some(signal) = end.signal() else {
+        return end.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+    };
+    let environment = slurm::Environment::new(app.env.slurm.iter().cloned());
+    let job = environment.job().unwrap_or(0);
+    let error = Error::system(format!("the launcher of job {job} was killed ({end})"));
+    let help = match signal == Signal::SIGKILL as i32 {
+        true => {
+            "its VMs are ended; was this host's memory short? `dmesg` shows it to an administrator"
+        }
+        false => "its VMs are ended",
+    };
+    if app.out.stderr_is_terminal() {
+        // What it was showing last.
+        app.out.progress("");
+        app.out.end_progress();
+    }
+    app.out.error(&error.help(help).report());
+    cleanup::remove_dirs_of(job, &app.env.tmp);
+    u8::try_from(128 + signal).unwrap_or(1)
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::Args;
 use nix::errno::Errno;
+use nix::unistd::{Pid, getppid};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
@@ -29,6 +30,8 @@ pub const GRACE: Duration = Duration::from_secs(10);
 /// What a Ctrl-C is called: before there is a shell or script, the end; then its business.
 const INTERRUPTED: &str = "interrupted";
 const CANCELLED: &str = "cancelled";
+/// What it is called that the process is gone for which we run.
+const ORPHANED: &str = "salloc was killed, or what it had started";
 
 /// What is wanted of the cluster once it is there.
 #[derive(Clone, Debug, Args)]
@@ -72,6 +75,7 @@ pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
+    parent: Option<Pid>,
 }
 
 impl Signals {
@@ -81,13 +85,24 @@ impl Signals {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
             hangup: listen(SignalKind::hangup())?,
+            parent: None,
         })
+    }
+
+    /// The same, with SIGTERM also as the word that this parent has died.
+    pub fn of_child(self, parent: Pid) -> Self {
+        Self { parent: Some(parent), ..self }
+    }
+
+    /// Whether the parent has died.
+    pub fn is_orphaned(&self) -> bool {
+        self.parent.is_some_and(|parent| getppid() != parent)
     }
 
     async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.interrupt.recv() => INTERRUPTED,
-            _ = self.terminate.recv() => CANCELLED,
+            _ = self.terminate.recv() => if self.is_orphaned() { ORPHANED } else { CANCELLED },
             _ = self.hangup.recv() => "the terminal was closed",
         }
     }
@@ -125,7 +140,7 @@ impl Session<'_> {
         let outcome = outcome.map_err(|error| with_advice_on_room(error, self.tmp));
         let grace = match outcome {
             Ok(Outcome::TimeLimit) => GRACE,
-            Ok(Outcome::Signal(CANCELLED)) => self.grace,
+            Ok(Outcome::Signal(CANCELLED | ORPHANED)) => self.grace,
             // Guests are shutting down already.
             _ if cluster.ended().is_some() => self.grace,
             _ => Duration::ZERO,

@@ -78,11 +78,28 @@ pub fn sweep_dirs(dir: &Path) {
         if !ours || !matches!(age, Ok(Ok(age)) if age > SETTLED) {
             continue;
         }
-        let Ok(file) = std::fs::File::open(&path) else { continue };
-        if Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok() {
-            if let Err(error) = remove_dir(&path) {
-                tracing::info!("{}", error.report());
-            }
+        remove_unlocked(&path);
+    }
+}
+
+/// Removes the folders in `tmp` of a job whose launcher has just died.
+pub fn remove_dirs_of(job: u32, tmp: &Path) {
+    let prefix = format!("pavo-{job}-");
+    for entry in std::fs::read_dir(tmp).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let is_it = |name: &str| name.starts_with(&prefix) && is_job_dir(name);
+        if name.to_str().is_some_and(is_it) && is_ours(&entry.path()) {
+            remove_unlocked(&entry.path());
+        }
+    }
+}
+
+/// Removes a job's directory if no launcher has locked it. Trouble is not the caller's.
+fn remove_unlocked(dir: &Path) {
+    let Ok(file) = std::fs::File::open(dir) else { return };
+    if Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok() {
+        if let Err(error) = remove_dir(dir) {
+            tracing::info!("{}", error.report());
         }
     }
 }

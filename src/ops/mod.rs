@@ -42,5 +42,6 @@ pub mod site_store;
 pub mod srun;
 pub mod ssh;
 pub mod step;
+pub mod supervisor;
 pub mod task;
 pub mod watch;

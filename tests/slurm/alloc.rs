@@ -79,10 +79,12 @@ fn a_host_that_cannot_be_set_up_says_why_and_the_next_job_runs() {
 fn when_salloc_is_killed_the_job_is_given_back() {
     let site = Site::up(1);
     let before = site.snapshot();
-    let script = "kill -9 $(ps -o ppid= -p $PPID); sleep 600";
-    let argv = ["pavo", "alloc", "-c1", "-E", script, "tiny:1"];
-    let output = site.run("alice", &argv);
+    // Between salloc and the launcher, which runs the script, is the supervisor.
+    let script = "parent=$(ps -o ppid= -p $PPID); kill -9 $(ps -o ppid= -p $parent); sleep 600";
+    let alloc = format!("exec pavo alloc -c1 -E '{script}' tiny:1 2>said");
+    let output = site.run("alice", &["sh", "-c", &alloc]);
     assert!(!output.status.success(), "{output:?}");
+    site.until("alice", "cat said", "Terminating the cluster (salloc was killed");
     let start = std::time::Instant::now();
     while !site.run("alice", &["squeue", "-h"]).stdout.is_empty() {
         assert!(start.elapsed().as_secs() < 30, "the job is still there");

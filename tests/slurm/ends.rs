@@ -5,8 +5,9 @@ use pavo_lab::{Etcd, Options};
 use super::terminal::Terminal;
 use super::world::{Before, Site};
 
-/// The launcher on a host, as that host numbers it.
-const LAUNCHER: &str = "pgrep -f '^[^ ]*pavo internal launcher'";
+/// The launcher on a host, as that host numbers it: the younger one, where it has a supervisor.
+const LAUNCHER: &str = "pgrep -nf '^[^ ]*pavo internal launcher'";
+const SUPERVISOR: &str = "pgrep -of '^[^ ]*pavo internal launcher'";
 
 #[test]
 fn a_job_is_suspended_requeued_and_cancelled() {
@@ -68,11 +69,48 @@ fn a_killed_launcher_takes_its_cluster_along() {
 
     let mut alloc = Terminal::open(&site, "pavo alloc -E 'exec sleep 600' tiny");
     site.until("alice", "pavo status", "vm0\trunning");
-    site.lab.login().sh(&kill).unwrap();
-    // As salloc has it, a command that is killed has not failed.
-    assert_eq!(alloc.ends(), 0);
+    let login = site.lab.login();
+    login.sh(&kill).unwrap();
+    assert_eq!(alloc.ends(), 137, "{}", alloc.said());
+    let said = alloc.said();
+    let expected = "error: the launcher of job 2 was killed (signal: 9 (SIGKILL))";
+    assert!(said.contains(expected) && said.contains("`dmesg`"), "{said}");
     site.ended(2);
-    nothing_left_of_killed(&site, "login", &before);
+    // Its folder is gone at once, its record with the next command.
+    assert_eq!(login.sh("ls /tmp | grep '^pavo-' || true").unwrap(), "");
+    site.sh("alice", "pavo status 2>&1 || true");
+    site.nothing_left(&before);
+}
+
+#[test]
+fn the_supervisor_passes_on_what_is_meant_for_the_launcher() {
+    let site = Site::up(1);
+    let before = site.snapshot();
+    let login = site.lab.login();
+    let argv = ["pavo", "alloc", "-E", "exec sleep 600", "tiny"];
+    let noted = ["sh", "-c", "exec pavo alloc -E 'exec sleep 600' tiny 2>said"];
+    std::thread::scope(|scope| {
+        let alloc = scope.spawn(|| site.run("alice", &argv));
+        site.until("alice", "pavo status", "vm0\trunning");
+        // All that it has of its own, in KiB.
+        let rollup = "awk '/^Private_Dirty/ { print $2 }' /proc/$pid/smaps_rollup";
+        let own = login.sh(&format!("pid=$({SUPERVISOR}); {rollup}")).unwrap();
+        assert!(own.trim().parse::<u32>().unwrap() < 1024, "{own}");
+        login.sh(&format!("kill $({SUPERVISOR})")).unwrap();
+        let output = alloc.join().unwrap();
+        assert_eq!(output.status.code(), Some(130), "{output:?}");
+        assert!(output.stderr.contains("Terminating the cluster (cancelled)"), "{output:?}");
+        assert!(!output.stderr.contains("was killed"), "{output:?}");
+
+        // Killed itself: salloc knows nothing of it, and the launcher says it, perhaps later.
+        let alloc = scope.spawn(|| site.run("alice", &noted));
+        site.until("alice", "pavo status", "vm0\trunning");
+        login.sh(&format!("kill -9 $({SUPERVISOR})")).unwrap();
+        alloc.join().unwrap();
+        let expected = "Terminating the cluster (salloc was killed, or what it had started)";
+        site.until("alice", "cat said", expected);
+    });
+    site.nothing_left(&before);
 }
 
 /// A command on the host of a killed launcher removes its folder, once that is of an age to

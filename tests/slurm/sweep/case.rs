@@ -135,12 +135,19 @@ impl Case {
             Whose::Launcher => self.action == Action::Stop,
             _ => self.at_the_end() || self.point == "guard.told",
         };
-        // salloc of Slurm 22.05 says 0 when a signal has ended its command.
-        let unknown = launcher && self.action == Action::Kill;
-        if !unknown && goes_on != output.status.success() {
+        let killed = launcher && self.action == Action::Kill;
+        let as_expected = match killed {
+            true => output.status.code() == Some(137),
+            false => goes_on == output.status.success(),
+        };
+        if !as_expected {
             wrong.push(format!("the exit code: {}", output.status));
         }
-        if goes_on || unknown {
+        // Once, by who outlives it.
+        if killed && output.stderr.matches("was killed (signal: 9 (SIGKILL))").count() != 1 {
+            wrong.push("that the launcher was killed is not there, or more than once".into());
+        }
+        if goes_on || killed {
             return wrong;
         }
         if !launcher && !output.stderr.contains(site.lab.host(self.host).name()) {
