@@ -53,7 +53,7 @@ impl JobSelector {
             Ok(Some(job)) => {
                 let id = job.job;
                 Err(Error::not_found(job.why_not_yet()).help(format!(
-                    "wait until its VMs run: `pavo wait -j {id}`; or give it up: `scancel {id}`"
+                    "wait until its VMs run: `pavo wait -j {id}`; or give it up: `pavo cancel {id}`"
                 )))
             }
             // A second question is no second trouble.
@@ -73,8 +73,15 @@ impl JobSelector {
 
     /// The one job in Slurm's queue that is meant, and that may still become a cluster.
     pub async fn queued(&self, app: &App) -> Result<Option<Queued>> {
+        let mut jobs = self.all_queued(app).await?;
+        Ok(if jobs.len() == 1 { jobs.pop() } else { None })
+    }
+
+    /// The person's jobs in Slurm's queue that may be meant, and that may still become
+    /// clusters.
+    pub async fn all_queued(&self, app: &App) -> Result<Vec<Queued>> {
         if load_batch(&super::config::sources(app))?.manager != BatchManager::Slurm {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         let selector = self.selector(app);
         let is_meant = |job: &Queued| match (&selector.id, &selector.name, &selector.here) {
@@ -86,7 +93,7 @@ impl JobSelector {
         };
         let mut jobs = queue::list(Whose::User(&app.env.user)).await?;
         jobs.retain(|job| job.cluster.is_some() && !job.ends() && is_meant(job));
-        Ok(if jobs.len() == 1 { jobs.pop() } else { None })
+        Ok(jobs)
     }
 }
 

@@ -154,7 +154,7 @@ impl Wait {
                 return Err(Error::system(said)
                     .because(format!("that has not changed within {seconds} s"))
                     .help(format!(
-                        "wait longer: `--timeout`; or give it up: `scancel {}`",
+                        "wait longer: `--timeout`; or give it up: `pavo cancel {}`",
                         job.job
                     )));
             }

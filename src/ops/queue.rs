@@ -50,6 +50,11 @@ pub async fn cancel(job: u32) -> Result<()> {
     ask("scancel", &[&job.to_string()]).await.map(drop)
 }
 
+/// Takes a job that waits out of the queue. Of an array only what waits goes.
+pub async fn withdraw(job: u32) -> Result<()> {
+    ask("scancel", &["--state=PENDING", &job.to_string()]).await.map(drop)
+}
+
 /// Runs one of Slurm's commands, found as the user finds it.
 async fn ask(program: &str, words: &[&str]) -> Result<String> {
     let doing = || format!("asking Slurm with `{program}`");

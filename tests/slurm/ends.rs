@@ -151,6 +151,16 @@ fn at_a_terminal_there_is_a_prompt_and_ctrl_c_ends_what_is_not_there_yet() {
     queued.types("\x03");
     assert_ne!(queued.ends(), 0, "{}", queued.said());
 
+    // What waits is taken back, by who has submitted it.
+    let held = site.batch("alice", "-H -J held tiny");
+    let stranger = site.run("bob", &["pavo", "cancel", &held.to_string()]);
+    assert_eq!(stranger.status.code(), Some(4), "{stranger:?}");
+    let output = site.run("alice", &["pavo", "cancel", "-J", "held"]);
+    assert!(output.status.success(), "{output:?}");
+    let expected = format!("Job {held} is cancelled; it had waited (pending: JobHeldUser).\n");
+    assert!(output.stderr.ends_with(&expected), "{output:?}");
+    assert_eq!(site.sh("alice", "squeue -h -u alice -t PENDING"), "");
+
     let over = "cat job-*; squeue -h";
     let said = site.until("bob", over, "error: the job's time limit was reached");
     let status = site.run("bob", &["sh", "-c", &format!("ls job-* | wc -l; {over}")]).stdout;
