@@ -1,19 +1,28 @@
 //! `pavo ps`
 
+use std::time::Duration;
+
 use clap::Args;
 use serde::Serialize;
+use tokio::time::timeout;
 
 use super::job::running;
 use super::out::{Column, OutputArgs};
+use super::site::Person;
 use super::{App, duration};
 use crate::batch::slurm::Queued;
-use crate::config::{BatchManager, load_batch};
+use crate::config::{BatchManager, Etcd, load_batch};
 use crate::error::{Error, Result};
 use crate::model::cluster::ClusterDef;
 use crate::model::job::JobRecord;
+use crate::model::owner::{Manager, Owner};
 use crate::ops::book::now;
+use crate::ops::jobs;
 use crate::ops::queue::{self, Whose};
 use crate::store::embedded;
+
+/// How long the site's store may take: the list is Slurm's, and needs it for one column only.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// List your running clusters
 #[derive(Debug, Args)]
@@ -46,6 +55,8 @@ struct Row {
     elapsed: u64,
     /// Seconds.
     time_limit: Option<u64>,
+    /// What is wrong with VMs of a cluster of one's own that runs.
+    trouble: Option<String>,
 }
 
 impl From<JobRecord> for Row {
@@ -60,6 +71,7 @@ impl From<JobRecord> for Row {
             state: "running".into(),
             elapsed: now().saturating_sub(job.started),
             time_limit: job.time_limit,
+            trouble: None,
         }
     }
 }
@@ -79,6 +91,7 @@ impl Row {
             state: job.state.to_lowercase(),
             elapsed: crate::batch::parse_elapsed(&job.elapsed).unwrap_or(0),
             time_limit: crate::batch::parse_elapsed(&job.time_limit),
+            trouble: None,
         })
     }
 }
@@ -96,6 +109,7 @@ const COLUMNS: &[Column<Row>] = &[
         title: "timelimit",
         text: |row| row.time_limit.map_or_else(|| "none".into(), duration),
     },
+    Column { title: "trouble", text: |row| row.trouble.clone().unwrap_or_default() },
 ];
 
 impl Ps {
@@ -103,7 +117,7 @@ impl Ps {
         let batch = load_batch(&super::config::sources(app))?;
         let rows = match batch.manager {
             BatchManager::Local => self.here(app)?,
-            BatchManager::Slurm => self.queued(app)?,
+            BatchManager::Slurm => self.queued(app, batch.etcd.as_ref())?,
         };
         app.out.list(self.output, &rows, COLUMNS)?;
         Ok(0)
@@ -114,23 +128,58 @@ impl Ps {
             return Err(Error::usage("on one machine, each user's clusters are their own")
                 .help("`pavo ps` lists yours"));
         }
-        let jobs = app.block_on(async {
-            match embedded::open_existing(&app.env.state_dir()).await? {
-                Some(store) => running(app, &store).await,
-                None => Ok(Vec::new()),
+        app.block_on(async {
+            let Some(store) = embedded::open_existing(&app.env.state_dir()).await? else {
+                return Ok(Vec::new());
+            };
+            let mut rows = Vec::new();
+            for job in running(app, &store).await? {
+                let trouble = jobs::trouble(jobs::states(&store, &job).await?);
+                rows.push(Row { trouble, ..Row::from(job) });
             }
-        })?;
-        Ok(jobs.into_iter().map(Row::from).collect())
+            Ok(rows)
+        })
     }
 
-    /// One question to Slurm, which knows also what waits in the queue.
-    fn queued(&self, app: &App) -> Result<Vec<Row>> {
+    /// One question to Slurm, which knows also what waits in the queue; and, only where
+    /// clusters of one's own run, one to the site's store.
+    fn queued(&self, app: &App, etcd: Option<&Etcd>) -> Result<Vec<Row>> {
+        let user = &app.env.user;
         let whose = match (&self.user, self.all) {
             (Some(user), _) => Whose::User(user),
             (None, true) => Whose::Everybodys,
-            (None, false) => Whose::User(&app.env.user),
+            (None, false) => Whose::User(user),
         };
-        let jobs = app.block_on(queue::list(whose))?;
-        Ok(jobs.into_iter().filter_map(Row::of_queue).collect())
+        app.block_on(async {
+            let mut rows = Vec::new();
+            let mut own = Vec::new();
+            for job in queue::list(whose).await? {
+                let runs = job.user == *user && !job.waits() && !job.ends();
+                if let Some(row) = Row::of_queue(job) {
+                    own.extend(runs.then_some(rows.len()));
+                    rows.push(row);
+                }
+            }
+            if let (false, Some(person)) = (own.is_empty(), Person::new(app, etcd)?) {
+                let told = timeout(PATIENCE, tell(&person, user, &mut rows, &own)).await;
+                match told {
+                    Ok(Ok(())) => {}
+                    // Whose first cluster has just begun is not known there yet.
+                    Ok(Err(error)) => tracing::info!("{}", error.report()),
+                    Err(_) => app.out.warn("the site's store is slow: TROUBLE is not known"),
+                }
+            }
+            Ok(rows)
+        })
     }
+}
+
+/// Asks the site's store what is wrong with the user's `own` clusters among these.
+async fn tell(person: &Person, user: &str, rows: &mut [Row], own: &[usize]) -> Result<()> {
+    let store = person.log_in().await?;
+    for at in own {
+        let owner = Owner { manager: Manager::Slurm, job: rows[*at].id };
+        rows[*at].trouble = jobs::trouble_at_site(&*store, user, owner).await?;
+    }
+    Ok(())
 }

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use crate::error::{Context, Error, Result};
-use crate::model::job::{JobRecord, ProcessId, VmStatus};
+use crate::model::job::{JobRecord, ProcessId, VmState, VmStatus};
 use crate::model::owner::Owner;
+use crate::model::vmset::fold;
 use crate::store::keys::{self, JobKey};
 use crate::store::{Entry, Store, get_json, list_all};
 
@@ -139,6 +140,30 @@ pub async fn states(store: &dyn Store, job: &JobRecord) -> Result<Vec<Option<VmS
     Ok(states)
 }
 
+/// What is wrong with VMs of a job at a site: `vm[0-1]: …`. Only their states are read.
+pub async fn trouble_at_site(store: &dyn Store, user: &str, job: Owner) -> Result<Option<String>> {
+    let states = get_json::<Vec<VmStatus>>(store, &keys::vm_states(user, job)).await?;
+    Ok(states.and_then(|(states, _)| trouble(states.into_iter().map(Some).collect())))
+}
+
+/// What is said of VMs that run or have failed; of others it is no trouble.
+pub fn trouble(states: Vec<Option<VmStatus>>) -> Option<String> {
+    let tells = |status: &VmStatus| {
+        let state = [VmState::Running, VmState::Ssh, VmState::Failed].contains(&status.state);
+        state && !status.detail.is_empty()
+    };
+    let mut said: Vec<(String, Vec<u32>)> = Vec::new();
+    for (rank, status) in (0..).zip(states) {
+        let Some(status) = status.filter(tells) else { continue };
+        match said.iter_mut().find(|(detail, _)| *detail == status.detail) {
+            Some((_, ranks)) => ranks.push(rank),
+            None => said.push((status.detail, vec![rank])),
+        }
+    }
+    let one = |(detail, ranks): &(String, Vec<u32>)| format!("{}: {detail}", fold(ranks));
+    (!said.is_empty()).then(|| said.iter().map(one).collect::<Vec<_>>().join("; "))
+}
+
 /// Parses a job id as users write it.
 pub fn parse_id(text: &str) -> Result<Owner> {
     let digits = text.strip_prefix('l').unwrap_or(text);
@@ -168,6 +193,21 @@ mod tests {
     fn chosen(selector: Selector) -> Result<u32> {
         let jobs = vec![job(3, "a"), job(4, "b"), job(5, "b")];
         choose(jobs, &selector).map(|job| job.owner.job)
+    }
+
+    #[test]
+    fn what_several_vms_have_in_common_is_said_once() {
+        let status = |state, detail: &str| VmStatus { state, since: 0, detail: detail.into() };
+        let states = [
+            status(VmState::Running, "no guard"),
+            status(VmState::Ssh, ""),
+            status(VmState::Paused, "the job is suspended"),
+            status(VmState::Failed, "no room"),
+            status(VmState::Ssh, "no guard"),
+        ];
+        let said = trouble(states.map(Some).into());
+        assert_eq!(said.as_deref(), Some("vm[0,4]: no guard; vm3: no room"));
+        assert_eq!(trouble(vec![None]), None);
     }
 
     #[test]

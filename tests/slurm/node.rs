@@ -263,6 +263,9 @@ fn whatever_is_killed_nothing_stays() {
     // The user reads it, where the cluster was started and wherever they ask.
     let text = format!("the processes that answer the guests on {} have ended", n1.name());
     site.until("alice", "pavo status", &text);
+    let said = site.sh("alice", "pavo ps; pavo ps -o ndjson");
+    assert!(said.contains(&format!("\tvm0: {text}")), "{said}");
+    assert!(said.contains(&format!("\"trouble\":\"vm0: {text}")), "{said}");
     let said = cluster.said();
     assert_eq!(said.matches(&text).count(), 1, "{said}");
     assert!(said.contains("help: was it killed"), "{said}");
