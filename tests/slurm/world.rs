@@ -62,14 +62,18 @@ impl Site {
         Before { hosts, keys: self.keys() }
     }
 
-    /// The keys of jobs and ids in the store.
+    /// The keys of jobs and ids in the store. Why hosts failed goes with its lease.
     fn keys(&self) -> Vec<String> {
-        let list = |prefix: &str| {
-            let words = ["get", "--prefix", "--keys-only", prefix];
-            self.lab.etcdctl(&words).unwrap()
+        let list = |words: &[&str]| {
+            let text = self.lab.etcdctl(&[&["get", "--prefix"], words].concat()).unwrap();
+            let lines = text.lines().filter(|line| !line.is_empty()).map(str::to_owned);
+            lines.collect::<Vec<String>>()
         };
-        let all = ["/pavo/v1/job/", "/pavo/v1/host/", "/pavo/v1/pool/"].map(list).concat();
-        all.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+        let keys = |prefix: &str| list(&["--keys-only", prefix]);
+        let hosts = list(&["/pavo/v1/host/"]);
+        let hosts = hosts.chunks(2).filter(|pair| !pair[1].contains("\"failure\":"));
+        let hosts = hosts.map(|pair| pair[0].clone()).collect();
+        [keys("/pavo/v1/job/"), hosts, keys("/pavo/v1/pool/")].concat()
     }
 
     /// Waits until everything is as it was.

@@ -11,7 +11,8 @@
 //! ```
 //!
 //! The last host that leaves gives the keys back: a key is free only when no host has a
-//! tunnel with it any more.
+//! tunnel with it any more. Why a host failed stays a while longer: one that begins late
+//! reads it, and need not wait for hosts that have gone.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -356,7 +357,8 @@ pub async fn leave(store: &dyn Store, holding: &Holding) -> Result<()> {
         store.get(&keys::host_record(user, owner, holding.ask.step, holding.ask.node_id)).await?;
     if let Some(entry) = own {
         let of_it = |record: HostRecord| {
-            (record.step, record.restart) == (holding.ask.step, holding.ask.restart)
+            let now = (record.step, record.restart) == (holding.ask.step, holding.ask.restart);
+            now && record.failure.is_none()
         };
         if entry.json::<HostRecord>().is_ok_and(of_it) {
             let check = Check::Revision(entry.key.clone(), entry.revision);
@@ -374,11 +376,13 @@ pub async fn leave(store: &dyn Store, holding: &Holding) -> Result<()> {
 
 /// Frees the job's keys, if no host of it is left; `prefix` is of what hosts say of it.
 ///
-/// A key is free when its note is gone, and not before: both go in one commit.
+/// A key is free when its note is gone, and not before: both go in one commit. What failed
+/// hosts have said goes with its lease.
 pub async fn leave_job(store: &dyn Store, prefix: &str, owner: Owner) -> Result<()> {
     for _ in 0..ATTEMPTS {
-        let (entries, _) = list_all(store, prefix).await?;
-        if entries.is_empty() || entries.iter().any(is_in_use) {
+        let (mut entries, _) = list_all(store, prefix).await?;
+        entries.retain(|entry| !is_failure(entry));
+        if entries.is_empty() || entries.iter().any(is_record) {
             return Ok(());
         }
         if free_noted(store, owner, &entries).await? {
@@ -389,10 +393,15 @@ pub async fn leave_job(store: &dyn Store, prefix: &str, owner: Owner) -> Result<
     Err(Error::system(format!("others have changed `{prefix}` {ATTEMPTS} times")).help("try again"))
 }
 
-/// Whether it is the record of a host; one that failed has nothing.
-fn is_in_use(entry: &Entry) -> bool {
-    let record = matches!(keys::parse_host_key(&entry.key), Some((_, HostKey::Record { .. })));
-    record && !entry.json::<HostRecord>().is_ok_and(|record| record.failure.is_some())
+/// Whether it is the record of a host.
+fn is_record(entry: &Entry) -> bool {
+    matches!(keys::parse_host_key(&entry.key), Some((_, HostKey::Record { .. })))
+}
+
+/// Whether it is why a host could not be set up: that host has nothing.
+fn is_failure(entry: &Entry) -> bool {
+    let failed = |record: HostRecord| record.failure.is_some();
+    is_record(entry) && entry.json::<HostRecord>().is_ok_and(failed)
 }
 
 /// Deletes these entries, and frees the keys that they note; whether nobody had changed
@@ -469,6 +478,31 @@ mod tests {
         assert_eq!(taken, all.keys.values().copied().collect::<Vec<_>>());
         leave(&store, &first).await.unwrap();
         assert_eq!(pool.owners().await.unwrap().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_comes_late_reads_why_after_all_others_have_gone() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = embedded::open(temp.path()).await.unwrap();
+        let first = holding(0, 0);
+        let of = |node_id: u32| {
+            let ask = Ask { node_id, nodes: 3, ..first.ask.clone() };
+            Holding { ask, ..first.clone() }
+        };
+        let (first, failing, late) = (of(0), of(1), of(2));
+        publish(&store, &first, PLACE, &networks()).await.unwrap();
+        publish(&store, &failing, PLACE, &networks()).await.unwrap();
+        leave(&store, &failing).await.unwrap();
+        give_up(&store, &failing.ask, "alice", &Error::system("no room")).await.unwrap();
+        leave(&store, &first).await.unwrap();
+        // The host itself, once more: by the sweep.
+        leave(&store, &failing).await.unwrap();
+        assert_eq!(Pool::new(&store, POOL, KEYS).owners().await.unwrap().len(), 0);
+        publish(&store, &late, PLACE, &networks()).await.unwrap();
+        let limit = timeout(Duration::from_secs(5), Known::complete(&store, &late, &networks()));
+        let error = limit.await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), Kind::Partial);
+        assert!(error.report().ends_with("because: no room"), "{}", error.report());
     }
 
     /// Where the hosts are.
