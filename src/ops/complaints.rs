@@ -156,8 +156,13 @@ impl Complaints {
     pub fn verdict(&mut self, met: &BTreeSet<u32>) -> Option<Error> {
         let Hearing { report, tasks, .. } = self.hearing.take()?;
         if !report.is_empty() {
-            let report = Error::system(in_short(without_echoes(&report)).join("\n"));
-            return Some(Error::system("a host could not be set up").because(report));
+            let hosts = without_echoes(&report);
+            let what = match missed(&hosts) {
+                Some(missed) => missed,
+                None => "a host could not be set up".into(),
+            };
+            let report = Error::system(in_short(hosts).join("\n"));
+            return Some(Error::system(what).because(report));
         }
         if let Some(why) = self.ended {
             return Some(why.error());
@@ -214,6 +219,7 @@ type Said<'a> = (&'a str, Vec<&'a str>);
 
 /// The lines of hosts' reports, host after host, without those of hosts that only broke off
 /// because of another (see `setup::fabric`): on a hundred hosts these would bury the cause.
+/// Those that have only waited for others come last.
 fn without_echoes(lines: &[String]) -> Vec<Said<'_>> {
     let mut hosts: Vec<Said<'_>> = Vec::new();
     for line in lines {
@@ -228,7 +234,37 @@ fn without_echoes(lines: &[String]) -> Vec<Said<'_>> {
         hosts.iter().filter(|host| echo(host).is_none()).map(|(name, _)| *name).collect();
     // Where the cause itself has not said anything, the first that was told.
     hosts.retain(|host| echo(host).is_none_or(|cause| causes.insert(cause)));
+    let told: BTreeSet<&str> = hosts.iter().map(|(name, _)| *name).collect();
+    let is_told = |host: &Said<'_>| {
+        waited_for(host).is_some_and(|names| names.iter().all(|name| told.contains(name)))
+    };
+    // Two that wait for each other both stay.
+    let waits = |name: &str| hosts.iter().any(|host| host.0 == name && waited_for(host).is_some());
+    let waits: BTreeSet<&str> = told.iter().copied().filter(|name| waits(name)).collect();
+    hosts.retain(|host| {
+        let names = waited_for(host).unwrap_or_default();
+        !is_told(host) || names.iter().any(|name| waits.contains(name))
+    });
+    hosts.sort_by_key(|host| waited_for(host).is_some());
     hosts
+}
+
+/// Hosts that are named in one line.
+const NAMED: usize = 6;
+
+/// Who is to blame where all that hosts say is that they have waited: the hosts that have
+/// said nothing.
+fn missed(hosts: &[Said<'_>]) -> Option<String> {
+    let waits: Option<Vec<Vec<&str>>> = hosts.iter().map(waited_for).collect();
+    let names: BTreeSet<&str> = waits?.into_iter().flatten().collect();
+    let first: Vec<&str> = names.iter().copied().take(NAMED).collect();
+    let first = first.join(", ");
+    Some(match names.len() {
+        0 => return None,
+        1 => format!("host {first} was not set up in time"),
+        2..=NAMED => format!("hosts {first} were not set up in time"),
+        count => format!("hosts {first} and {} more were not set up in time", count - NAMED),
+    })
 }
 
 /// The lines of these hosts. What many say alike is said once: perhaps they all wait for the
@@ -271,6 +307,14 @@ fn echo<'a>((name, said): &Said<'a>) -> Option<&'a str> {
     let first = said.first()?.strip_prefix("host ")?.strip_prefix(*name)?;
     let cause = first.strip_prefix(": error: host ")?.strip_suffix(" could not be set up")?;
     (cause != *name).then_some(cause)
+}
+
+/// The hosts for which this one has only waited.
+fn waited_for<'a>((name, said): &Said<'a>) -> Option<Vec<&'a str>> {
+    let first = said.first()?.strip_prefix("host ")?.strip_prefix(*name)?;
+    let waited = first.strip_prefix(": error: waited ")?;
+    let (_, hosts) = waited.split_once(" s in vain for host ")?;
+    Some(hosts.split(", ").collect())
 }
 
 /// Whether it was said neither by Slurm nor by root's side: by a task.
@@ -341,10 +385,10 @@ mod tests {
     async fn what_many_hosts_say_is_said_once() {
         let (mut complaints, nobody) = (Complaints::default(), BTreeSet::new());
         for line in [
-            "pavo: host n2: error: waited in vain for host n1",
-            "pavo: host n3: error: waited in vain for host n1",
+            "pavo: host n2: error: waited 40 s in vain for host n1",
+            "pavo: host n3: error: waited 40 s in vain for host n1",
             "pavo: host n3:   help: look there",
-            "pavo: host n4: error: waited in vain for host n1",
+            "pavo: host n4: error: waited 40 s in vain for host n1",
             "pavo: host n5: error: no room",
             "pavo: host n6: error: no room",
             "pavo: host n7: error: no room, either",
@@ -352,16 +396,41 @@ mod tests {
             complaints.hear(line, &nobody);
         }
         let report = complaints.verdict(&nobody).unwrap().report();
-        let report: Vec<&str> = report.lines().skip(1).map(str::trim).collect();
+        let report: Vec<&str> = report.lines().map(str::trim).collect();
         let expected = [
-            "because: host n3: error: waited in vain for host n1",
-            "host n3:   help: look there",
-            "2 more hosts: the same",
-            "host n5: error: no room",
+            "error: a host could not be set up",
+            "because: host n5: error: no room",
             "host n6: the same",
             "host n7: error: no room, either",
+            "host n3: error: waited 40 s in vain for host n1",
+            "host n3:   help: look there",
+            "2 more hosts: the same",
         ];
         assert_eq!(report, expected);
+    }
+
+    #[tokio::test]
+    async fn a_host_that_hangs_is_named_before_those_that_waited_for_it() {
+        let verdict = |lines: &[&str]| {
+            let (mut complaints, nobody) = (Complaints::default(), BTreeSet::new());
+            lines.iter().for_each(|line| complaints.hear(line, &nobody));
+            complaints.verdict(&nobody).unwrap().report()
+        };
+        let (n2, n3) = (
+            "pavo: host n2: error: waited 40 s in vain for host n1",
+            "pavo: host n3: error: waited 40 s in vain for host n1, n4",
+        );
+        let report = verdict(&[n2]);
+        assert!(report.starts_with("error: host n1 was not set up in time\n"), "{report}");
+        let report = verdict(&[n2, n3]);
+        assert!(report.starts_with("error: hosts n1, n4 were not set up in time\n"), "{report}");
+        // It has been heard of in the end.
+        let report = verdict(&[n2, n3, "pavo: host n1: error: it took too long"]);
+        let expected = "error: a host could not be set up\n  \
+                        because: host n1: error: it took too long\n    host n3: error: waited ";
+        assert!(report.starts_with(expected) && !report.contains("n2"), "{report}");
+        let report = verdict(&[n2, "pavo: host n1: error: waited 40 s in vain for host n2"]);
+        assert!(report.contains("host n2: error") && report.contains("host n1: error"), "{report}");
     }
 
     #[tokio::test]
