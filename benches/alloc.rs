@@ -190,6 +190,7 @@ fn spec(lab: &Lab, dir: PathBuf, rank: u32) -> VmSpec {
         }),
         kernel: None,
         custom_args: Vec::new(),
+        dial: None,
         paused: false,
     }
 }

@@ -182,6 +182,7 @@ fn spec(dir: PathBuf, base: &Path, rank: u32) -> VmSpec {
         }),
         kernel: None,
         custom_args: Vec::new(),
+        dial: None,
         paused: true,
     }
 }

@@ -13,6 +13,7 @@ mod world;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use dhcproto::v4::{DhcpOption, MessageType, OptionCode};
@@ -243,6 +244,60 @@ fn connections_beyond_the_limit_wait_for_their_turn() {
     let (mut last, _) = server.accept().unwrap();
     last.write_all(b"!").unwrap();
     clients.last_mut().unwrap().read_exact(&mut [0]).unwrap();
+}
+
+#[test]
+fn who_dials_gets_to_ports_of_guests_here_and_nowhere_else() {
+    let Some(world) = World::new() else { return };
+    world.join_outside();
+    let echo = world.guest.run(|| {
+        world::configure_guest();
+        world::listen((GUEST, 80).into())
+    });
+    let _elsewhere = world.outside.run(|| world::listen(([192, 0, 2, 2], 80).into()));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("dial-nat");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let _running = world.start(|spec| {
+        let number = spec.inherit(listener);
+        spec.dial = Some(number);
+        spec.drop_to = world::unprivileged();
+    });
+    let dial = |request: &str| {
+        let mut caller = UnixStream::connect(&path).unwrap();
+        caller.set_read_timeout(Some(world::LIMIT)).unwrap();
+        caller.write_all(request.as_bytes()).unwrap();
+        caller
+    };
+
+    let mut caller = dial("10.200.0.1 80\nearly");
+    let (mut server, peer) = echo.accept().unwrap();
+    assert_eq!(peer.ip(), GATEWAY, "the guest sees its gateway");
+    server.read_exact(&mut [0; 5]).unwrap();
+    caller.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(server.read(&mut [0]).unwrap(), 0, "the half-close came through");
+    server.write_all(b"late").unwrap();
+    drop(server);
+    let mut said = String::new();
+    caller.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "connected\nlate");
+
+    let long = "1".repeat(100);
+    for (request, answer) in [
+        ("10.200.0.1 81\n", "refused\n"),
+        // Guests of other hosts, the gateway, what lies outside.
+        ("10.200.0.8 80\n", "unknown\n"),
+        ("10.200.255.254 53\n", "unknown\n"),
+        ("192.0.2.2 80\n", "unknown\n"),
+        ("127.0.0.1 80\n", "unknown\n"),
+        ("vm0 80\n", ""),
+        (&long, ""),
+    ] {
+        let mut said = String::new();
+        // What was not read is told by a reset.
+        let _ = dial(request).read_to_string(&mut said);
+        assert_eq!(said, answer, "{request}");
+    }
 }
 
 #[test]

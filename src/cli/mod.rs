@@ -16,6 +16,7 @@ mod completion;
 mod config;
 mod console;
 mod doctor;
+mod forward;
 mod image;
 mod internal;
 mod job;
@@ -65,6 +66,8 @@ enum Command {
     Ssh(ssh::Ssh),
     Scp(ssh::Scp),
     SshConfig(ssh::SshConfig),
+    Forward(forward::Forward),
+    Nc(forward::Nc),
     Reset(monitor::Reset),
     Pause(monitor::Pause),
     Resume(monitor::Resume),
@@ -95,6 +98,8 @@ impl Command {
             Self::Ssh(verb) => verb.run(app),
             Self::Scp(verb) => verb.run(app),
             Self::SshConfig(verb) => verb.run(app),
+            Self::Forward(verb) => verb.run(app),
+            Self::Nc(verb) => verb.run(app),
             Self::Reset(verb) => verb.run(app),
             Self::Pause(verb) => verb.run(app),
             Self::Resume(verb) => verb.run(app),

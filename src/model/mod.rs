@@ -2,6 +2,7 @@
 
 pub mod address;
 pub mod cluster;
+pub mod dial;
 pub mod hostlist;
 pub mod job;
 pub mod owner;

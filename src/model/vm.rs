@@ -22,6 +22,9 @@ pub struct VmSpec {
     /// The VM's own directory: its process creates it, 0700. Holds disk, seed,
     /// logs and sockets, and goes with the job.
     pub dir: PathBuf,
+    /// The folder with the sockets of [`dial`](super::dial); absent, the one that `dir` is in.
+    #[serde(default)]
+    pub dial: Option<PathBuf>,
     pub cores: u32,
     pub memory_mib: u64,
     pub accel: Accel,

@@ -35,6 +35,7 @@ use super::children::{
     START_ANEW, failed, hand_over, start_responder, start_vm, tell_end, waited_for,
 };
 use super::cleanup::{JobFiles, remove};
+use super::dial;
 use super::program;
 use crate::error::{Context, Error, Result, WireError};
 use crate::host::Host;
@@ -183,7 +184,7 @@ async fn work(
     let mut cell = Cell { set_up, write, reports, vms, responders, lost };
     let prepared = match cell.build(dir).await {
         Ok(()) => tokio::select! {
-            connected = cell.connect() => Some(connected),
+            connected = cell.connect(dir) => Some(connected),
             // Again, to stop.
             _ = next_order(orders) => None,
         },
@@ -270,9 +271,10 @@ impl Cell {
     }
 
     /// Starts the responders and waits for the way out. Safe to drop.
-    async fn connect(&mut self) -> Result<()> {
+    async fn connect(&mut self, dir: &Path) -> Result<()> {
         for mut spec in std::mem::take(&mut self.set_up.responders) {
-            let inherited = hand_over(&mut spec)?;
+            let mut inherited = hand_over(&mut spec)?;
+            inherited.push(dial::listen(dir, &mut spec, None)?);
             let (read, write) = start_responder(&spec, inherited).await?.into_split();
             self.responders.push(write);
             tokio::spawn(tell_end(read, spec.network, self.lost.clone()));

@@ -18,12 +18,15 @@
 pub mod accel;
 pub mod beside;
 pub mod book;
+pub mod callers;
 pub mod cell;
 pub mod children;
 pub mod cleanup;
 pub mod complaints;
+pub mod dial;
 pub mod doctor;
 pub mod elsewhere;
+pub mod forward;
 pub mod gather;
 pub mod here;
 pub mod jobs;

@@ -158,6 +158,7 @@ pub fn responders(
             others: l3.others.iter().map(named).collect(),
             upstream: asked.iter().map(AsRawFd::as_raw_fd).collect(),
             publish: publish.collect(),
+            dial: None,
             drop_to,
         }
     };

@@ -277,6 +277,7 @@ impl VmBlueprint {
                 append: "console=ttyS0 root=/dev/vda1".into(),
             }),
             custom_args: template.custom_args.clone(),
+            dial: None,
             paused: false,
         }
     }

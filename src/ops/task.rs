@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::accel;
 use super::setup::guard;
+use super::setup::holding::run_dir;
 use super::setup::host_report::{HostReport, LocalVm};
 use crate::batch::slurm::{Environment, Task};
 use crate::error::{Error, Result};
@@ -54,7 +55,8 @@ pub async fn main(input: OwnedFd, environment: &Environment) -> Result<()> {
     let (spec, sender, receiver) =
         link::join(&bootstrap.addresses, &identity, hello, LAUNCHER_LIMIT).await?;
     crash::point("task.spec")?;
-    let spec = VmSpec { dir: host.scratch.join(format!("vm{}", task.rank)), ..spec };
+    let dir = host.scratch.join(format!("vm{}", task.rank));
+    let spec = VmSpec { dir, dial: Some(run_dir(task.job, task.step)), ..spec };
     let unanswered = guard::unanswered(task.job, task.step, host.node);
     process::task(spec, (sender, receiver), life_line, Some(control), unanswered).await?;
     crash::point("task.end")

@@ -11,21 +11,26 @@
 //! ← {"return":"VM status: running\r\n"}   or   {"error":{"kind":"system","what":…}}
 //! → {"version":1,"op":"console","replay":2000}
 //! ← {"return":{"replay":1234}}   then 1234 bytes of the log, then the console
+//! → {"version":1,"op":"connect","port":22}
+//! ← {"return":null}              then the connection to the guest's port
 //! ```
 
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixListener;
-use tokio::sync::{Mutex, Semaphore, mpsc, watch};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::console::{Console, Viewing};
+use super::guest_ports::{Connected, GuestPorts};
 use super::machine::Stop;
 use super::{channel, qmp, save};
 use crate::error::{Context, Error, Result, WireError};
@@ -33,7 +38,7 @@ use crate::model::job::VmStatus;
 
 mod client;
 
-pub use client::{Client, Viewer};
+pub use client::{Client, Connection, Viewer};
 
 /// The version of this protocol. A process answers requests of its own version
 /// and older ones.
@@ -92,6 +97,12 @@ pub enum Op {
     Console {
         replay: usize,
     },
+    /// A connection to this TCP port of the guest, which this one becomes.
+    Connect {
+        port: u16,
+    },
+    /// Nothing more: the connection ends with the VM.
+    Attend,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -135,7 +146,9 @@ fn through_descriptor<T>(
     name: &str,
     call: impl FnOnce(PathBuf) -> std::io::Result<T>,
 ) -> std::io::Result<T> {
-    let dir = std::fs::File::open(dir)?;
+    // What lies in it need not be listed.
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+    let dir = std::fs::File::options().read(true).custom_flags(flags.bits()).open(dir)?;
     call(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()).into())
 }
 
@@ -155,6 +168,7 @@ pub struct Endpoint {
     pub disk: Option<u64>,
     /// One copy at a time; how many there were.
     pub saves: Arc<Mutex<u64>>,
+    pub ports: GuestPorts,
 }
 
 /// What the answer to `console` returns.
@@ -215,8 +229,10 @@ impl Connections {
         }
         let (endpoint, turns) = (self.endpoint.clone(), self.turns.clone());
         self.tasks.spawn(async move {
-            match tokio::time::timeout(TURN, turns.acquire()).await {
-                Ok(_turn) => converse(stream, endpoint).await,
+            match tokio::time::timeout(TURN, turns.acquire_owned()).await {
+                Ok(Ok(turn)) => converse(stream, endpoint, turn).await,
+                // It is never closed.
+                Ok(Err(_)) => {}
                 Err(_) => {
                     let busy = format!("{} is asked by {CONNECTIONS} others", endpoint.name);
                     let busy = Error::system(busy).help("close consoles that nobody looks at");
@@ -230,10 +246,21 @@ impl Connections {
 }
 
 /// One connection, until it ends or sends what is no request.
-async fn converse(mut stream: impl AsyncRead + AsyncWrite + Unpin, endpoint: Endpoint) {
-    let mut console = answer_requests(&mut stream, &endpoint).await;
-    if let Some(console) = &mut console {
-        console.show(&mut stream).await;
+async fn converse(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    endpoint: Endpoint,
+    turn: OwnedSemaphorePermit,
+) {
+    let mut becomes = answer_requests(&mut stream, &endpoint).await;
+    match &mut becomes {
+        Some(Becomes::Console(console)) => console.show(&mut stream).await,
+        Some(Becomes::Guest(guest)) => {
+            // They have a limit of their own; who has a question is not kept waiting.
+            drop(turn);
+            guest.carry(&mut stream).await;
+        }
+        Some(Becomes::Nothing) => while matches!(stream.read(&mut [0]).await, Ok(1)) {},
+        None => {}
     }
     // While the console is held, the VM's process waits (if not for long).
     let _ = tokio::time::timeout(FAREWELL, stream.shutdown()).await;
@@ -250,32 +277,49 @@ async fn say(stream: &mut (impl AsyncWrite + Unpin), answer: &Answer) -> Option<
     tokio::time::timeout(ANSWER_TIME, sent).await.ok()?.ok()
 }
 
-/// Answers requests until one is for the console, or there are no more.
+/// What a connection is once its last request is answered.
+enum Becomes {
+    Console(Viewing),
+    Guest(Connected),
+    Nothing,
+}
+
+/// Answers requests until one is for something else, or there are no more.
 async fn answer_requests(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     endpoint: &Endpoint,
-) -> Option<Viewing> {
+) -> Option<Becomes> {
     loop {
         let line = tokio::time::timeout(REQUEST_TIME, request_line(stream)).await.ok()??;
         let request = parse(&line);
         let known = request.is_ok();
-        let console = match &request {
-            Ok(Op::Console { replay }) => Some(endpoint.console.view(*replay)),
-            _ => None,
-        };
-        let answer = match (request, &console) {
-            (Ok(Op::Save(wish)), _) => endpoint.save(&wish, stream).await,
-            (_, Some(console)) => Ok(json!(Replay { replay: console.replay() })),
-            (Ok(op), None) => endpoint.carry_out(op).await,
-            (Err(error), None) => Err(error),
+        let mut becomes = None;
+        let answer = match request {
+            Ok(Op::Save(wish)) => endpoint.save(&wish, stream).await,
+            Ok(Op::Console { replay }) => {
+                let console = endpoint.console.view(replay);
+                let replay = console.replay();
+                becomes = Some(Becomes::Console(console));
+                Ok(json!(Replay { replay }))
+            }
+            Ok(Op::Connect { port }) => endpoint.ports.connect(port).await.map(|connected| {
+                becomes = Some(Becomes::Guest(connected));
+                Value::Null
+            }),
+            Ok(Op::Attend) => {
+                becomes = Some(Becomes::Nothing);
+                Ok(Value::Null)
+            }
+            Ok(op) => endpoint.carry_out(op).await,
+            Err(error) => Err(error),
         };
         let answer = match answer {
             Ok(value) => Answer::Return(value),
             Err(error) => Answer::Error(error.to_wire()),
         };
         say(stream, &answer).await?;
-        if console.is_some() || !known {
-            return console;
+        if becomes.is_some() || !known {
+            return becomes;
         }
     }
 }
@@ -339,7 +383,7 @@ impl Endpoint {
                 });
             }
             // Answered before this.
-            Op::Console { .. } | Op::Save(_) => Ok(()),
+            Op::Console { .. } | Op::Save(_) | Op::Connect { .. } | Op::Attend => Ok(()),
         }
         .map(|()| Value::Null)
     }
@@ -450,6 +494,7 @@ mod tests {
             dir: dir.path().to_owned(),
             disk: None,
             saves: Arc::default(),
+            ports: GuestPorts::new(&crate::vm::testing::spec(dir.path())),
         };
         let listener = listen(dir.path(), SOCKET).unwrap();
         listener.set_nonblocking(true).unwrap();

@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use super::args::{self, Wiring};
 use super::channel::Listener;
 use super::console::Console;
+use super::guest_ports::GuestPorts;
 use super::machine::{self, Action, Event, Order, State, Stop};
 use super::stderr::Stderr;
 use super::{control, guest_agent, overlay, qmp, seed};
@@ -191,6 +192,7 @@ impl Driver {
             dir: self.spec.dir.clone(),
             disk: self.spec.disk.as_ref().map(|disk| disk.virtual_size),
             saves: Arc::default(),
+            ports: GuestPorts::new(&self.spec),
         };
         self.console = Some(console);
         if let Some(remote) = remote {

@@ -17,6 +17,7 @@ pub mod console;
 pub mod control;
 pub mod driver;
 pub mod guest_agent;
+pub mod guest_ports;
 pub mod kvm;
 pub mod link;
 pub mod machine;

@@ -43,6 +43,7 @@ pub fn spec(outer: &Path) -> VmSpec {
         }),
         kernel: None,
         custom_args: Vec::new(),
+        dial: None,
         paused: false,
     }
 }

@@ -59,6 +59,7 @@ pub fn spec(outer: &Path) -> VmSpec {
         seed: None,
         kernel: None,
         custom_args: Vec::new(),
+        dial: None,
         paused: false,
     }
 }

@@ -163,6 +163,7 @@ impl World {
             others: vec![guest(7)],
             upstream: Vec::new(),
             publish: Vec::new(),
+            dial: None,
             drop_to: None,
         }
     }

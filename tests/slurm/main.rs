@@ -8,6 +8,7 @@ mod alloc;
 mod batch;
 mod doctor;
 mod ends;
+mod forward;
 mod luck;
 mod node;
 mod secrets;

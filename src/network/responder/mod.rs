@@ -11,7 +11,8 @@
 //!   host's namespace        │ the cluster's namespace
 //!   upstream DNS ◄── udp ───┤ dns      ◄─ 53/udp, 53/tcp ─┐
 //!                           │ dhcp     ◄─ 67/udp ─────────┤ guests
-//!   127.0.0.1:PORT ── tcp ──► publish ── connect ─────────┘
+//!   127.0.0.1:PORT ── tcp ──► publish ── connect ─────────┤
+//!   dial-NETWORK ─── unix ──► dial ───── connect ─────────┘
 //! ```
 //!
 //! A socket belongs to the namespace it was made in, wherever its descriptor goes.
@@ -42,6 +43,7 @@ use crate::model::address::{Mac, Subnet};
 
 pub mod confine;
 pub mod dhcp;
+pub mod dial;
 pub mod dns;
 pub mod forward;
 pub mod publish;
@@ -80,6 +82,10 @@ pub struct Spec {
     /// Without one, names outside the cluster are refused.
     pub upstream: Vec<RawFd>,
     pub publish: Vec<Published>,
+    /// An inherited Unix socket that listens: its callers are connected to whichever port of
+    /// a guest they name ([`dial`]).
+    #[serde(default)]
+    pub dial: Option<RawFd>,
     /// The uid and gid to become, where started by the real root.
     pub drop_to: Option<(u32, u32)>,
 }
@@ -142,12 +148,14 @@ struct Parts {
     dhcp: (dhcp::Server, tokio::net::UdpSocket),
     dns: resolve::Service,
     ports: Vec<publish::Port>,
+    dial: Option<dial::Dial>,
 }
 
 async fn start(lifeline: &mut BufReader<UnixStream>) -> Result<Parts> {
     let spec = read_spec(lifeline).await?;
     // First, while no descriptor of our own could be mistaken for an inherited one.
     let (upstream, ports) = sockets::inherited(&spec)?;
+    let dial = sockets::dial(&spec)?;
     if let Some(namespace) = &spec.namespace {
         sockets::enter(namespace)?;
     }
@@ -158,8 +166,11 @@ async fn start(lifeline: &mut BufReader<UnixStream>) -> Result<Parts> {
         upstream,
     );
     let dhcp = (dhcp::Server::new(&spec)?, sockets::dhcp(&spec)?);
-    confine::confine(spec.drop_to, publish::descriptors(ports.len()))?;
-    Ok(Parts { dhcp, dns, ports })
+    confine::confine(
+        spec.drop_to,
+        publish::descriptors(ports.len() + usize::from(dial.is_some())),
+    )?;
+    Ok(Parts { dhcp, dns, ports, dial })
 }
 
 async fn read_spec(lifeline: &mut BufReader<UnixStream>) -> Result<Spec> {
@@ -188,6 +199,9 @@ async fn serve(parts: Parts, mut lifeline: BufReader<UnixStream>) -> Result<()> 
     let budget = publish::budget();
     for port in parts.ports {
         tasks.spawn(port.serve(budget.clone()));
+    }
+    if let Some(dial) = parts.dial {
+        tasks.spawn(dial.serve(budget));
     }
     let mut ignored = [0; 64];
     loop {
@@ -235,6 +249,7 @@ pub(crate) mod tests {
             others: vec![guest(7)],
             upstream: Vec::new(),
             publish: Vec::new(),
+            dial: None,
             drop_to: None,
         }
     }

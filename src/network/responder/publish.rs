@@ -23,13 +23,13 @@ use crate::error::Error;
 pub const PER_PORT: usize = 64;
 pub const IN_TOTAL: usize = 1024;
 /// How long a guest may take to accept.
-const CONNECT: Duration = Duration::from_secs(5);
+pub(super) const CONNECT: Duration = Duration::from_secs(5);
 /// How long it has for a client that says nothing, and has already ended its side.
 const CONNECT_IN_VAIN: Duration = Duration::from_secs(1);
 /// How long to rest when the system has no descriptor or memory for a connection.
-const EXHAUSTED: Duration = Duration::from_millis(100);
+pub(super) const EXHAUSTED: Duration = Duration::from_millis(100);
 /// Bytes under way in each direction.
-const BUFFER: usize = 16 << 10;
+pub(super) const BUFFER: usize = 16 << 10;
 /// Descriptors beside connections: the life line, the event loop, DHCP, DNS.
 const OTHERS: u64 = 256;
 
@@ -80,7 +80,7 @@ impl Port {
 }
 
 /// Whether accepting failed because the client had gone.
-fn is_of_one_connection(error: &std::io::Error) -> bool {
+pub(super) fn is_of_one_connection(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }
@@ -108,6 +108,6 @@ async fn left(client: &TcpStream) {
     }
 }
 
-async fn permit(semaphore: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+pub(super) async fn permit(semaphore: &Arc<Semaphore>) -> OwnedSemaphorePermit {
     semaphore.clone().acquire_owned().await.expect("it is never closed")
 }

@@ -8,11 +8,12 @@ use std::path::Path;
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, getsockname, getsockopt, listen,
-    setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, UnixAddr, bind, getsockname,
+    getsockopt, listen, setsockopt, socket, sockopt,
 };
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::{TcpListener, UdpSocket, UnixListener};
 
+use super::dial::Dial;
 use super::publish::Port;
 use super::{Published, Spec};
 use crate::error::{Context, Error, Result};
@@ -58,6 +59,36 @@ fn published(published: &Published) -> Result<Port> {
     listener.set_nonblocking(true).while_doing(doing)?;
     let listener = TcpListener::from_std(listener).while_doing(doing)?;
     Ok(Port::new(listener, SocketAddrV4::new(published.address, published.port)))
+}
+
+/// Takes the socket at which connections to guests are asked for. Call it where
+/// [`inherited`] is called.
+pub fn dial(spec: &Spec) -> Result<Option<Dial>> {
+    let Some(number) = spec.dial else { return Ok(None) };
+    let doing = || format!("taking descriptor {number} as the socket for connections to guests");
+    let listener = std::os::unix::net::UnixListener::from(adopt_listener(number)?);
+    listener.set_nonblocking(true).while_doing(doing)?;
+    let listener = UnixListener::from_std(listener).while_doing(doing)?;
+    let guests = spec.guests.iter().map(|guest| guest.address).collect();
+    Ok(Some(Dial::new(listener, guests)))
+}
+
+/// Makes ours the Unix socket that our parent left open under this number.
+fn adopt_listener(number: RawFd) -> Result<OwnedFd> {
+    let wrong = || Error::bug(format!("descriptor {number} is not the socket it was said to be"));
+    if number <= 2 {
+        return Err(wrong());
+    }
+    #[expect(unsafe_code)]
+    // SAFETY: our parent made this descriptor for us and named it once; no Unix socket of
+    // this process's own listens, so the check below hands back what is not meant.
+    let owned = unsafe { OwnedFd::from_raw_fd(number) };
+    let is_unix = getsockname::<UnixAddr>(number).is_ok();
+    if is_unix && getsockopt(&owned, sockopt::AcceptConn) == Ok(true) {
+        return Ok(owned);
+    }
+    let _not_ours = owned.into_raw_fd();
+    Err(wrong())
 }
 
 /// Makes ours the descriptor that our parent left open under this number.

@@ -34,7 +34,7 @@ use crate::host::spawn::inherit;
 use crate::host::{crash, process};
 use crate::network::responder;
 use crate::ops::children::{START_ANEW, hand_over, start_responder, tell_end, waited_for};
-use crate::ops::program;
+use crate::ops::{dial, program};
 
 /// How long the guard may take until the responders are ready.
 const READY_LIMIT: Duration = Duration::from_secs(15);
@@ -116,7 +116,7 @@ pub async fn main(stdin: StdUnixStream) -> Result<()> {
             .ok_or_else(|| Error::bug("there is nothing to guard"))?;
         let witnesses = Witnesses::listen(&holding)?;
         let (lost, losses) = mpsc::channel(1);
-        let responders = start_all(watch.responders, &lost).await?;
+        let responders = start_all(watch.responders, &holding, &lost).await?;
         crash::point("guard.responders")?;
         Ok((terminate, holding, responders, witnesses, losses))
     };
@@ -160,11 +160,13 @@ pub async fn main(stdin: StdUnixStream) -> Result<()> {
 /// Their life lines. The networks whose responders end are told to `lost`.
 async fn start_all(
     specs: Vec<responder::Spec>,
+    holding: &Holding,
     lost: &mpsc::Sender<String>,
 ) -> Result<Vec<OwnedWriteHalf>> {
     let mut responders = Vec::new();
     for mut spec in specs {
-        let inherited = hand_over(&mut spec)?;
+        let mut inherited = hand_over(&mut spec)?;
+        inherited.push(dial::listen(&holding.dir(), &mut spec, Some(holding.ask.uid))?);
         let (read, write) = start_responder(&spec, inherited).await?.into_split();
         responders.push(write);
         tokio::spawn(tell_end(read, spec.network, lost.clone()));

@@ -6,6 +6,7 @@
 //! state.json   root's: the ask, who keeps it alive, the guard     0600
 //! essence      root's: the most needed of it, once more
 //! host.json    the user's: interfaces and ports of the local VMs  0400
+//! dial-NETWORK the user's: where connections to guests are asked for
 //! ```
 //!
 //! It is made before anything of the cluster exists and removed after everything is

@@ -133,6 +133,25 @@ impl Client {
         Ok(Viewer { stream: Box::new(self.stream), replay })
     }
 
+    /// Turns the connection into one to a TCP port of the guest. No time limit is on it.
+    ///
+    /// # Errors
+    /// As [`status`](Self::status), and when nothing listens there.
+    pub async fn connect_guest(mut self, port: u16) -> Result<Box<dyn Connection>> {
+        self.ask(Op::Connect { port }).await?;
+        Ok(Box::new(self.stream))
+    }
+
+    /// Waits for the end of the VM's process, or of the way to it.
+    ///
+    /// # Errors
+    /// As [`status`](Self::status).
+    pub async fn attend(mut self) -> Result<()> {
+        self.ask(Op::Attend).await?;
+        while !matches!(self.stream.read(&mut [0]).await, Ok(0) | Err(_)) {}
+        Ok(())
+    }
+
     /// The newest `limit` bytes of what the VM's console has said.
     ///
     /// # Errors

@@ -1,0 +1,47 @@
+//! Ports of guests on other hosts.
+
+use super::world::Site;
+
+#[test]
+fn a_port_of_a_guest_on_another_host_is_its_users_alone() {
+    let site = Site::up(2);
+    let before = site.snapshot();
+    // The example's first network; each VM is on a host of its own.
+    let script = "cat >it <<'END'; exec bash it
+        set -ex; exec 2>out-err; echo banner $(pavo nc vm1 22 </dev/null | head -c 7)
+        pavo forward vm1 0:22 0:9 >ports &
+        until [ -s ports ]; do sleep 0.1; done
+        port=$(sed -n 's/^127.0.0.1:\\([0-9]*\\) -> vm1:22$/\\1/p' ports)
+        exec 3<>/dev/tcp/127.0.0.1/$port; head -c 7 <&3; exec 3>&-; echo
+        touch ready; until [ -e seen ]; do sleep 0.1; done; kill -INT $!; wait $!
+END
+";
+    std::thread::scope(|scope| {
+        let alloc = scope.spawn(|| {
+            let argv =
+                ["pavo", "alloc", "-c1", "-N2", "--wait", "ssh", "-E", script, "-J", "f", "tiny:2"];
+            site.run("alice", &argv)
+        });
+        site.until("alice", "ls", "ready");
+        let refused = site.run("bob", &["pavo", "nc", "-J", "f", "vm1", "22"]);
+        assert_eq!(refused.status.code(), Some(4), "{refused:?}");
+        for host in ["n1", "n2"] {
+            // Connecting takes the right to write.
+            let argv = ["test", "-w", "/run/pavo/1.0/dial-nat"];
+            let may = |user: &str| site.on(host, user, &argv).status.success();
+            assert!(may("alice"), "on {host}");
+            assert!(!may("bob"), "on {host}");
+        }
+        let port = site.sh("alice", "sed -n 's/^.*:\\([0-9]*\\) -> vm1:22$/\\1/p' ports");
+        let script = format!("exec 3<>/dev/tcp/127.0.0.1/{}; head -c 7 <&3", port.trim());
+        let stranger = site.run("bob", &["bash", "-c", &script]);
+        assert_eq!(stranger.stdout, "", "{stranger:?}");
+        site.sh("alice", "touch seen");
+        let output = alloc.join().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(output.stdout, "banner SSH-2.0\nSSH-2.0\n", "{output:?}");
+        let said = site.sh("alice", "cat out-err");
+        assert!(said.contains("turned away a program of another user"), "{said}");
+    });
+    site.nothing_left(&before);
+}
