@@ -484,22 +484,22 @@ mod tests {
     async fn who_comes_late_reads_why_after_all_others_have_gone() {
         let temp = tempfile::tempdir().unwrap();
         let store = embedded::open(temp.path()).await.unwrap();
-        let first = holding(0, 0);
+        let (first, networks) = (holding(0, 0), networks());
         let of = |node_id: u32| {
             let ask = Ask { node_id, nodes: 3, ..first.ask.clone() };
             Holding { ask, ..first.clone() }
         };
         let (first, failing, late) = (of(0), of(1), of(2));
-        publish(&store, &first, PLACE, &networks()).await.unwrap();
-        publish(&store, &failing, PLACE, &networks()).await.unwrap();
+        publish(&store, &first, PLACE, &networks).await.unwrap();
+        publish(&store, &failing, PLACE, &networks).await.unwrap();
         leave(&store, &failing).await.unwrap();
         give_up(&store, &failing.ask, "alice", &Error::system("no room")).await.unwrap();
         leave(&store, &first).await.unwrap();
         // The host itself, once more: by the sweep.
         leave(&store, &failing).await.unwrap();
         assert_eq!(Pool::new(&store, POOL, KEYS).owners().await.unwrap().len(), 0);
-        publish(&store, &late, PLACE, &networks()).await.unwrap();
-        let limit = timeout(Duration::from_secs(5), Known::complete(&store, &late, &networks()));
+        publish(&store, &late, PLACE, &networks).await.unwrap();
+        let limit = timeout(Duration::from_secs(5), Known::complete(&store, &late, &networks));
         let error = limit.await.unwrap().unwrap_err();
         assert_eq!(error.kind(), Kind::Partial);
         assert!(error.report().ends_with("because: no room"), "{}", error.report());
