@@ -25,6 +25,7 @@ pub mod nft;
 pub mod offload;
 pub mod ovs;
 pub mod process;
+pub mod qcow2;
 pub mod spawn;
 pub mod step;
 pub mod tap;

@@ -74,16 +74,6 @@ pub(super) fn flatten(top: &Path, size: u64, format: Format, target: &Path) -> R
     Ok(())
 }
 
-/// Writes an empty layer, of a disk of `size` bytes, that lies on `below` (as its header is
-/// to say it).
-pub(super) fn overlay(below: &Path, size: u64, target: &Path) -> Result<()> {
-    let mut command = Command::new("qemu-img");
-    command.args(["create", "-q", "-f", "qcow2", "-u", "-F", "qcow2", "-b"]).arg(below);
-    command.arg("--").arg(file(target)?).arg(size.to_string());
-    limit(&mut command);
-    tool::run(&mut command).map(drop)
-}
-
 /// A file name that QEMU takes for nothing but a file name: no `json:`, no protocol,
 /// no option.
 fn file(path: &Path) -> Result<OsString> {

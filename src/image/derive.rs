@@ -16,6 +16,8 @@ use super::library::{Library, Resolved, resolve_in};
 use super::repository::{Kind, Layer};
 use super::uri::Uri;
 use crate::error::{Context, Error, Result};
+use crate::host::qcow2;
+use crate::model::vm::DiskFormat;
 
 /// How large a disk is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,7 +124,7 @@ impl Library {
             let size = size.after(base.virtual_size)?;
             let saving = self.begin_save(&base.uri, None, false)?;
             let below = saving.below().ok_or_else(|| Error::bug("it lies on nothing"))?;
-            convert::overlay(&below, size, &saving.file()?)?;
+            qcow2::layer(&saving.file()?, Some((&below, DiskFormat::Qcow2)), size)?;
             saving.publish(owner)
         };
         resize().while_doing(|| format!("resizing the image `{}`", image.escape_debug()))

@@ -21,7 +21,6 @@ pub mod guest_ports;
 pub mod kvm;
 pub mod link;
 pub mod machine;
-pub mod overlay;
 pub mod process;
 pub mod qmp;
 pub mod save;
@@ -29,3 +28,5 @@ pub mod seed;
 pub mod stderr;
 #[cfg(test)]
 mod testing;
+
+pub use crate::host::qcow2 as overlay;
