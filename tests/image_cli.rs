@@ -237,11 +237,49 @@ fn a_killed_copy_leaves_an_image_or_nothing() {
     let row = text(&with(&["repo", "list", "-o", "ndjson"]).output().unwrap()).1;
     let row: serde_json::Value = serde_json::from_str(row.lines().next().unwrap()).unwrap();
     assert_eq!((&row["images"], &row["bytes"]), (&0.into(), &0.into()), "{whole} were whole");
-    // A revision's own small file, and a folder that has no lock yet or no more, may be a
-    // living program's: they stay for a day, but no folder with something in it does.
+    // What is to become a revision's file is small, and may be a living program's: it stays
+    // for a day.
     let left = fs::read_dir(home.join("user/.tmp")).unwrap().map(|entry| entry.unwrap().path());
-    let has_content =
-        |path: &std::path::PathBuf| path.is_dir() && fs::read_dir(path).unwrap().next().is_some();
-    let left: Vec<_> = left.filter(has_content).collect();
+    let left: Vec<_> = left.filter(|path| path.is_dir()).collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// Killed at any moment, an export leaves its file or, after the next one, nothing.
+#[test]
+fn a_killed_export_leaves_a_file_or_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let noise: Vec<u8> =
+        (0..2_u32 << 20).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let disk = home.join("disk.raw");
+    fs::write(&disk, &noise).unwrap();
+    assert_eq!(run(home, &["import", disk.to_str().unwrap(), "big"]).0, 0);
+    let folder = home.join("out");
+    fs::create_dir(&folder).unwrap();
+    let file = folder.join("big.raw");
+    let names = || {
+        let entries = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name());
+        entries.collect::<Vec<_>>()
+    };
+    let mut killed = 0;
+    for round in 0..12 {
+        let mut words = vec!["export", "big", file.to_str().unwrap()];
+        words.extend((round % 2 == 1).then_some("--force"));
+        let mut export = pavo(home, &words);
+        let mut export = export.stderr(std::process::Stdio::null()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(12 * round));
+        export.kill().unwrap();
+        killed += u32::from(!export.wait().unwrap().success());
+        if file.exists() {
+            assert!(fs::read(&file).unwrap() == noise);
+            fs::remove_file(&file).unwrap();
+        }
+        if round % 2 == 0 {
+            // Without a name it never had one.
+            assert_eq!(names(), [""; 0], "round {round}");
+        }
+    }
+    assert!(killed > 0);
+    assert_eq!(run(home, &["export", "big", file.to_str().unwrap()]).0, 0);
+    assert_eq!(names(), ["big.raw"]);
 }

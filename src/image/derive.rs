@@ -4,9 +4,6 @@
 //! once it is whole.
 
 use std::collections::BTreeSet;
-use std::fs::{File, Permissions};
-use std::io::ErrorKind;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -14,6 +11,7 @@ use super::convert;
 use super::header::{self, Format, MAX_SIZE};
 use super::library::{Library, Resolved, resolve_in};
 use super::repository::{Kind, Layer};
+use super::unfinished::Unfinished;
 use super::uri::Uri;
 use crate::error::{Context, Error, Result};
 use crate::host::qcow2;
@@ -145,7 +143,7 @@ impl Library {
     }
 
     /// Writes a revision's disk to a file of this format: as it was said, or as the file's
-    /// suffix says, or raw. It appears beside, under another name, until it is whole.
+    /// suffix says, or raw. It appears once it is whole.
     ///
     /// # Errors
     ///
@@ -162,24 +160,9 @@ impl Library {
         let export = || -> Result<Format> {
             let image = self.resolve(image)?;
             let folder = vacant(file, force)?;
-            let name = file.file_name().unwrap_or_default().to_string_lossy();
-            let unfinished = tempfile::Builder::new()
-                .prefix(&format!(".{name}."))
-                .permissions(Permissions::from_mode(0o666))
-                .tempfile_in(folder)
-                .while_doing(|| format!("creating a file in `{}`", folder.display()))?;
-            convert::flatten(&image.path, image.virtual_size, format, unfinished.path())?;
-            let sync = |path: &Path| File::open(path)?.sync_all();
-            sync(unfinished.path()).while_doing(|| "writing it through".into())?;
-            match force {
-                true => unfinished.persist(file),
-                false => unfinished.persist_noclobber(file),
-            }
-            .map_err(|error| match error.error.kind() {
-                ErrorKind::AlreadyExists => exists(file),
-                _ => Error::system(format!("naming it `{}`", file.display())).because(error.error),
-            })?;
-            sync(folder).while_doing(|| "writing its folder through".into())?;
+            let unfinished = Unfinished::beside(file, folder)?;
+            convert::flatten(&image.path, image.virtual_size, format, &unfinished.path())?;
+            unfinished.appear(force, || exists(file))?;
             Ok(format)
         };
         export().while_doing(|| format!("exporting `{}`", image.escape_debug()))

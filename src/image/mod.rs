@@ -28,4 +28,5 @@ mod scratch;
 mod testing;
 pub mod tiny;
 mod tool;
+mod unfinished;
 mod uri;

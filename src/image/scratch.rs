@@ -3,16 +3,22 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::path::Path;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use tempfile::TempDir;
+use nix::libc::{O_DIRECTORY, O_NOFOLLOW};
 
 use crate::error::{Context, Result};
 
 const LOCK: &str = "lock";
+
+/// How names of our folders begin: an empty one is nobody's, or is made once more by who has
+/// just made it. pcocc's are not ours.
+const PREFIX: &str = "pavo-";
 
 /// When what has no lock (files, and all that pcocc makes) counts as left by a program that
 /// is no more: an import that runs writes.
@@ -21,8 +27,8 @@ const STALE: Duration = Duration::from_secs(24 * 3600);
 /// A folder for what is not finished. Whoever has made it holds its lock.
 #[derive(Debug)]
 pub struct Scratch {
-    dir: TempDir,
-    _lock: Flock<File>,
+    path: PathBuf,
+    held: Option<Held>,
 }
 
 impl Scratch {
@@ -30,29 +36,56 @@ impl Scratch {
     pub fn make(tmp: &Path) -> Result<Self> {
         let make = || -> io::Result<Self> {
             fs::create_dir_all(tmp)?;
-            for entry in fs::read_dir(tmp).into_iter().flatten().flatten() {
-                if let Some(_lock) = dead(&entry.path()) {
-                    // Another one may be faster, and others' are theirs.
-                    let _ = fs::remove_dir_all(entry.path());
-                }
-            }
-            loop {
-                let dir = tempfile::tempdir_in(tmp)?;
-                let path = dir.path().join(LOCK);
-                let lock = File::create_new(&path)?;
-                match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
-                    Ok(lock) if path.exists() => return Ok(Self { dir, _lock: lock }),
-                    // Before the lock was ours, somebody took the folder for a dead one's.
-                    Ok(_) | Err((_, Errno::EWOULDBLOCK)) => {}
-                    Err((_, errno)) => return Err(errno.into()),
-                }
-            }
+            sweep(tmp, "");
+            Self::new(tmp, PREFIX)
         };
         make().while_doing(|| format!("creating a folder in `{}`", tmp.display()))
     }
 
+    /// One more in any folder, with a name that begins like this.
+    pub(super) fn new(parent: &Path, prefix: &str) -> io::Result<Self> {
+        loop {
+            let path = tempfile::Builder::new().prefix(prefix).tempdir_in(parent)?.keep();
+            match Held::new(&path) {
+                Ok(Some(held)) => return Ok(Self { path, held: Some(held) }),
+                // Before the lock was ours, somebody took the folder for a dead one's.
+                Ok(None) => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => {
+                    let _ = fs::remove_dir_all(&path);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
     pub fn path(&self) -> &Path {
-        self.dir.path()
+        &self.path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Some(held) = self.held.take() {
+            // What stays is for the next one.
+            let _ = held.remove();
+        }
+    }
+}
+
+/// Removes the folders that dead programs have left in `parent`, of names that begin like
+/// this.
+pub(super) fn sweep(parent: &Path, prefix: &str) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        if !entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes()) {
+            continue;
+        }
+        match Held::of_dead(&entry.path()) {
+            // Another one may be faster, and others' are theirs.
+            Some(held) => drop(held.remove()),
+            None if is_ours(&entry.path()) => drop(fs::remove_dir(entry.path())),
+            None => {}
+        }
     }
 }
 
@@ -67,10 +100,14 @@ pub(super) fn clear(tmp: &Path, dry_run: bool) -> Result<(usize, u64)> {
         };
         for entry in entries {
             let path = entry?.path();
-            let lock = dead(&path);
+            // Not counted: whoever is just making it makes another.
+            if is_ours(&path) && !dry_run && fs::remove_dir(&path).is_ok() {
+                continue;
+            }
+            let held = Held::of_dead(&path);
             // What cannot be looked into is somebody else's.
             let Ok((size, newest)) = weigh(&path) else { continue };
-            let abandoned = match lock {
+            let abandoned = match held {
                 Some(_) => true,
                 None => {
                     fs::symlink_metadata(path.join(LOCK)).is_err()
@@ -80,10 +117,11 @@ pub(super) fn clear(tmp: &Path, dry_run: bool) -> Result<(usize, u64)> {
             if !abandoned {
                 continue;
             }
-            let removed = match (dry_run, path.is_dir() && !path.is_symlink()) {
-                (true, _) => Ok(()),
-                (false, true) => fs::remove_dir_all(&path),
-                (false, false) => fs::remove_file(&path),
+            let removed = match (dry_run, held, path.is_dir() && !path.is_symlink()) {
+                (true, ..) => Ok(()),
+                (false, Some(held), _) => held.remove(),
+                (false, None, true) => fs::remove_dir_all(&path),
+                (false, None, false) => fs::remove_file(&path),
             };
             match removed.map_err(|error| error.kind()) {
                 Ok(()) => (count, bytes) = (count + 1, bytes + size),
@@ -97,10 +135,72 @@ pub(super) fn clear(tmp: &Path, dry_run: bool) -> Result<(usize, u64)> {
     clear().while_doing(|| format!("clearing `{}`", tmp.display()))
 }
 
-/// The lock of a folder whose maker is dead. Without one it is being made, or not ours.
-fn dead(folder: &Path) -> Option<Flock<File>> {
-    let lock = File::options().write(true).open(folder.join(LOCK)).ok()?;
-    Flock::lock(lock, FlockArg::LockExclusiveNonblock).ok()
+/// Whether this is the name of a folder of ours.
+fn is_ours(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    name.windows(PREFIX.len()).any(|part| part == PREFIX.as_bytes())
+}
+
+/// A folder whose lock is ours. It is reached by its descriptor: its name may be given to a
+/// link meanwhile.
+#[derive(Debug)]
+struct Held {
+    path: PathBuf,
+    folder: File,
+    lock: Flock<File>,
+}
+
+impl Held {
+    /// Locks a folder that has just been made; `None` if another one has.
+    fn new(path: &Path) -> io::Result<Option<Self>> {
+        let folder = open(path)?;
+        let file = inside(&folder).join(LOCK);
+        let lock = File::create_new(&file)?;
+        match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) if file.exists() => Ok(Some(Self { path: path.to_owned(), folder, lock })),
+            Ok(_) | Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, errno)) => Err(errno.into()),
+        }
+    }
+
+    /// Locks a folder whose maker is dead. Without a lock it is being made, or not ours.
+    fn of_dead(path: &Path) -> Option<Self> {
+        let folder = open(path).ok()?;
+        let file = inside(&folder).join(LOCK);
+        let lock = File::options().write(true).custom_flags(O_NOFOLLOW).open(file).ok()?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).ok()?;
+        Some(Self { path: path.to_owned(), folder, lock })
+    }
+
+    /// Removes the folder, the lock after all else: whoever is killed meanwhile leaves what
+    /// the next one knows for a dead one's, or an empty folder.
+    fn remove(self) -> io::Result<()> {
+        let folder = inside(&self.folder);
+        for entry in fs::read_dir(&folder)? {
+            let entry = entry?;
+            if entry.file_name() == LOCK {
+                continue;
+            }
+            match entry.file_type()?.is_dir() {
+                true => fs::remove_dir_all(entry.path())?,
+                false => fs::remove_file(entry.path())?,
+            }
+        }
+        fs::remove_file(folder.join(LOCK))?;
+        // NFS keeps a file that is open.
+        drop(self.lock);
+        fs::remove_dir(&self.path)
+    }
+}
+
+/// Opens a folder, and nothing else.
+fn open(path: &Path) -> io::Result<File> {
+    File::options().read(true).custom_flags(O_DIRECTORY | O_NOFOLLOW).open(path)
+}
+
+/// What leads to a folder that is open, whatever its name is by now.
+fn inside(folder: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd()))
 }
 
 /// The size of a file, or of all in a folder, and when something was last written there.
@@ -162,5 +262,38 @@ mod tests {
         assert!(held.path().exists() && tmp.join("fresh").exists());
         assert!(tmp.join("unlocked").exists() && !tmp.join("killed").exists());
         assert_eq!(clear(&tmp.join("none"), false).unwrap(), (0, 0));
+    }
+
+    #[test]
+    fn whoever_is_killed_while_removing_leaves_nothing_for_long() {
+        let dir = tempfile::tempdir().unwrap();
+        let (elsewhere, tmp) = (dir.path().join("elsewhere"), dir.path().join("tmp"));
+        fs::create_dir_all(elsewhere.join("mine")).unwrap();
+        fs::write(elsewhere.join("lock"), "").unwrap();
+        for clear_it in [true, false] {
+            fs::create_dir(&tmp).unwrap();
+            // Killed before the lock goes, after it, and between folder and lock.
+            for (name, lock) in [("pavo-content", true), ("pavo-lock", true), ("pavo-empty", false)]
+            {
+                fs::create_dir(tmp.join(name)).unwrap();
+                fs::write(tmp.join(name).join("lock"), "").unwrap();
+                if !lock {
+                    fs::remove_file(tmp.join(name).join("lock")).unwrap();
+                }
+            }
+            fs::create_dir(tmp.join("pavo-content/folder")).unwrap();
+            // pcocc's, and one who would have us remove what is not ours.
+            fs::create_dir(tmp.join("tmpq1w2e3")).unwrap();
+            std::os::unix::fs::symlink(&elsewhere, tmp.join("pavo-link")).unwrap();
+            match clear_it {
+                true => assert_eq!(clear(&tmp, false).unwrap().0, 2),
+                false => drop(Scratch::make(&tmp).unwrap()),
+            }
+            let left = fs::read_dir(&tmp).unwrap().map(|entry| entry.unwrap().file_name());
+            let left: std::collections::BTreeSet<_> = left.collect();
+            assert_eq!(left, ["pavo-link", "tmpq1w2e3"].map(Into::into).into());
+            assert!(elsewhere.join("mine").exists() && elsewhere.join("lock").exists());
+            fs::remove_dir_all(&tmp).unwrap();
+        }
     }
 }
