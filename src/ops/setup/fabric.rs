@@ -131,11 +131,11 @@ pub async fn join(
     let ask = &holding.ask;
     publish(store, holding, (underlay.address, switch), networks).await?;
     crash::point("fabric.published")?;
-    let limit = timeout(others_limit(ask), Known::complete(store, holding, networks)).await;
-    let known = match limit {
-        Ok(known) => known?,
-        Err(_) => return Err(missing(store, holding, networks).await?),
-    };
+    let mut known = Known::default();
+    match timeout(others_limit(ask), known.complete(store, holding, networks)).await {
+        Ok(complete) => complete?,
+        Err(_) => return Err(missing(&known, holding, networks)),
+    }
     crash::point("fabric.complete")?;
     let keys = networks.iter().filter_map(|(name, _)| known.keys.get(name).copied()).collect();
     let peers =
@@ -252,45 +252,46 @@ struct Known {
 }
 
 impl Known {
-    /// Reads what there is, then follows it until nothing is missing.
+    /// Reads what there is, then follows it until nothing is missing. Who has come and gone
+    /// meanwhile, because others are missing, is none of those.
     async fn complete(
+        &mut self,
         store: &dyn Store,
         holding: &Holding,
         networks: &[(String, Network)],
-    ) -> Result<Self> {
-        let prefix = hosts_of(holding);
-        let (mut known, mut revision) = Self::read(store, holding).await?;
-        if known.is_complete(&holding.ask, networks)? {
-            return Ok(known);
+    ) -> Result<()> {
+        let (prefix, ask) = (hosts_of(holding), &holding.ask);
+        let mut revision = self.add(store, holding).await?;
+        if self.is_complete(ask, networks)? {
+            return Ok(());
         }
         let mut watch = store.watch(&prefix, revision).await?;
         while let Some(seen) = watch.next().await {
             if let Seen::Changes { events, .. } = seen? {
                 for event in events {
                     if let Event::Put(entry) = event {
-                        known.learn(&entry.key, &entry.value, &holding.ask);
+                        self.learn(&entry.key, &entry.value, ask);
                     }
                 }
             } else {
                 // The old revision is forgotten: from the new one.
-                (known, revision) = Self::read(store, holding).await?;
+                revision = self.add(store, holding).await?;
                 watch = store.watch(&prefix, revision).await?;
             }
-            if known.is_complete(&holding.ask, networks)? {
-                return Ok(known);
+            if self.is_complete(ask, networks)? {
+                return Ok(());
             }
         }
         Err(Error::system("the site's store has ended the watch"))
     }
 
-    async fn read(store: &dyn Store, holding: &Holding) -> Result<(Self, u64)> {
-        let prefix = hosts_of(holding);
-        let (entries, revision) = list_all(store, &prefix).await?;
-        let mut known = Self::default();
+    /// Reads what there is; returns its revision.
+    async fn add(&mut self, store: &dyn Store, holding: &Holding) -> Result<u64> {
+        let (entries, revision) = list_all(store, &hosts_of(holding)).await?;
         for entry in entries {
-            known.learn(&entry.key, &entry.value, &holding.ask);
+            self.learn(&entry.key, &entry.value, &holding.ask);
         }
-        Ok((known, revision))
+        Ok(revision)
     }
 
     fn learn(&mut self, key: &str, value: &[u8], ask: &Ask) {
@@ -323,13 +324,13 @@ impl Known {
 }
 
 /// The error that names the hosts which have not come.
-async fn missing(
-    store: &dyn Store,
-    holding: &Holding,
-    networks: &[(String, Network)],
-) -> Result<Error> {
-    let ask = &holding.ask;
-    let (known, _) = Known::read(store, holding).await?;
+fn missing(known: &Known, holding: &Holding, networks: &[(String, Network)]) -> Error {
+    let (ask, seconds) = (&holding.ask, others_limit(&holding.ask).as_secs());
+    if !known.hosts.contains_key(&ask.node_id) {
+        // What it has said itself is there.
+        return Error::system(format!("the site's store has not answered within {seconds} s"))
+            .help("an administrator looks with `etcdctl endpoint status`");
+    }
     let names = hostlist::expand(&ask.node_list).unwrap_or_default();
     let names = Some(names).filter(|names| names.len() == ask.nodes as usize);
     let name = |id: u32| match &names {
@@ -338,15 +339,14 @@ async fn missing(
     };
     let absent: Vec<String> =
         (0..ask.nodes).filter(|id| !known.hosts.contains_key(id)).map(name).collect();
-    let seconds = others_limit(ask).as_secs();
-    Ok(if absent.is_empty() {
+    if absent.is_empty() {
         let without = networks.iter().find(|(name, _)| !known.keys.contains_key(name));
         let network = without.map_or("?", |(name, _)| name);
         Error::system(format!("network `{network}` had no VXLAN key after {seconds} s"))
     } else {
         Error::system(format!("waited {seconds} s in vain for host {}", absent.join(", ")))
             .help("its own report, or slurmd's log there, says why it was not set up")
-    })
+    }
 }
 
 /// Takes back what this host said. The last host frees the job's keys.
@@ -457,6 +457,12 @@ mod tests {
         ["a", "b"].map(|name| (name.into(), Network::Unsupported { kind: "x".into() })).into()
     }
 
+    async fn read(store: &dyn Store, holding: &Holding) -> Known {
+        let mut known = Known::default();
+        known.add(store, holding).await.unwrap();
+        known
+    }
+
     #[tokio::test]
     async fn another_step_of_the_job_touches_nothing_of_this_ones() {
         let temp = tempfile::tempdir().unwrap();
@@ -465,14 +471,14 @@ mod tests {
         let pool = Pool::new(&store, POOL, KEYS);
         let (first, second) = (holding(0, 0), holding(1, 0));
         publish(&store, &first, PLACE, &networks).await.unwrap();
-        let all = Known::read(&store, &first).await.unwrap().0;
+        let all = read(&store, &first).await;
         // One that is refused, on a host where the first one runs.
         give_up(&store, &second.ask, "alice", &Error::usage("no")).await.unwrap();
         // One on other hosts.
         publish(&store, &second, PLACE, &networks).await.unwrap();
         assert_eq!(pool.owners().await.unwrap().len(), 4);
         leave(&store, &second).await.unwrap();
-        let now = Known::read(&store, &first).await.unwrap().0;
+        let now = read(&store, &first).await;
         assert_eq!((now.hosts[&0].node.as_str(), &now.keys), ("n0", &all.keys));
         let taken: Vec<u32> = pool.owners().await.unwrap().into_keys().collect();
         assert_eq!(taken, all.keys.values().copied().collect::<Vec<_>>());
@@ -480,16 +486,37 @@ mod tests {
         assert_eq!(pool.owners().await.unwrap().len(), 0);
     }
 
+    /// The holding of one of three hosts.
+    fn one_of_three(node_id: u32) -> Holding {
+        let first = holding(0, 0);
+        Holding { ask: Ask { node_id, nodes: 3, ..first.ask.clone() }, ..first }
+    }
+
+    #[tokio::test]
+    async fn who_has_come_and_gone_was_not_waited_for() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = embedded::open(temp.path()).await.unwrap();
+        let (first, other, networks) = (one_of_three(0), one_of_three(1), networks());
+        publish(&store, &first, PLACE, &networks).await.unwrap();
+        let mut known = Known::default();
+        assert!(missing(&known, &first, &networks).to_string().contains("store has not answered"));
+        let complete = timeout(Duration::from_secs(2), known.complete(&store, &first, &networks));
+        let comes_and_goes = async {
+            publish(&store, &other, PLACE, &networks).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            leave(&store, &other).await.unwrap();
+        };
+        assert!(tokio::join!(complete, comes_and_goes).0.is_err(), "it is too late");
+        let said = missing(&known, &first, &networks).to_string();
+        assert_eq!(said, "waited 40 s in vain for host number 2 of the step");
+    }
+
     #[tokio::test]
     async fn who_comes_late_reads_why_after_all_others_have_gone() {
         let temp = tempfile::tempdir().unwrap();
         let store = embedded::open(temp.path()).await.unwrap();
-        let (first, networks) = (holding(0, 0), networks());
-        let of = |node_id: u32| {
-            let ask = Ask { node_id, nodes: 3, ..first.ask.clone() };
-            Holding { ask, ..first.clone() }
-        };
-        let (first, failing, late) = (of(0), of(1), of(2));
+        let networks = networks();
+        let [first, failing, late] = [0, 1, 2].map(one_of_three);
         publish(&store, &first, PLACE, &networks).await.unwrap();
         publish(&store, &failing, PLACE, &networks).await.unwrap();
         leave(&store, &failing).await.unwrap();
@@ -499,8 +526,9 @@ mod tests {
         leave(&store, &failing).await.unwrap();
         assert_eq!(Pool::new(&store, POOL, KEYS).owners().await.unwrap().len(), 0);
         publish(&store, &late, PLACE, &networks).await.unwrap();
-        let limit = timeout(Duration::from_secs(5), Known::complete(&store, &late, &networks));
-        let error = limit.await.unwrap().unwrap_err();
+        let mut known = Known::default();
+        let complete = known.complete(&store, &late, &networks);
+        let error = timeout(Duration::from_secs(5), complete).await.unwrap().unwrap_err();
         assert_eq!(error.kind(), Kind::Partial);
         assert!(error.report().ends_with("because: no room"), "{}", error.report());
     }
@@ -585,12 +613,12 @@ mod tests {
         publish(&store, &first, PLACE, &networks()[..1]).await.unwrap();
         // Nobody has seen the end of the first; the site has one network more.
         publish(&store, &again, PLACE, &networks()).await.unwrap();
-        let known = Known::read(&store, &again).await.unwrap().0;
+        let known = read(&store, &again).await;
         assert!(known.is_complete(&Ask { nodes: 1, ..again.ask.clone() }, &networks()).unwrap());
         assert_eq!(taken_and_noted(&known, &pool.owners().await.unwrap(), "again"), 2);
         // Late, and no more its turn.
         leave(&store, &first).await.unwrap();
-        let known = Known::read(&store, &again).await.unwrap().0;
+        let known = read(&store, &again).await;
         assert_eq!(taken_and_noted(&known, &pool.owners().await.unwrap(), "late"), 2);
         leave(&store, &again).await.unwrap();
         assert_eq!(pool.owners().await.unwrap().len(), 0);
@@ -606,7 +634,7 @@ mod tests {
             let (first, again) = (holding(0, 0), holding(0, 1));
             let pool = Pool::new(&store, POOL, KEYS);
             let look = async |when: &str| {
-                let known = Known::read(&store, &again).await.unwrap().0;
+                let known = read(&store, &again).await;
                 taken_and_noted(&known, &pool.owners().await.unwrap(), when)
             };
             let when = format!("before commit {commit}");
