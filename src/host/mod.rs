@@ -21,6 +21,7 @@ pub mod journal;
 pub mod limits;
 pub mod netlink;
 pub mod netns;
+mod nfnetlink;
 pub mod nft;
 pub mod offload;
 pub mod ovs;

@@ -1,4 +1,4 @@
-//! nftables, by `nft -j -f -`.
+//! nftables: tables are written by `nft -j -f -`, and deleted without any program.
 //!
 //! Tables are written whole, in one transaction, and deleted whole. Nothing is read
 //! back: tables of others need not be understood, and are never touched.
@@ -10,11 +10,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::cmd::{self, Command};
+use super::nfnetlink;
 use super::step::Outcome;
 use crate::error::{Error, Result};
 
 /// How long one transaction may take.
 const LIMIT: Duration = Duration::from_secs(30);
+
+/// The error number has no other way out of nft; its locale is ours.
+const EXISTS: &str = "File exists";
 
 /// Which packets a table sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +38,17 @@ impl Family {
             Self::Bridge => "bridge",
             Self::Inet => "inet",
             Self::Ip => "ip",
+        }
+    }
+
+    /// As the kernel does.
+    pub(super) fn number(self) -> u8 {
+        match self {
+            // NFPROTO_INET, which only nftables has.
+            Self::Inet => 1,
+            Self::Ip => 2,
+            Self::Arp => 3,
+            Self::Bridge => 7,
         }
     }
 }
@@ -58,12 +73,32 @@ impl Table {
 
 /// Puts the tables in place of any of the same names, in one transaction.
 pub async fn replace(namespace: Option<&Path>, tables: &[Table]) -> Result<()> {
+    // Nearly always they are new. Where the kernel has nothing to take away, nft need not
+    // wait, at its end, until all CPUs have let go of that: some 15 ms.
+    match put(namespace, tables, How::New).await {
+        Err(error) if error.report().contains(EXISTS) => put(namespace, tables, How::Instead).await,
+        done => done,
+    }
+}
+
+/// What becomes of a table of the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    /// It is in the way.
+    New,
+    Instead,
+}
+
+async fn put(namespace: Option<&Path>, tables: &[Table], how: How) -> Result<()> {
     let mut batch = Vec::new();
     for table in tables {
-        // Older versions of nft have no `destroy`: adding first lets deleting succeed.
-        batch.push(json!({ "add": table.named() }));
-        batch.push(json!({ "delete": table.named() }));
-        batch.push(json!({ "add": table.named() }));
+        match how {
+            How::New => batch.push(json!({ "create": table.named() })),
+            // Older versions of nft have no `destroy`: adding first lets deleting succeed.
+            How::Instead => {
+                batch.extend(["add", "delete", "add"].map(|verb| json!({ verb: table.named() })))
+            }
+        }
         for object in &table.objects {
             batch.push(json!({ "add": located(object, table)? }));
         }
@@ -71,31 +106,10 @@ pub async fn replace(namespace: Option<&Path>, tables: &[Table]) -> Result<()> {
     transaction(namespace, batch).await
 }
 
-/// Deletes the tables, in one transaction if all are there.
+/// Deletes those of the tables that are there, in one transaction.
 pub async fn delete(namespace: Option<&Path>, tables: &[Table]) -> Result<Outcome> {
-    if delete_all(namespace, tables).await? == Outcome::Changed {
-        return Ok(Outcome::Changed);
-    }
-    let mut outcome = Outcome::AlreadySo;
-    for table in tables.iter().filter(|_| tables.len() > 1) {
-        if delete_all(namespace, std::slice::from_ref(table)).await? == Outcome::Changed {
-            outcome = Outcome::Changed;
-        }
-    }
-    Ok(outcome)
-}
-
-/// Deletes all these tables, or none if one is missing.
-async fn delete_all(namespace: Option<&Path>, tables: &[Table]) -> Result<Outcome> {
-    let batch = tables.iter().map(|table| json!({ "delete": table.named() })).collect();
-    match transaction(namespace, batch).await {
-        Ok(()) => Ok(Outcome::Changed),
-        // The error number has no other way out of nft; its locale is ours.
-        Err(error) if error.report().contains("No such file or directory") => {
-            Ok(Outcome::AlreadySo)
-        }
-        Err(error) => Err(error),
-    }
+    let names = tables.iter().map(|table| (table.family, table.name.clone())).collect();
+    nfnetlink::delete_tables(namespace, names).await
 }
 
 async fn transaction(namespace: Option<&Path>, batch: Vec<Value>) -> Result<()> {

@@ -18,6 +18,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
 
 use super::{Change, Check, Commit, Entry, MAX_OPERATIONS, MAX_PAGE, Store, keys, list_all};
@@ -151,11 +152,14 @@ impl<'s> Pool<'s> {
     ) -> Result<Option<usize>> {
         for attempt in 0..ATTEMPTS {
             pause(attempt).await;
-            let (floor, entry) = self.floor().await?;
+            let keys: Vec<String> = ids.iter().map(|id| self.key(*id)).collect();
+            let reading = try_join_all(keys.iter().map(|key| self.store.get(key)));
+            // At once: what was read is checked by the commit.
+            let ((floor, entry), found) = tokio::try_join!(self.floor(), reading)?;
             let (mut checks, mut changes) = (Vec::new(), Vec::new());
             let mut named = floor.freed.clone();
-            for id in ids {
-                let Some(taken) = self.store.get(&self.key(*id)).await? else { continue };
+            for (id, taken) in ids.iter().zip(found) {
+                let Some(taken) = taken else { continue };
                 if taken.json::<Owner>()? == owner {
                     checks.push(Check::Revision(taken.key.clone(), taken.revision));
                     changes.push(Change::Delete { key: taken.key });

@@ -98,6 +98,27 @@ fn each_step_can_be_undone_alone() {
     });
 }
 
+#[test]
+fn tables_go_also_where_somebody_has_deleted_one_or_all() {
+    in_netns(|lab| {
+        let before = lab.traces();
+        let plan = plan(&all_kinds(3)).unwrap().plan;
+        let outside = |step: &&Step| matches!(step, Step::NftTables { namespace: None, tables } if tables.len() > 2);
+        let step = plan.steps.iter().find(outside).unwrap();
+        let Step::NftTables { tables, .. } = step else { unreachable!() };
+        for gone in 0..=tables.len() {
+            lab.run(step.apply(&lab.host)).unwrap();
+            for table in &tables[..gone] {
+                let family = table.family.as_str();
+                sh(None, &format!("nft delete table {family} {}", table.name));
+            }
+            let outcome = lab.run(step.undo(&lab.host)).unwrap();
+            assert_eq!(outcome == Outcome::AlreadySo, gone == tables.len(), "{gone} were gone");
+            assert_eq!(lab.traces(), before);
+        }
+    });
+}
+
 /// The step, made such that the kernel refuses it.
 fn broken(step: &Step) -> Step {
     let mut step = step.clone();

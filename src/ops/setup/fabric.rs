@@ -349,12 +349,19 @@ fn missing(known: &Known, holding: &Holding, networks: &[(String, Network)]) -> 
     }
 }
 
-/// Takes back what this host said. The last host frees the job's keys.
-pub async fn leave(store: &dyn Store, holding: &Holding) -> Result<()> {
+/// What this host has said.
+pub async fn own(store: &dyn Store, holding: &Holding) -> Result<Option<Entry>> {
+    let ask = &holding.ask;
+    store.get(&keys::host_record(&holding.user, ask.owner(), ask.step, ask.node_id)).await
+}
+
+/// Takes back what this host said, `own`. The last host frees the job's keys.
+///
+/// Whether it is the last is looked at only then: who comes later does not find this host,
+/// and so never gets as far as to use the keys.
+pub async fn leave(store: &dyn Store, holding: &Holding, own: Option<Entry>) -> Result<()> {
     let (user, owner) = (&holding.user, holding.ask.owner());
     crash::point("leave.begin")?;
-    let own =
-        store.get(&keys::host_record(user, owner, holding.ask.step, holding.ask.node_id)).await?;
     if let Some(entry) = own {
         let of_it = |record: HostRecord| {
             let now = (record.step, record.restart) == (holding.ask.step, holding.ask.restart);
@@ -463,6 +470,10 @@ mod tests {
         known
     }
 
+    async fn take_leave(store: &dyn Store, holding: &Holding) -> Result<()> {
+        leave(store, holding, own(store, holding).await?).await
+    }
+
     #[tokio::test]
     async fn another_step_of_the_job_touches_nothing_of_this_ones() {
         let temp = tempfile::tempdir().unwrap();
@@ -477,12 +488,12 @@ mod tests {
         // One on other hosts.
         publish(&store, &second, PLACE, &networks).await.unwrap();
         assert_eq!(pool.owners().await.unwrap().len(), 4);
-        leave(&store, &second).await.unwrap();
+        take_leave(&store, &second).await.unwrap();
         let now = read(&store, &first).await;
         assert_eq!((now.hosts[&0].node.as_str(), &now.keys), ("n0", &all.keys));
         let taken: Vec<u32> = pool.owners().await.unwrap().into_keys().collect();
         assert_eq!(taken, all.keys.values().copied().collect::<Vec<_>>());
-        leave(&store, &first).await.unwrap();
+        take_leave(&store, &first).await.unwrap();
         assert_eq!(pool.owners().await.unwrap().len(), 0);
     }
 
@@ -504,7 +515,7 @@ mod tests {
         let comes_and_goes = async {
             publish(&store, &other, PLACE, &networks).await.unwrap();
             tokio::time::sleep(Duration::from_millis(500)).await;
-            leave(&store, &other).await.unwrap();
+            take_leave(&store, &other).await.unwrap();
         };
         assert!(tokio::join!(complete, comes_and_goes).0.is_err(), "it is too late");
         let said = missing(&known, &first, &networks).to_string();
@@ -519,11 +530,11 @@ mod tests {
         let [first, failing, late] = [0, 1, 2].map(one_of_three);
         publish(&store, &first, PLACE, &networks).await.unwrap();
         publish(&store, &failing, PLACE, &networks).await.unwrap();
-        leave(&store, &failing).await.unwrap();
+        take_leave(&store, &failing).await.unwrap();
         give_up(&store, &failing.ask, "alice", &Error::system("no room")).await.unwrap();
-        leave(&store, &first).await.unwrap();
+        take_leave(&store, &first).await.unwrap();
         // The host itself, once more: by the sweep.
-        leave(&store, &failing).await.unwrap();
+        take_leave(&store, &failing).await.unwrap();
         assert_eq!(Pool::new(&store, POOL, KEYS).owners().await.unwrap().len(), 0);
         publish(&store, &late, PLACE, &networks).await.unwrap();
         let mut known = Known::default();
@@ -617,10 +628,10 @@ mod tests {
         assert!(known.is_complete(&Ask { nodes: 1, ..again.ask.clone() }, &networks()).unwrap());
         assert_eq!(taken_and_noted(&known, &pool.owners().await.unwrap(), "again"), 2);
         // Late, and no more its turn.
-        leave(&store, &first).await.unwrap();
+        take_leave(&store, &first).await.unwrap();
         let known = read(&store, &again).await;
         assert_eq!(taken_and_noted(&known, &pool.owners().await.unwrap(), "late"), 2);
-        leave(&store, &again).await.unwrap();
+        take_leave(&store, &again).await.unwrap();
         assert_eq!(pool.owners().await.unwrap().len(), 0);
         assert_eq!(list_all(&store, &keys::all_hosts()).await.unwrap().0, []);
     }
@@ -644,10 +655,10 @@ mod tests {
             let dies = || -> BoxFuture<'_, _> { Box::pin(async { Err(Error::system("died")) }) };
             let seen = AtomicU32::new(0);
             let dying = Before { store: &store, commit, seen, then: &dies };
-            let outcome = leave(&dying, &first).await;
+            let outcome = take_leave(&dying, &first).await;
             assert_eq!(outcome.is_err(), commit < 2, "{when}");
             look(&format!("it dies {when}")).await;
-            leave(&store, &first).await.unwrap();
+            take_leave(&store, &first).await.unwrap();
             assert_eq!(look(&format!("it is done again {when}")).await, 0);
 
             // The job starts again.
@@ -656,10 +667,10 @@ mod tests {
                 || -> BoxFuture<'_, _> { Box::pin(publish(&store, &again, PLACE, &networks)) };
             let seen = AtomicU32::new(0);
             let between = Before { store: &store, commit, seen, then: &starts };
-            leave(&between, &first).await.unwrap();
+            take_leave(&between, &first).await.unwrap();
             let started = between.seen.load(Ordering::Relaxed) > commit;
             assert_eq!(look(&format!("it starts {when}")).await, if started { 2 } else { 0 });
-            leave(&store, &again).await.unwrap();
+            take_leave(&store, &again).await.unwrap();
             assert_eq!(look("all is over").await, 0);
         }
     }

@@ -92,12 +92,17 @@ pub async fn release_step(job: u32, step: u32) -> Result<bool> {
 /// the site's store holds for it. Several may do it at once.
 pub async fn release(holding: &Holding) -> Result<()> {
     let Some((mut holding, _lock)) = holding.remove(LOCK_LIMIT).await? else { return Ok(()) };
-    let stored = holding.stored;
-    // The kernel takes its time with links: enough to log in.
-    let (left, store) = tokio::join!(leave_host(&mut holding), open_store(stored));
+    let noted = holding.clone();
+    let looking = async {
+        let Some(store) = open_store(noted.stored).await? else { return Ok(None) };
+        let own = fabric::own(&store, &noted).await?;
+        Ok::<_, Error>(Some((store, own)))
+    };
+    // The kernel takes its time with links: enough to log in and look.
+    let (left, found) = tokio::join!(leave_host(&mut holding), looking);
     left?;
-    if let Some(store) = store? {
-        fabric::leave(&store, &holding).await?;
+    if let Some((store, own)) = found? {
+        fabric::leave(&store, &holding, own).await?;
     }
     crash::point("release.left")?;
     holding.forget()
