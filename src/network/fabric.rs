@@ -133,7 +133,7 @@ pub fn check(request: &Request) -> Result<()> {
 /// The table that guards the keys of a job on the underlay.
 pub fn table(owner: Owner, fabric: &Fabric, tunnels: &[&Tunnel], switch: Switch) -> Table {
     let hosts: BTreeSet<_> = tunnels.iter().flat_map(|tunnel| tunnel.hosts()).collect();
-    let keys: Vec<u32> = tunnels.iter().map(|tunnel| tunnel.key).collect();
+    let keys: Vec<u32> = tunnels.iter().map(|tunnel| wire(tunnel.key)).collect();
     let is_ours = || [eq(field("udp", "dport"), PORT), eq(key(), json!({ "set": keys }))];
     let from = |host: &Ipv4Addr| format!("from-{host}");
     let linux = |host: &Ipv4Addr| {
@@ -150,7 +150,7 @@ pub fn table(owner: Owner, fabric: &Fabric, tunnels: &[&Tunnel], switch: Switch)
                 let mut words = vec![eq(source(), json!({ "set": macs })), accept()];
                 // One key alone has been looked at.
                 if tunnels.len() > 1 {
-                    words.insert(0, eq(key(), tunnel.key));
+                    words.insert(0, eq(key(), wire(tunnel.key)));
                 }
                 if linux(host) {
                     words.insert(0, eq(field("udp", "sport"), ports_of_root()));
@@ -225,9 +225,15 @@ fn ports_of_root() -> Value {
     json!({ "range": [SOURCE_PORTS.0, SOURCE_PORTS.1] })
 }
 
-/// The key in a VXLAN header, which follows the UDP header.
+/// The key in a VXLAN header, which follows the UDP header, as [`wire`] writes it. The kernel
+/// reads a whole word of a packet much faster than three bytes.
 fn key() -> Value {
-    raw("th", 96, 24)
+    masked(raw("th", 96, 32), 0xffff_ff00)
+}
+
+/// A key as it is in the header: a reserved byte follows it.
+fn wire(key: u32) -> u32 {
+    key << 8
 }
 
 /// The source of the frame behind it.

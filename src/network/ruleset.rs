@@ -65,10 +65,12 @@ pub fn map(name: &str, from: &str, to: &str, elements: &[(Value, Value)]) -> Val
     filled("map", json!({ "name": name, "type": from, "map": to }), elements)
 }
 
-/// nft takes no empty list of elements, but takes none at all.
+/// nft takes no empty list of elements, but takes none at all. Told how many there are, the
+/// kernel takes a table of that size, which is looked into faster than one that may grow.
 fn filled(kind: &str, mut object: Value, elements: &[impl Serialize]) -> Value {
     if !elements.is_empty() {
         object["elem"] = json!(elements);
+        object["size"] = json!(elements.len());
     }
     json!({ kind: object })
 }
@@ -91,6 +93,11 @@ pub fn field(protocol: &str, field: &str) -> Value {
 /// Bits of the packet, counted from the start of the `base` header.
 pub fn raw(base: &str, offset: u32, length: u32) -> Value {
     json!({ "payload": { "base": base, "offset": offset, "len": length } })
+}
+
+/// Some of the bits of a number.
+pub fn masked(value: Value, mask: u32) -> Value {
+    json!({ "&": [value, mask] })
 }
 
 /// Writes a header field.

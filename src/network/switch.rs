@@ -278,8 +278,10 @@ fn fabric_rules() -> Vec<Value> {
         rule("broadcast", &[by_limit, accept()]),
         dropped("broadcast", &[], "broadcast"),
         hook("filter", "forward", FIRST, "accept"),
-        // All that is left to look at is for many, or no IPv4.
-        rule("forward", &[ethertype("ip"), eq(raw("ll", 7, 1), 0), accept()]),
+        // All that is left to look at is for many, or no IPv4. Both were found out when the
+        // frame arrived, and are not read from it again; that ARP has become a broadcast since
+        // does not show, but neither is it IPv4.
+        rule("forward", &[eq(meta("protocol"), "ip"), eq(meta("pkttype"), "other"), accept()]),
         rule("forward", &[json!({ "vmap": { "key": meta("oifname"), "data": "@across" } })]),
         stays("to-gateway", &[eq(port(), "@tunnels")]),
     ]
