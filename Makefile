@@ -68,7 +68,7 @@ packages-build:
 packages-run: packages-build
 	scripts/packages run
 packages-test: packages-run
-	scripts/packages test
+	scripts/packages test image
 packages-bench: packages-test
 	scripts/packages bench
 packages-package: packages-build

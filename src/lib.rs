@@ -6,7 +6,7 @@
 //!                    root's set-up of a host, the site's store, sweep, wait, save
 //!  2  batch          who runs the job: local, slurm
 //!     network        cluster + configuration -> plan for one host; the guests' DHCP and DNS
-//!     image          repositories, revisions, import, header checks, the demo image
+//!     image          repositories, revisions, import, header checks, images from recipes
 //!     vm             one VM: QEMU's arguments, QMP, state machine, console, seed, and the
 //!                    secure channel between the hosts of a cluster
 //!  1  config         YAML files to typed values, all mistakes at once

@@ -1,10 +1,10 @@
 //! `pavo image`
 
+mod build;
 mod derive;
 mod repo;
 
 use std::cell::Cell;
-use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
@@ -14,7 +14,6 @@ use crate::error::Result;
 use crate::image::download::Hash;
 use crate::image::header::Format;
 use crate::image::library::{ImageRow, Library, Source};
-use crate::image::tiny;
 
 /// Work with the images that VMs start from
 ///
@@ -35,7 +34,7 @@ enum Verb {
     Resize(derive::Resize),
     Squash(derive::Squash),
     Delete(Delete),
-    Build(Build),
+    Build(build::Build),
     Repo(repo::Repo),
 }
 
@@ -189,41 +188,6 @@ impl Delete {
             self.image,
             size(freed.bytes)
         ));
-        Ok(())
-    }
-}
-
-/// Build an image from Debian packages, without any privilege
-///
-/// `tiny` is a kernel, busybox and an ssh server: it boots in seconds. The packages are
-/// downloaded by apt, which must have its lists (`apt-get update`).
-#[derive(Debug, Args)]
-struct Build {
-    /// What to build
-    #[arg(value_name = "RECIPE", value_parser = ["tiny"])]
-    recipe: String,
-
-    /// [REPO:]NAME of the new image
-    #[arg(value_name = "NAME")]
-    name: String,
-
-    /// If the image exists, add a revision
-    #[arg(long)]
-    force: bool,
-
-    /// Where downloaded packages are kept [default: ~/.cache/pavo/packages]
-    #[arg(long, value_name = "DIR")]
-    cache: Option<PathBuf>,
-}
-
-impl Build {
-    fn run(self, app: &App, library: &Library) -> Result<()> {
-        let cache = self.cache.unwrap_or_else(|| app.env.home.join(".cache/pavo/packages"));
-        let image = library.create(&self.name, &app.env.user, self.force, |output, _| {
-            let progress = |text: &str| app.out.progress(text);
-            tiny::build(tiny::Options { cache: &cache, output, progress: &progress })
-        })?;
-        app.out.status(&format!("Built {} ({})", image.uri, self.recipe));
         Ok(())
     }
 }

@@ -7,6 +7,7 @@
 //! | `resources.yaml` | sets of networks a VM gets | [`ResourceSet`] |
 //! | `templates.yaml`, `templates.d/*.yaml` | kinds of VM | [`Template`] |
 //! | `repos.yaml` | image repositories | [`Repo`] |
+//! | `recipes/NAME.yaml` | what `pavo image build` makes an image of | [`Recipe`] |
 //!
 //! [`load`] reads them all and reports every mistake at once, each with its place
 //! and the nearest valid word. What lies in a folder that is absent has a default,
@@ -28,6 +29,7 @@ mod load;
 mod networks;
 mod problem;
 mod read;
+mod recipe;
 mod repos;
 mod resources;
 mod sources;
@@ -38,6 +40,7 @@ mod yaml;
 pub use expand::{Vars, expand};
 pub use load::{Loaded, load, load_batch, load_site};
 pub use problem::{Problem, nearest};
+pub use recipe::{Content, Recipe, RecipeFile, RecipeUser};
 pub use sources::Sources;
 pub use types::*;
 

@@ -8,18 +8,23 @@
 //! | [`save`] | a disk that lies on an image becomes a revision of it, or a new image |
 //! | [`derive`] | images made of others: copied, resized, squashed, exported |
 //! | [`repos`] | the repositories themselves: what is in them, what may go |
+//! | [`build`] | builds an image from a recipe: a whole distribution |
 //! | [`download`] | images from a web server |
 //! | `archive` | images that come compressed |
 //! | `convert` | `qemu-img`, kept on a short leash |
+//! | `packages`, `grub` | Debian packages, unpacked but not installed; the boot loader |
 //! | [`tiny`] | builds the demo image from Debian packages, without any privilege |
 
 mod archive;
+pub mod build;
 mod convert;
 pub mod derive;
 pub mod download;
 mod folder;
+mod grub;
 pub mod header;
 pub mod library;
+mod packages;
 pub mod repos;
 pub mod repository;
 pub mod save;

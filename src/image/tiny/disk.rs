@@ -3,12 +3,13 @@
 //! There is no file system: GRUB is told the sectors. Under emulation a boot is
 //! mostly the BIOS reading, and it reads a run of sectors fastest.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
 use crate::error::{Context, Error, Result};
+use crate::image::grub::{Grub, Platform};
 use crate::image::tool;
 
 const SECTOR: u64 = 512;
@@ -72,31 +73,10 @@ fn script(kernel: u64, initramfs: u64) -> String {
 /// The disk's first sectors: GRUB's boot sector and, from the second sector on
 /// (where the boot sector looks for it), its image with `script` inside.
 fn grub(root: &Path, script: &str, scratch: &Path) -> Result<Vec<u8>> {
-    let modules = root.join("usr/lib/grub/i386-pc");
-    let config = scratch.join("grub.cfg");
-    let image = scratch.join("grub.img");
-    fs::write(&config, script).while_doing(|| format!("writing `{}`", config.display()))?;
-    let libraries = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
-    // After the system's own folders: only for what this machine lacks.
-    let libraries = libraries.map(|folder| root.join(folder).display().to_string()).join(":");
-    tool::run(
-        Command::new(root.join("usr/bin/grub-mkimage"))
-            .env(
-                "LD_LIBRARY_PATH",
-                format!("/lib/x86_64-linux-gnu:/usr/lib/x86_64-linux-gnu:{libraries}"),
-            )
-            .args(["-O", "i386-pc", "-p", "(hd0)/", "-d"])
-            .arg(&modules)
-            .arg("-c")
-            .arg(&config)
-            .arg("-o")
-            .arg(&image)
-            .args(["biosdisk", "linux16", "boot"]),
-    )?;
-    let read = |path: &Path| fs::read(path).while_doing(|| format!("reading `{}`", path.display()));
-    let mut sectors = read(&modules.join("boot.img"))?;
-    let core = read(&image)?;
-    if sectors.len() != SECTOR as usize || SECTOR + core.len() as u64 > PAYLOAD * SECTOR {
+    let grub = Grub::new(root, scratch);
+    let core = grub.image(Platform::Pc, "(hd0)/", script, &["biosdisk", "linux16", "boot"])?;
+    let mut sectors = grub.boot_sector()?;
+    if SECTOR + core.len() as u64 > PAYLOAD * SECTOR {
         return Err(Error::system("GRUB's image does not fit before the kernel"));
     }
     sectors.extend_from_slice(&core);

@@ -31,11 +31,29 @@ mod cpio;
 mod disk;
 mod initramfs;
 mod kmod;
-mod packages;
 
 use std::path::Path;
 
+use super::{grub, packages};
 use crate::error::{Context, Result};
+
+/// Depends on the newest kernel for virtual machines: small, with virtio.
+const KERNEL: &str = "linux-image-cloud-amd64";
+
+/// What the image is made of, and why; GRUB's packages beside them.
+const PACKAGES: &[&str] = &[
+    // The static build starts four times faster than the dynamic one under emulation.
+    "busybox-static",
+    "libc6",
+    // The ssh server, what scp asks for on the other side, and their libraries.
+    "dropbear-bin",
+    "openssh-sftp-server",
+    "libtomcrypt1",
+    "libtommath1",
+    "libgmp10",
+    "libcrypt1",
+    "zlib1g",
+];
 
 /// What [`build`] needs to know.
 #[derive(Clone, Copy)]
@@ -65,12 +83,12 @@ impl std::fmt::Debug for Options<'_> {
 /// When packages are not known to apt, or a tool is missing or fails.
 pub fn build(options: Options<'_>) -> Result<()> {
     let work = || -> Result<()> {
-        std::fs::create_dir_all(options.cache)
-            .while_doing(|| format!("creating `{}`", options.cache.display()))?;
+        (options.progress)("Fetching Debian packages");
+        let names = PACKAGES.iter().chain(grub::PACKAGES).map(|name| (*name).to_owned());
+        let names: Vec<_> = [packages::kernel(KERNEL)?].into_iter().chain(names).collect();
+        let debs = packages::fetch(options.cache, &names)?;
         let scratch = tempfile::tempdir_in(options.cache)
             .while_doing(|| format!("creating a folder in `{}`", options.cache.display()))?;
-        (options.progress)("Fetching Debian packages");
-        let debs = packages::fetch(options.cache)?;
         (options.progress)("Unpacking");
         let root = scratch.path().join("root");
         packages::unpack(&debs, &root)?;

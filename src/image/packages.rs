@@ -9,37 +9,14 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::error::{Context, Error, Result};
 use crate::image::tool;
 
-/// Depends on the newest kernel for virtual machines: small, with virtio.
-const KERNEL: &str = "linux-image-cloud-amd64";
-
-/// What the image is made of, and why.
-const PACKAGES: &[&str] = &[
-    // The static build starts four times faster than the dynamic one under emulation.
-    "busybox-static",
-    "libc6",
-    // The ssh server, what scp asks for on the other side, and their libraries.
-    "dropbear-bin",
-    "openssh-sftp-server",
-    "libtomcrypt1",
-    "libtommath1",
-    "libgmp10",
-    "libcrypt1",
-    "zlib1g",
-    // grub-mkimage, what it loads, and GRUB's modules for PC BIOS.
-    "grub-common",
-    "libdevmapper1.02.1",
-    "grub-pc-bin",
-];
-
-/// Downloads what the cache does not hold yet; returns the package files.
-pub(super) fn fetch(cache: &Path) -> Result<Vec<PathBuf>> {
+/// Downloads those of the packages that the cache does not hold yet; returns their files.
+pub(super) fn fetch(cache: &Path, names: &[String]) -> Result<Vec<PathBuf>> {
+    std::fs::create_dir_all(cache).while_doing(|| format!("creating `{}`", cache.display()))?;
     let lock = File::open(cache).while_doing(|| format!("opening `{}`", cache.display()))?;
     let _lock = Flock::lock(lock, FlockArg::LockExclusive)
         .map_err(|(_, errno)| errno)
         .while_doing(|| format!("locking `{}`", cache.display()))?;
-    let mut names = vec![kernel()?];
-    names.extend(PACKAGES.iter().map(|name| (*name).to_owned()));
-    let files = locate(&names)?;
+    let files = locate(names)?;
     let missing: Vec<&str> = names
         .iter()
         .zip(&files)
@@ -61,16 +38,16 @@ pub(super) fn unpack(debs: &[PathBuf], root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The real package behind the kernel's virtual one.
-fn kernel() -> Result<String> {
-    let text = tool::run(Command::new("apt-cache").args(["show", "--no-all-versions", KERNEL]))
+/// The real package behind a kernel's virtual one.
+pub(super) fn kernel(name: &str) -> Result<String> {
+    let text = tool::run(Command::new("apt-cache").args(["show", "--no-all-versions", name]))
         .map_err(|error| {
-            Error::system(format!("apt does not know the package `{KERNEL}`"))
+            Error::system(format!("apt does not know the package `{name}`"))
                 .because(error)
                 .help("fetch apt's package lists once, as root: `apt-get update`")
         })?;
     depends(&String::from_utf8_lossy(&text))
-        .ok_or_else(|| Error::system(format!("the package `{KERNEL}` depends on no kernel")))
+        .ok_or_else(|| Error::system(format!("the package `{name}` depends on no kernel")))
 }
 
 /// The first kernel a package depends on.

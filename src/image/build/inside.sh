@@ -1,0 +1,82 @@
+#!/bin/sh
+# Runs as root of a mount and PID namespace of its own; the tree lies in memory, so that
+# nothing of it outlives this script, whoever kills it.
+#
+#   inside.sh build             all of it: the root file system comes out, in $BUILD/disk.raw
+#   inside.sh setup|early|late ROOT   called by mmdebstrap on the way
+#
+# $BUILD holds what is wanted: sources, packages, dpkg (one line each), steps/early-*,
+# steps/late-*: scripts for the shell of the new system, a first line `# what is done`.
+# Lines that begin with `pavo-step: ` are shown to the user, all others if it fails.
+set -eu
+umask 022
+
+say() {
+  echo "pavo-step: $*"
+}
+
+# Runs steps in the new system, in order.
+steps() {
+  for step in "$BUILD/steps/$2"-*; do
+    [ -e "$step" ] || continue
+    say "$(sed -n '1s/^# //p' "$step")"
+    cp "$step" "$1/.pavo-step"
+    chroot "$1" /bin/sh -eu /.pavo-step </dev/null
+    rm "$1/.pavo-step"
+  done
+}
+
+build() {
+  tree=$BUILD/tree
+  mkdir "$tree"
+  mount -t tmpfs -o "size=$SIZE,mode=755" tree "$tree"
+  mkdir "$tree/tmp" "$tree/root"
+  export TMPDIR="$tree/tmp"
+  say "Downloading packages of $SUITE"
+  mmdebstrap --verbose --mode=root --variant=minbase --format=directory \
+    --skip=check/empty,download/empty,essential/unlink,cleanup/apt/cache \
+    --aptopt='APT::Install-Recommends "false"' --aptopt='Acquire::Retries "3"' \
+    --dpkgopt="$BUILD/dpkg" --include="$(paste -sd, "$BUILD/packages")" \
+    --setup-hook='sh "$BUILD/inside.sh" setup "$1"' \
+    --extract-hook='echo "pavo-step: Setting the base system up"' \
+    --essential-hook='sh "$BUILD/inside.sh" early "$1"' \
+    --customize-hook='sh "$BUILD/inside.sh" late "$1"' \
+    "$SUITE" "$tree/root" "$BUILD/sources"
+  finish "$tree/root"
+  say "Writing the file system"
+  MKE2FS_CONFIG=$BUILD/mke2fs.conf mke2fs -q -F -t ext4 -L root -U "$ROOT_UUID" \
+    -d "$tree/root" -E "hash_seed=$ROOT_UUID,root_owner=0:0,lazy_itable_init=1,nodiscard,offset=$OFFSET" \
+    "$BUILD/disk.raw" "$ROOT_KIB"k
+}
+
+# What no image may hold, since VMs are made of it.
+finish() {
+  : >"$1/etc/machine-id"
+  rm -f "$1/etc/hostname" "$1"/etc/ssh/ssh_host_* "$1/etc/apt/apt.conf.d/99mmdebstrap" \
+    "$1/var/lib/dbus/machine-id" "$1/var/lib/systemd/random-seed"
+  # It holds time stamps, and is made again when it is missing.
+  rm -f "$1/var/cache/ldconfig/aux-cache" "$1"/var/log/*.log "$1"/var/log/apt/*
+  if [ -e "$1/lib/systemd/systemd-resolved" ]; then
+    ln -sf ../run/systemd/resolve/stub-resolv.conf "$1/etc/resolv.conf"
+  fi
+  if [ -n "${SOURCE_DATE_EPOCH:-}" ]; then
+    find "$1" -newermt "@$SOURCE_DATE_EPOCH" -exec touch -hd "@$SOURCE_DATE_EPOCH" {} +
+  fi
+}
+
+case $1 in
+build) build ;;
+setup)
+  # Downloaded once: the next image finds them here.
+  mkdir -p "$2/var/cache/apt/archives"
+  mount --bind "$CACHE" "$2/var/cache/apt/archives"
+  ;;
+early)
+  steps "$2" early
+  say "Installing $(wc -l <"$BUILD/packages") packages and what they need"
+  ;;
+late)
+  umount "$2/var/cache/apt/archives"
+  steps "$2" late
+  ;;
+esac
