@@ -16,6 +16,7 @@ mod completion;
 mod config;
 mod console;
 mod doctor;
+mod dump;
 mod forward;
 mod image;
 mod internal;
@@ -75,6 +76,7 @@ enum Command {
     MonitorCmd(monitor::MonitorCmd),
     Qmp(monitor::Qmp),
     Save(save::Save),
+    Dump(dump::Dump),
     Template(template::Template),
     Config(config::Config),
     Image(image::Image),
@@ -106,6 +108,7 @@ impl Command {
             Self::Powerdown(verb) => verb.run(app),
             Self::MonitorCmd(verb) => verb.run(app),
             Self::Qmp(verb) => verb.run(app),
+            Self::Dump(verb) => verb.run(app),
             Self::Save(verb) => verb.run(app),
             Self::Template(verb) => verb.run(app),
             Self::Config(verb) => verb.run(app),

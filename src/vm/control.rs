@@ -32,7 +32,7 @@ use tokio::task::JoinSet;
 use super::console::{Console, Viewing};
 use super::guest_ports::{Connected, GuestPorts};
 use super::machine::Stop;
-use super::{channel, qmp, save};
+use super::{channel, dump, qmp, save};
 use crate::error::{Context, Error, Result, WireError};
 use crate::model::job::VmStatus;
 
@@ -93,6 +93,8 @@ pub enum Op {
     },
     /// Copies the disk; says how far it is until it has. Who hangs up wants it no more.
     Save(save::Wish),
+    /// Writes the guest's memory to a file; says how far it is until it has.
+    Dump(dump::Wish),
     /// The newest `replay` bytes of the console's log, then the console.
     Console {
         replay: usize,
@@ -295,7 +297,14 @@ async fn answer_requests(
         let known = request.is_ok();
         let mut becomes = None;
         let answer = match request {
-            Ok(Op::Save(wish)) => endpoint.save(&wish, stream).await,
+            Ok(Op::Save(wish)) => {
+                let copy = |tell| endpoint.copy(&wish, tell);
+                with_progress(stream, copy).await
+            }
+            Ok(Op::Dump(wish)) => {
+                let dump = |tell| endpoint.dump(&wish, tell);
+                with_progress(stream, dump).await
+            }
             Ok(Op::Console { replay }) => {
                 let console = endpoint.console.view(replay);
                 let replay = console.replay();
@@ -355,6 +364,30 @@ fn parse(line: &[u8]) -> Result<Op> {
     Ok(serde_json::from_slice::<Request>(line).map_err(wrong)?.op)
 }
 
+/// Does what takes long, saying over `stream` how far it is.
+async fn with_progress<T, F>(
+    stream: &mut (impl AsyncWrite + Unpin),
+    work: impl FnOnce(mpsc::Sender<save::Progress>) -> F,
+) -> Result<Value>
+where
+    T: Serialize,
+    F: Future<Output = Result<T>>,
+{
+    let (tell, mut told) = mpsc::channel(1);
+    let work = work(tell);
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            outcome = &mut work => return outcome.map(|done| json!(done)),
+            Some(progress) = told.recv() => {
+                if say(stream, &Answer::Progress(progress)).await.is_none() {
+                    told.close();
+                }
+            }
+        }
+    }
+}
+
 impl Endpoint {
     async fn carry_out(&self, op: Op) -> Result<Value> {
         match op {
@@ -383,7 +416,9 @@ impl Endpoint {
                 });
             }
             // Answered before this.
-            Op::Console { .. } | Op::Save(_) | Op::Connect { .. } | Op::Attend => Ok(()),
+            Op::Console { .. } | Op::Save(_) | Op::Dump(_) | Op::Connect { .. } | Op::Attend => {
+                Ok(())
+            }
         }
         .map(|()| Value::Null)
     }
@@ -401,25 +436,14 @@ impl Endpoint {
         client.ok_or_else(|| Error::system(format!("{} has not started yet", self.name)))
     }
 
-    /// Copies the disk, saying over `stream` how far it is.
-    async fn save(
+    async fn dump(
         &self,
-        wish: &save::Wish,
-        stream: &mut (impl AsyncWrite + Unpin),
-    ) -> Result<Value> {
-        let (tell, mut told) = mpsc::channel(1);
-        let copy = self.copy(wish, tell);
-        tokio::pin!(copy);
-        loop {
-            tokio::select! {
-                outcome = &mut copy => return outcome.map(|saved| json!(saved)),
-                Some(progress) = told.recv() => {
-                    if say(stream, &Answer::Progress(progress)).await.is_none() {
-                        told.close();
-                    }
-                }
-            }
-        }
+        wish: &dump::Wish,
+        tell: mpsc::Sender<save::Progress>,
+    ) -> Result<dump::Dumped> {
+        let qmp = self.qmp()?;
+        let doing = || format!("dumping the memory of {}", self.name);
+        dump::dump(&qmp, wish, tell).await.while_doing(doing)
     }
 
     async fn copy(

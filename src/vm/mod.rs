@@ -16,6 +16,7 @@ pub mod channel;
 pub mod console;
 pub mod control;
 pub mod driver;
+pub mod dump;
 pub mod guest_agent;
 pub mod guest_ports;
 pub mod kvm;

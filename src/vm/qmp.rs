@@ -11,13 +11,16 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
+use std::io::IoSlice;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use qapi::{Command, Execute};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
@@ -83,6 +86,8 @@ type Compose = Box<dyn FnOnce(u64) -> Vec<u8> + Send>;
 /// A command on its way: what to write, given its id, and who waits for it.
 struct Request {
     line: Compose,
+    /// What goes with it.
+    descriptor: Option<OwnedFd>,
     reply: oneshot::Sender<Result<Box<RawValue>, Failure>>,
 }
 
@@ -147,7 +152,7 @@ impl Client {
             serde_json::to_vec(&Execute::with_id(command, id))
                 .expect("a command is always valid JSON")
         };
-        let answer = self.exchange(Box::new(line), patience).await?;
+        let answer = self.exchange(Box::new(line), None, patience).await?;
         serde_json::from_str(answer.get()).map_err(|error| Failure::Garbled(error.to_string()))
     }
 
@@ -161,14 +166,36 @@ impl Client {
             command["id"] = Value::from(id);
             command.to_string().into_bytes()
         };
-        let answer = self.exchange(Box::new(line), PATIENCE).await?;
+        let answer = self.exchange(Box::new(line), None, PATIENCE).await?;
         serde_json::from_str(answer.get()).map_err(|error| Failure::Garbled(error.to_string()))
     }
 
-    async fn exchange(&self, line: Compose, patience: Duration) -> Result<Box<RawValue>, Failure> {
+    /// Hands QEMU an open file, which other commands name.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute).
+    pub async fn send_descriptor(
+        &self,
+        name: &str,
+        descriptor: impl Into<OwnedFd>,
+    ) -> Result<(), Failure> {
+        let mut command = json!({ "execute": "getfd", "arguments": { "fdname": name } });
+        let line = move |id| {
+            command["id"] = Value::from(id);
+            command.to_string().into_bytes()
+        };
+        self.exchange(Box::new(line), Some(descriptor.into()), PATIENCE).await.map(drop)
+    }
+
+    async fn exchange(
+        &self,
+        line: Compose,
+        descriptor: Option<OwnedFd>,
+        patience: Duration,
+    ) -> Result<Box<RawValue>, Failure> {
         let (reply, answer) = oneshot::channel();
         let exchange = async {
-            let request = Request { line, reply };
+            let request = Request { line, descriptor, reply };
             self.requests.send(request).await.map_err(|_| Failure::Lost)?;
             answer.await.unwrap_or(Err(Failure::Lost))
         };
@@ -267,7 +294,27 @@ impl Connection {
         self.pending.insert(id, request.reply);
         let mut line = (request.line)(id);
         line.push(b'\n');
-        self.writer.write_all(&line).await.is_ok()
+        let sent = match &request.descriptor {
+            Some(descriptor) => self.send_with(&line, descriptor).await,
+            None => Ok(0),
+        };
+        match sent {
+            Ok(sent) => self.writer.write_all(&line[sent..]).await.is_ok(),
+            Err(_) => false,
+        }
+    }
+
+    /// Writes the first of `line`, and with it a descriptor; returns how much.
+    async fn send_with(&self, line: &[u8], descriptor: &OwnedFd) -> std::io::Result<usize> {
+        let stream: &UnixStream = self.writer.as_ref();
+        let descriptors = [descriptor.as_raw_fd()];
+        let message = [ControlMessage::ScmRights(&descriptors)];
+        let send = || {
+            let text = [IoSlice::new(line)];
+            let flags = MsgFlags::MSG_NOSIGNAL;
+            Ok(sendmsg::<()>(stream.as_raw_fd(), &text, &message, flags, None)?)
+        };
+        stream.async_io(Interest::WRITABLE, send).await
     }
 }
 

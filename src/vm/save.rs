@@ -18,7 +18,7 @@ use crate::model::vm::DiskFormat;
 
 /// How often QEMU is asked how far it is: seldom enough to cost nothing, often enough that
 /// a short copy does not wait.
-const FIRST_LOOK: Duration = Duration::from_millis(5);
+pub(super) const FIRST_LOOK: Duration = Duration::from_millis(5);
 pub(super) const LOOKS: Duration = Duration::from_millis(250);
 
 /// The node of QEMU that the guest writes to (see [`args`](super::args)).

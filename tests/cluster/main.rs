@@ -10,6 +10,7 @@
 
 mod boot;
 mod death;
+mod dump;
 mod forward;
 mod processes;
 mod refused;

@@ -10,6 +10,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWrite
 use tokio::time::timeout;
 
 use super::super::channel::{self, Identity};
+use super::super::dump::{self, Dumped};
 use super::super::save::{Progress, Saved, Wish};
 use super::{ANSWER_TIME, Answer, MAX_ANSWER, Op, Replay, Request, SOCKET, VERSION};
 use crate::error::{Context, Error, Kind, Result};
@@ -79,6 +80,19 @@ impl Client {
     pub async fn save(&mut self, wish: Wish, told: &mut impl FnMut(Progress)) -> Result<Saved> {
         let value = self.exchange(Op::Save(wish), told).await?;
         serde_json::from_value(value).while_doing(|| "reading how the disk was saved".into())
+    }
+
+    /// Writes the guest's memory to a file of the VM's host.
+    ///
+    /// # Errors
+    /// As [`status`](Self::status), and when it cannot be written; then no file is left.
+    pub async fn dump(
+        &mut self,
+        wish: dump::Wish,
+        told: &mut impl FnMut(Progress),
+    ) -> Result<Dumped> {
+        let value = self.exchange(Op::Dump(wish), told).await?;
+        serde_json::from_value(value).while_doing(|| "reading what was written".into())
     }
 
     /// Asks anything that is not `console`.
