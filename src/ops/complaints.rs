@@ -256,7 +256,8 @@ const NAMED: usize = 6;
 /// said nothing.
 fn missed(hosts: &[Said<'_>]) -> Option<String> {
     let waits: Option<Vec<Vec<&str>>> = hosts.iter().map(waited_for).collect();
-    let names: BTreeSet<&str> = waits?.into_iter().flatten().collect();
+    let mut names: BTreeSet<&str> = waits?.into_iter().flatten().collect();
+    names.retain(|name| hosts.iter().all(|(told, _)| told != name));
     let first: Vec<&str> = names.iter().copied().take(NAMED).collect();
     let first = first.join(", ");
     Some(match names.len() {
@@ -431,6 +432,7 @@ mod tests {
         assert!(report.starts_with(expected) && !report.contains("n2"), "{report}");
         let report = verdict(&[n2, "pavo: host n1: error: waited 40 s in vain for host n2"]);
         assert!(report.contains("host n2: error") && report.contains("host n1: error"), "{report}");
+        assert!(report.starts_with("error: a host could not be set up\n"), "{report}");
     }
 
     #[tokio::test]
