@@ -132,7 +132,8 @@ impl Plain {
         let mut command = lab.ordinary(&spec.qemu_bin);
         let ends = vec![qmp.into(), console.into(), agent.into()];
         let [qmp, console, agent] = spawn::inherit(&mut command, ends).try_into().unwrap();
-        let wiring = args::Wiring { qmp, console, agent, disk: &disk, seed: &seed };
+        let extras = &Default::default();
+        let wiring = args::Wiring { qmp, console, agent, disk: &disk, seed: &seed, extras };
         let arguments = args::qemu(&spec, &wiring).unwrap();
         // Its processors start by themselves: nobody says so by QMP.
         command.args(arguments.into_iter().filter(|word| word != "-S"));
@@ -192,6 +193,7 @@ fn spec(lab: &Lab, dir: PathBuf, rank: u32) -> VmSpec {
         custom_args: Vec::new(),
         dial: None,
         paused: false,
+        extras: Default::default(),
     }
 }
 

@@ -133,7 +133,15 @@ fn shell(spec: &VmSpec) -> (Command, UnixStream, UnixStream) {
     let ends = vec![qmp.into(), qemu_console.into(), agent.into()];
     let [qmp, qemu_console, agent] = spawn::inherit(&mut command, ends).try_into().unwrap();
     let (disk, seed) = (spec.dir.join("disk.qcow2"), spec.dir.join("seed.img"));
-    let wiring = args::Wiring { qmp, console: qemu_console, agent, disk: &disk, seed: &seed };
+    let extras = Default::default();
+    let wiring = args::Wiring {
+        qmp,
+        console: qemu_console,
+        agent,
+        disk: &disk,
+        seed: &seed,
+        extras: &extras,
+    };
     command.args(args::qemu(spec, &wiring).unwrap()).stdin(Stdio::null());
     spawn::die_with_parent(&mut command);
     (command, ours, console)
@@ -184,6 +192,7 @@ fn spec(dir: PathBuf, base: &Path, rank: u32) -> VmSpec {
         custom_args: Vec::new(),
         dial: None,
         paused: true,
+        extras: Default::default(),
     }
 }
 

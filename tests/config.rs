@@ -343,7 +343,7 @@ fn what_pcoccs_files_say_is_what_is_loaded() {
     assert_eq!(base.custom_args, ["-device", "intel-hda", "-smp", "4"]);
     let mds = &config.templates["fs/mds0"];
     assert!(mds.custom_args.is_empty(), "a null brings the default back");
-    assert!(!mds.bind_vcpus);
+    assert_eq!(mds.bind_vcpus, Some(false));
     assert_eq!(mds.mount_points["home"].path, "%homedir");
     let Some(UserData::Inline(text)) = &mds.user_data else { panic!("{mds:?}") };
     assert!(text.starts_with("#cloud-config\npackages:\n"), "{text}");

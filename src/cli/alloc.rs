@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::App;
+use super::changes::ChangeArgs;
 use super::session::{Session, SessionArgs, Signals};
 use crate::batch::{Request, local, parse_memory, parse_time, slurm};
 use crate::config::{BatchManager, Config, Network};
@@ -60,6 +61,9 @@ pub struct JobArgs {
     /// End after this time: minutes, HH:MM:SS or D-HH:MM:SS
     #[arg(short = 't', long = "time", value_name = "TIME")]
     time: Option<String>,
+
+    #[command(flatten)]
+    pub changes: ChangeArgs,
 }
 
 impl JobArgs {
@@ -126,7 +130,7 @@ impl Alloc {
         self.session.check()?;
         self.job.check_name()?;
         let definition = self.job.definition()?;
-        let (config, blueprint) = look_up(app, &definition)?;
+        let (config, blueprint) = look_up(app, &definition, &self.job.changes)?;
         match config.batch.manager {
             BatchManager::Local => app.block_on(self.here(app, blueprint)),
             BatchManager::Slurm => self.salloc(app, &config, &blueprint),
@@ -139,7 +143,12 @@ impl Alloc {
         let wish = self.job.for_slurm(config, blueprint)?;
         let mut command = Command::new("salloc");
         command.args(wish.options());
-        command.args(super::launcher::command(&self.session, &blueprint.definition, false)?);
+        command.args(super::launcher::command(
+            &self.session,
+            &self.job.changes,
+            &blueprint.definition,
+            false,
+        )?);
         app.out.end_progress();
         Err(Error::system("salloc cannot be run")
             .because(command.exec())
@@ -149,6 +158,8 @@ impl Alloc {
     async fn here(self, app: &App, blueprint: Blueprint) -> Result<u8> {
         let request = self.job.for_here()?;
         let allocation = self.allocate(app, &request, &blueprint)?;
+        let accel = accel::choose(&app.env.state_dir(), &|text| app.out.status(text)).await;
+        blueprint.check_here(allocation.cores, accel)?;
         let store = Arc::new(embedded::open(&app.env.state_dir()).await?);
         super::job::running(app, &*store).await?;
         let place = Place {
@@ -162,7 +173,7 @@ impl Alloc {
             allocation,
             uid: app.env.uid,
             store: app.env.state_dir(),
-            accel: accel::choose(&app.env.state_dir(), &|text| app.out.status(text)).await,
+            accel,
             way_out: pasta::has_way_out(),
         };
         if !wanted.way_out {
@@ -213,11 +224,15 @@ fn licences(blueprint: &Blueprint) -> Vec<String> {
 }
 
 /// The configuration, and the cluster as it says.
-pub fn look_up(app: &App, definition: &ClusterDef) -> Result<(Config, Blueprint)> {
+pub fn look_up(
+    app: &App,
+    definition: &ClusterDef,
+    changes: &ChangeArgs,
+) -> Result<(Config, Blueprint)> {
     let sources = super::config::sources(app);
     let config = super::config::load_from(app, &sources)?;
     let library = app.library(&config);
-    let blueprint = resolve(&config, &library, &sources.vars(), definition);
+    let blueprint = resolve(&config, &library, &sources.vars(), definition, &changes.changes()?);
     app.warn_of(&library);
     Ok((config, blueprint?))
 }

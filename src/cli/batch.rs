@@ -35,7 +35,7 @@ impl Batch {
         self.session.check()?;
         self.job.check_name()?;
         let definition = self.job.definition()?;
-        let (config, blueprint) = look_up(app, &definition)?;
+        let (config, blueprint) = look_up(app, &definition, &self.job.changes)?;
         if config.batch.manager == BatchManager::Local {
             return Err(Error::usage("there is no scheduler here that could keep a job")
                 .help(format!("start it and stay: `pavo alloc -E COMMAND {definition}`")));
@@ -45,7 +45,8 @@ impl Batch {
             return Err(Error::usage("`--wrap` is for jobs without a cluster")
                 .help("run a command beside the cluster: `-E COMMAND`"));
         }
-        let launcher = launcher::command(&self.session, &blueprint.definition, true)?;
+        let launcher =
+            launcher::command(&self.session, &self.job.changes, &blueprint.definition, true)?;
         let mut command = Command::new("sbatch");
         // Before the user's words: an option that lacks its value must not take ours. With
         // it, sbatch refuses a word that would otherwise be a script to run instead.

@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::App;
 use super::alloc::look_up;
+use super::changes::ChangeArgs;
 use super::session::{GRACE, Session, SessionArgs, Signals};
 use super::site::Person;
 use crate::batch::slurm;
@@ -32,6 +33,9 @@ pub struct Launcher {
     #[command(flatten)]
     session: SessionArgs,
 
+    #[command(flatten)]
+    changes: ChangeArgs,
+
     /// There is no terminal and nobody waits: without a script, stay until the VMs end
     #[arg(long)]
     batch: bool,
@@ -41,11 +45,17 @@ pub struct Launcher {
 }
 
 /// The command line of the launcher, for salloc or a batch script.
-pub fn command(session: &SessionArgs, definition: &ClusterDef, batch: bool) -> Result<Vec<String>> {
+pub fn command(
+    session: &SessionArgs,
+    changes: &ChangeArgs,
+    definition: &ClusterDef,
+    batch: bool,
+) -> Result<Vec<String>> {
     let exe = program::path().while_doing(|| "finding this program".into())?;
     let mut words = vec![exe.display().to_string(), "internal".into(), "launcher".into()];
     words.extend(batch.then(|| "--batch".into()));
     words.extend(session.arguments());
+    words.extend(changes.arguments()?);
     words.push(definition.to_string());
     Ok(words)
 }
@@ -72,7 +82,7 @@ impl Launcher {
         let job = environment.job().ok_or_else(|| {
             Error::usage("this is no job of Slurm").help("start one: `pavo alloc TEMPLATE`")
         })?;
-        let (config, blueprint) = look_up(app, &self.definition)?;
+        let (config, blueprint) = look_up(app, &self.definition, &self.changes)?;
         let place = Place {
             user: app.env.user.clone(),
             tmp: app.env.tmp.clone(),

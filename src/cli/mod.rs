@@ -12,6 +12,7 @@ use clap::{CommandFactory, Parser};
 mod alloc;
 mod batch;
 mod cancel;
+mod changes;
 mod completion;
 mod config;
 mod console;

@@ -12,7 +12,7 @@ use super::config::{Findings, load, sources};
 use super::out::{Column, OutputArgs};
 use crate::config::{self, UserData, nearest};
 use crate::error::{Context, Error, Result};
-use crate::model::vm::{DiskCache, DiskModel};
+use crate::model::vm::{DiskCache, DiskFormat, DiskModel, Firmware};
 use crate::ops::resolve::{templates, unknown_template};
 
 /// Look at the kinds of VM that a cluster may be made of
@@ -100,23 +100,30 @@ struct View<'a> {
     disk_model: DiskModel,
     disk_cache: DiskCache,
     emulator_cores: u32,
-    bind_vcpus: bool,
+    bind_vcpus: Option<bool>,
     full_node: bool,
     remote_display: Option<&'a str>,
     kernel: Option<String>,
+    firmware: Firmware,
+    iothreads: u32,
+    huge_pages: bool,
+    tpm: bool,
+    sensitive: bool,
 }
 
 #[derive(Debug, Serialize)]
 struct MountView<'a> {
     path: &'a str,
     readonly: bool,
-    r#type: &'a str,
+    r#type: &'static str,
 }
 
 #[derive(Debug, Serialize)]
 struct DriveView<'a> {
     path: &'a str,
-    mmp: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    format: Option<DiskFormat>,
+    mmp: config::Mmp,
     cache: DiskCache,
     backup: Option<&'a str>,
 }
@@ -124,13 +131,17 @@ struct DriveView<'a> {
 impl<'a> From<&'a config::Template> for View<'a> {
     fn from(t: &'a config::Template) -> Self {
         let mount = |(tag, point): (&'a String, &'a config::MountPoint)| {
-            let view =
-                MountView { path: &point.path, readonly: point.readonly, r#type: &point.kind };
+            let view = MountView {
+                path: &point.path,
+                readonly: point.readonly,
+                r#type: point.kind.as_str(),
+            };
             (tag.as_str(), view)
         };
         let drive = |drive: &'a config::PersistentDrive| DriveView {
             path: &drive.path,
-            mmp: &drive.mmp,
+            format: drive.format,
+            mmp: drive.mmp,
             cache: drive.cache,
             backup: drive.backup.as_deref(),
         };
@@ -160,6 +171,11 @@ impl<'a> From<&'a config::Template> for View<'a> {
             full_node: t.full_node,
             remote_display: t.remote_display.as_deref(),
             kernel: t.kernel.as_ref().map(|path| path.display().to_string()),
+            firmware: t.firmware,
+            iothreads: t.iothreads,
+            huge_pages: t.huge_pages,
+            tpm: t.tpm,
+            sensitive: t.sensitive,
         }
     }
 }

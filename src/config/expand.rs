@@ -1,20 +1,34 @@
 //! The variables of paths: `%name`, `%{name}`, `%{env:VAR}`, `%%` and `~`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What variables stand for.
 ///
 /// pcocc's are `user`, `homedir`, `clusterdir` (the job's own folder),
 /// `clusteruser`, `vm_rank`, and `env:VAR` for each variable of the environment.
 #[derive(Clone, Debug, Default)]
-pub struct Vars(BTreeMap<String, String>);
+pub struct Vars {
+    own: BTreeMap<String, String>,
+    /// What the above are added to: an environment is long, and VMs are many.
+    below: Option<Arc<Vars>>,
+}
 
 impl Vars {
+    /// None but those of `below`.
+    pub fn above(below: &Arc<Self>) -> Self {
+        Self { own: BTreeMap::new(), below: Some(below.clone()) }
+    }
+
     /// Sets a variable.
     #[must_use]
     pub fn with(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.0.insert(name.into(), value.into());
+        self.own.insert(name.into(), value.into());
         self
+    }
+
+    fn get(&self, name: &str) -> Option<&String> {
+        self.own.get(name).or_else(|| self.below.as_ref()?.get(name))
     }
 }
 
@@ -27,7 +41,7 @@ pub fn expand(text: &str, vars: &Vars) -> String {
         expanded += &rest[..at];
         rest = &rest[at..];
         let (name, length) = variable(&rest[1..]);
-        match vars.0.get(name) {
+        match vars.get(name) {
             _ if rest.starts_with("%%") => {
                 expanded.push('%');
                 rest = &rest[2..];
@@ -43,7 +57,7 @@ pub fn expand(text: &str, vars: &Vars) -> String {
         }
     }
     expanded += rest;
-    match (text.strip_prefix('~'), vars.0.get("homedir")) {
+    match (text.strip_prefix('~'), vars.get("homedir")) {
         (Some(below), Some(home)) if below.is_empty() || below.starts_with('/') => {
             home.clone() + &expanded[1..]
         }

@@ -138,6 +138,7 @@ mod tests {
             description: shown.description.clone(),
             user_data: shown.user_data.clone(),
             mount_points: shown.mount_points.clone(),
+            places: shown.places.clone(),
             ..default
         };
         assert_eq!(*shown, same);

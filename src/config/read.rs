@@ -67,6 +67,11 @@ impl<'a> Item<'a> {
         self.sink.warnings.borrow_mut().push(warning);
     }
 
+    /// Where the item stands, as `FILE:LINE`.
+    pub fn place(&self) -> String {
+        format!("{}:{}", self.file.display(), self.mark.line)
+    }
+
     /// Remembers that the item names a file, for a thorough check.
     pub fn names_file(&self, path: &str) {
         let problem = Problem::new(self.file, self.node.mark, &*self.key, "");

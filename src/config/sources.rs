@@ -55,6 +55,7 @@ impl Sources {
     pub fn vars(&self) -> Vars {
         let vars = Vars::default()
             .with("user", &*self.user_name)
+            .with("clusteruser", &*self.user_name)
             .with("homedir", self.home.to_string_lossy());
         self.env.iter().fold(vars, |vars, (name, value)| vars.with(format!("env:{name}"), value))
     }

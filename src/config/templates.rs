@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::read::{Fields, Item};
 use super::resources::Resources;
-use super::types::{MountPoint, PersistentDrive, Template, UserData};
+use super::types::{Mmp, MountPoint, PersistentDrive, Template, UserData};
 use crate::model::cluster::plain_name;
-use crate::model::vm::{DiskCache, DiskModel};
+use crate::model::vm::{DiskCache, DiskFormat, DiskModel, Firmware, MountKind};
 
 pub const SETTINGS: &[&str] = &[
     "image",
@@ -30,9 +30,14 @@ pub const SETTINGS: &[&str] = &[
     "full-node",
     "remote-display",
     "kernel",
+    "firmware",
+    "iothreads",
+    "huge-pages",
+    "tpm",
+    "sensitive",
 ];
 pub const MOUNT_POINT: &[&str] = &["path", "readonly", "type"];
-pub const PERSISTENT_DRIVE: &[&str] = &["mmp", "cache", "backup"];
+pub const PERSISTENT_DRIVE: &[&str] = &["format", "mmp", "cache", "backup"];
 
 const DISK_CACHES: &[(&str, DiskCache)] = &[
     ("writeback", DiskCache::Writeback),
@@ -41,6 +46,12 @@ const DISK_CACHES: &[(&str, DiskCache)] = &[
     ("writethrough", DiskCache::Writethrough),
     ("directsync", DiskCache::Directsync),
 ];
+
+const MOUNT_KINDS: &[(&str, MountKind)] =
+    &[("virtio-9p", MountKind::Virtio9p), ("virtio-fs", MountKind::VirtioFs)];
+
+/// As long as the longest tag of virtio-9p.
+const MAX_TAG: usize = 31;
 
 /// Who wrote a file of templates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,8 +190,14 @@ fn build(
     template.origin = origin;
     template.inherits.clone_from(&definition.parent);
     template.description.clear();
+    for key in SETTINGS {
+        if let Some(item) = fields.given(key) {
+            template.places.insert((*key).into(), item.place());
+        }
+    }
     read_guest(fields, &mut template, &default);
     read_machine(fields, &mut template, &default);
+    read_extras(fields, &mut template);
     template
 }
 
@@ -232,11 +249,22 @@ fn read_machine(fields: &Fields, template: &mut Template, default: &Template) {
     });
     set(fields, "disk-cache", &mut t.disk_cache, default.disk_cache, |item| item.word(DISK_CACHES));
     set(fields, "emulator-cores", &mut t.emulator_cores, 0, |item| item.integer(0..=1024));
-    set(fields, "bind-vcpus", &mut t.bind_vcpus, default.bind_vcpus, Item::boolean);
+    set(fields, "bind-vcpus", &mut t.bind_vcpus, None, |item| item.boolean().map(Some));
     set(fields, "full-node", &mut t.full_node, default.full_node, Item::boolean);
     set(fields, "remote-display", &mut t.remote_display, None, |item| {
         item.word(&[("spice", "spice")]).map(|word| Some(word.into()))
     });
+}
+
+/// What pcocc does not have.
+fn read_extras(fields: &Fields, t: &mut Template) {
+    set(fields, "firmware", &mut t.firmware, Firmware::Bios, |item| {
+        item.word(&[("bios", Firmware::Bios), ("uefi", Firmware::Uefi)])
+    });
+    set(fields, "iothreads", &mut t.iothreads, 0, |item| item.integer(0..=16));
+    set(fields, "huge-pages", &mut t.huge_pages, false, Item::boolean);
+    set(fields, "tpm", &mut t.tpm, false, Item::boolean);
+    set(fields, "sensitive", &mut t.sensitive, false, Item::boolean);
 }
 
 /// `image: false` is none.
@@ -258,15 +286,16 @@ fn user_data(item: &Item) -> Option<Option<UserData>> {
 
 fn mount_points(item: &Item) -> Option<BTreeMap<String, MountPoint>> {
     let one = |(tag, item): (&str, Item)| {
+        if tag.is_empty() || tag.len() > MAX_TAG {
+            item.problem(format!("a tag has 1 to {MAX_TAG} letters"));
+        }
         let mut point =
-            MountPoint { path: String::new(), readonly: false, kind: "virtio-9p".into() };
+            MountPoint { path: String::new(), readonly: false, kind: MountKind::default() };
         if item.is_mapping() {
             let fields = item.fields(MOUNT_POINT);
             point.path = fields.required("path").and_then(Item::text)?;
             fields.read("readonly", &mut point.readonly, Item::boolean);
-            fields.read("type", &mut point.kind, |item| {
-                item.word(&[("virtio-9p", "virtio-9p"), ("virtio-fs", "virtio-fs")]).map(Into::into)
-            });
+            fields.read("type", &mut point.kind, |item| item.word(MOUNT_KINDS));
         } else {
             point.path = item.text()?;
         }
@@ -291,15 +320,22 @@ fn drives(item: &Item) -> Option<Vec<PersistentDrive>> {
 }
 
 fn drive(path: String, fields: Option<&Fields>) -> PersistentDrive {
-    let mut drive =
-        PersistentDrive { path, mmp: "yes".into(), cache: DiskCache::Writeback, backup: None };
+    let mut drive = PersistentDrive {
+        path,
+        format: None,
+        mmp: Mmp::Yes,
+        cache: DiskCache::Writeback,
+        backup: None,
+    };
     if let Some(fields) = fields {
+        fields.read("format", &mut drive.format, |item| {
+            item.word(&[("raw", DiskFormat::Raw), ("qcow2", DiskFormat::Qcow2)]).map(Some)
+        });
         fields.read("mmp", &mut drive.mmp, |item| {
             // `yes` without quotes is a boolean, `"yes"` a word.
             let switch = item.node().as_scalar().and_then(|scalar| scalar.as_bool());
-            let word = || item.word(&[("yes", "yes"), ("cluster", "cluster"), ("no", "no")]);
-            let word = switch.map(|on| if on { "yes" } else { "no" }).or_else(word);
-            word.map(Into::into)
+            let words = [("yes", Mmp::Yes), ("cluster", Mmp::Cluster), ("no", Mmp::No)];
+            switch.map(|on| if on { Mmp::Yes } else { Mmp::No }).or_else(|| item.word(&words))
         });
         fields.read("cache", &mut drive.cache, |item| item.word(DISK_CACHES));
         fields.read("backup", &mut drive.backup, |item| item.text().map(Some));

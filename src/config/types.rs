@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use serde::Serialize;
+
 use crate::model::address::{MacPrefix, Subnet};
-use crate::model::vm::{DiskCache, DiskModel};
+use crate::model::vm::{DiskCache, DiskFormat, DiskModel, Firmware, MountKind};
 
 /// Everything that was configured, checked as a whole.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -165,10 +167,18 @@ pub struct Template {
     pub disk_model: DiskModel,
     pub disk_cache: DiskCache,
     pub emulator_cores: u32,
-    pub bind_vcpus: bool,
+    /// Where it is not said: if CPUs were allotted.
+    pub bind_vcpus: Option<bool>,
     pub full_node: bool,
     pub remote_display: Option<String>,
     pub kernel: Option<PathBuf>,
+    pub firmware: Firmware,
+    pub iothreads: u32,
+    pub huge_pages: bool,
+    pub tpm: bool,
+    pub sensitive: bool,
+    /// Where each setting that is given stands, as `FILE:LINE`; those inherited, too.
+    pub places: BTreeMap<String, String>,
 }
 
 impl Template {
@@ -193,11 +203,23 @@ impl Template {
             disk_model: DiskModel::default(),
             disk_cache: DiskCache::default(),
             emulator_cores: 0,
-            bind_vcpus: true,
+            bind_vcpus: None,
             full_node: false,
             remote_display: None,
             kernel: None,
+            firmware: Firmware::default(),
+            iothreads: 0,
+            huge_pages: false,
+            tpm: false,
+            sensitive: false,
+            places: BTreeMap::new(),
         }
+    }
+
+    /// A setting and where it stands, for an error: `` `tpm` (templates.yaml:3) ``.
+    pub fn setting(&self, key: &str) -> String {
+        let place = self.places.get(key).map(|place| format!(" ({place})"));
+        format!("`{key}`{}", place.unwrap_or_default())
     }
 }
 
@@ -213,17 +235,30 @@ pub enum UserData {
 pub struct MountPoint {
     pub path: String,
     pub readonly: bool,
-    /// `virtio-9p` or `virtio-fs`.
-    pub kind: String,
+    pub kind: MountKind,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PersistentDrive {
     pub path: String,
-    /// `yes`, `cluster` or `no`.
-    pub mmp: String,
+    /// As it is given; otherwise the name says it.
+    pub format: Option<DiskFormat>,
+    pub mmp: Mmp,
     pub cache: DiskCache,
     pub backup: Option<String>,
+}
+
+/// Who else may have a persistent drive at the same time (multiple-mount protection).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mmp {
+    /// No VM.
+    #[default]
+    Yes,
+    /// VMs of the same cluster.
+    Cluster,
+    /// Anybody.
+    No,
 }
 
 /// One image repository.

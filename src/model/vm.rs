@@ -4,6 +4,7 @@
 //! [`VmSpec`] per VM and hands it to the VM's process as JSON. The process looks
 //! nothing up.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
@@ -42,6 +43,8 @@ pub struct VmSpec {
     /// Do not start the guest's CPUs (`-S` and no `cont`): for benches.
     #[serde(default)]
     pub paused: bool,
+    #[serde(default)]
+    pub extras: Extras,
 }
 
 impl VmSpec {
@@ -49,6 +52,114 @@ impl VmSpec {
     pub fn name(&self) -> String {
         format!("vm{}", self.rank)
     }
+
+    /// Where a setting of the template stands, for an error: `` `tpm` of template `a`
+    /// (templates.yaml:3) ``.
+    pub fn setting(&self, key: &str) -> String {
+        let place = self.extras.places.get(key).map(|place| format!(" ({place})"));
+        format!("`{key}` of template `{}`{}", self.template, place.unwrap_or_default())
+    }
+}
+
+/// What a VM may have beside disk, interfaces and seed; without it, it has none of it. Paths
+/// are those of the VM's host, where they are opened as the user.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Extras {
+    /// Disks that outlive the VM, behind the main one.
+    pub drives: Vec<Drive>,
+    /// Folders of the host.
+    pub mounts: Vec<Mount>,
+    pub firmware: Firmware,
+    /// Threads of QEMU that serve disks.
+    pub iothreads: u32,
+    /// Whether the guest's memory is huge pages of the host.
+    pub huge_pages: bool,
+    /// Whether there is a TPM 2.0, new with each VM.
+    pub tpm: bool,
+    pub cpus: Cpus,
+    /// Where settings of the template stand, as `FILE:LINE`, by their keys.
+    pub places: BTreeMap<String, String>,
+}
+
+/// A disk that outlives the VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drive {
+    /// Absolute.
+    pub path: PathBuf,
+    /// As it was given. Never found out from what the guest may have written.
+    pub format: Option<DiskFormat>,
+    pub cache: DiskCache,
+    /// Whether other VMs may write to it at the same time.
+    pub shared: bool,
+}
+
+impl Drive {
+    /// As it was given, or by the name.
+    pub fn format(&self) -> DiskFormat {
+        let named = self.path.extension().is_some_and(|extension| extension == "qcow2");
+        self.format.unwrap_or(if named { DiskFormat::Qcow2 } else { DiskFormat::Raw })
+    }
+}
+
+/// A folder of the host that the guest may mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// What the guest mounts it by.
+    pub tag: String,
+    /// Absolute.
+    pub path: PathBuf,
+    pub readonly: bool,
+    pub kind: MountKind,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MountKind {
+    #[default]
+    #[serde(rename = "virtio-9p")]
+    Virtio9p,
+    VirtioFs,
+}
+
+impl MountKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Virtio9p => "virtio-9p",
+            Self::VirtioFs => "virtio-fs",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Firmware {
+    #[default]
+    Bios,
+    Uefi,
+}
+
+/// Which of the host's CPUs the VM runs on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Cpus {
+    /// Those beside [`VmSpec::cores`] on which QEMU runs what is not the guest.
+    pub emulator: u32,
+    pub bind: Bind,
+    /// All CPUs of the host are the guest's, whatever was allotted.
+    pub full_node: bool,
+}
+
+/// Whether each of the guest's CPUs stays on one of the host's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Bind {
+    /// If as many were allotted to the VM, and no others.
+    #[default]
+    Allotted,
+    /// On those that this process may use, from this one on.
+    From(u32),
+    No,
 }
 
 /// How guest code runs.

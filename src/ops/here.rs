@@ -24,7 +24,7 @@ use super::cleanup::{self, JobFiles};
 use super::pasta;
 use super::program;
 use super::publish::{self, Bound};
-use super::resolve::{Blueprint, Job};
+use super::resolve::{Blueprint, Job, VmBlueprint};
 use super::ssh::{self, SshFiles};
 use crate::batch::local::Allocation;
 use crate::error::{Context, Error, Result};
@@ -86,7 +86,7 @@ impl Here {
     pub fn describe(&self, book: &mut Book) {
         let host = book.record.host.clone();
         let blueprint = &self.wanted.blueprint;
-        let record = |vm: &super::resolve::VmBlueprint| vm.record(&self.wanted.allocation, &host);
+        let record = |vm: &VmBlueprint| vm.record(&self.wanted.allocation, &host);
         book.describe(blueprint.vms.iter().map(record).collect());
     }
 
@@ -209,20 +209,25 @@ impl Here {
         key: &HostKey,
         host_keys: &[HostKey],
     ) -> Result<Vec<VmSpec>> {
-        let job = Job {
+        let allocation = &self.wanted.allocation;
+        let job = |rank: u32, nonce: u64| Job {
             owner: book.record.owner,
             dir: &book.record.dir,
-            allocation: &self.wanted.allocation,
+            cluster_dir: &book.record.dir,
+            first_cpu: Some(rank * allocation.cores),
+            allocation,
             accel: self.wanted.accel,
             authorized_key: &key.openssh_public,
             host_keys,
-            nonce: random()?,
+            nonce,
         };
+        let nonce = random()?;
         let nics_of = |rank: u32| {
             let found = nics.iter().find(|(of, _)| *of == rank);
             found.map(|(_, nics)| nics.clone()).unwrap_or_default()
         };
-        Ok(self.wanted.blueprint.vms.iter().map(|vm| vm.spec(&job, nics_of(vm.rank))).collect())
+        let spec = |vm: &VmBlueprint| vm.spec(&job(vm.rank, nonce), nics_of(vm.rank));
+        self.wanted.blueprint.vms.iter().map(spec).collect()
     }
 
     fn start_cell(&mut self, book: &Book, handed: Vec<OwnedFd>) -> Result<()> {

@@ -4,7 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::changes::Changes;
+use super::extras;
 use crate::batch::local::Allocation;
 use crate::config::{Config, Network, Template, UserData, Vars, expand, nearest};
 use crate::error::{Context, Error, Result};
@@ -36,6 +39,8 @@ pub struct VmBlueprint {
     pub user_data: Option<String>,
     /// In the order in which the guest sees them.
     pub networks: Vec<String>,
+    /// What variables in the template's paths stand for.
+    pub vars: Vars,
 }
 
 /// Every template by name: those configured, and one for each image of a VM that has no
@@ -66,37 +71,43 @@ pub fn unknown_template(name: &str, templates: &BTreeMap<String, Template>) -> E
     }
 }
 
-/// Looks everything up. `vars` are what `%{…}` in templates may name.
+/// Looks everything up. `vars` are what `%{…}` in templates may name, `changes` what is
+/// wanted differently this time.
 pub fn resolve(
     config: &Config,
     library: &Library,
     vars: &Vars,
     definition: &ClusterDef,
+    changes: &Changes,
 ) -> Result<Blueprint> {
     let templates = templates(config, library)?;
+    changes.check(definition)?;
     let mut kinds: BTreeMap<&str, VmBlueprint> = BTreeMap::new();
     for part in &definition.parts {
         if !kinds.contains_key(part.template.as_str()) {
             let template = templates
                 .get(&part.template)
                 .ok_or_else(|| unknown_template(&part.template, &templates))?;
-            let kind = resolve_kind(config, library, vars, template.clone())
+            let kind = changes
+                .apply(template.clone())
+                .and_then(|template| resolve_kind(config, library, vars, template))
                 .while_doing(|| format!("resolving the template `{}`", part.template))?;
             kinds.insert(&part.template, kind);
         }
     }
-    let mut texts = BTreeMap::new();
+    let (mut texts, common) = (BTreeMap::new(), Arc::new(vars.clone()));
     let vms: Vec<VmBlueprint> = (0..)
         .zip(definition.templates())
         .map(|(rank, name)| {
             let mut vm = VmBlueprint { rank, ..kinds[name].clone() };
-            let vars = vars.clone().with("vm_rank", rank.to_string());
-            vm.user_data = user_data(&vm.template, &vars, &mut texts)
+            vm.vars = Vars::above(&common).with("vm_rank", rank.to_string());
+            vm.user_data = user_data(&vm.template, &vm.vars, &mut texts)
                 .while_doing(|| format!("resolving the template `{name}`"))?;
             Ok(vm)
         })
         .collect::<Result<_>>()?;
-    let networks = networks_of(config, &vms)?;
+    let mut networks = networks_of(config, &vms)?;
+    extras::close_networks(config, &vms, &mut networks)?;
     Ok(Blueprint { definition: definition.clone(), vms, networks })
 }
 
@@ -130,7 +141,8 @@ fn resolve_kind(
 ) -> Result<VmBlueprint> {
     let kernel = template.kernel.take();
     template.kernel = kernel.map(|path| expand(&path.to_string_lossy(), vars).into());
-    refuse_unsupported(&template)?;
+    template.qemu_bin = expand(&template.qemu_bin.to_string_lossy(), vars).into();
+    extras::check(&template)?;
     let image = template.image.as_deref().map(|uri| library.resolve(&expand(uri, vars)));
     let image = image.transpose()?;
     if image.is_none() && template.kernel.is_none() {
@@ -148,26 +160,8 @@ fn resolve_kind(
             .help("`pavo template check` says where it is named"));
         }
     };
-    Ok(VmBlueprint { rank: 0, template, image, user_data: None, networks })
-}
-
-/// Settings that are read but that this version does not carry out: better no VM than
-/// one that lacks a disk its user relies on.
-fn refuse_unsupported(template: &Template) -> Result<()> {
-    let used = [
-        ("mount-points", !template.mount_points.is_empty()),
-        ("persistent-drives", !template.persistent_drives.is_empty()),
-        ("remote-display", template.remote_display.is_some()),
-        ("emulator-cores", template.emulator_cores > 0),
-        ("full-node", template.full_node),
-    ];
-    match used.iter().find(|(_, used)| *used) {
-        Some((key, _)) => {
-            Err(Error::config(format!("it sets `{key}`, which this version does not carry out"))
-                .help("take the setting out, or use a template without it"))
-        }
-        None => Ok(()),
-    }
+    let vars = Vars::default();
+    Ok(VmBlueprint { rank: 0, template, image, user_data: None, networks, vars })
 }
 
 /// A VM's user-data; a file is read once, however many VMs use it.
@@ -210,6 +204,10 @@ fn read_bounded(path: &Path) -> Result<String> {
 pub struct Job<'a> {
     pub owner: Owner,
     pub dir: &'a Path,
+    /// What `%clusterdir` is.
+    pub cluster_dir: &'a Path,
+    /// The first of the host's CPUs that is this VM's, where nobody allots them but us.
+    pub first_cpu: Option<u32>,
     pub allocation: &'a Allocation,
     pub accel: Accel,
     /// The public key that may log in.
@@ -238,19 +236,24 @@ impl VmBlueprint {
     }
 
     /// The complete specification of this VM.
-    pub fn spec(&self, job: &Job<'_>, nics: Vec<Nic>) -> VmSpec {
+    ///
+    /// # Errors
+    /// When the template asks for what the job has not got.
+    pub fn spec(&self, job: &Job<'_>, nics: Vec<Nic>) -> Result<VmSpec> {
         let template = &self.template;
+        let extras = extras::extras(self, job)
+            .while_doing(|| format!("resolving the template `{}`", template.name))?;
         let domain = nics.iter().find_map(|nic| Some(nic.ipv4.as_ref()?.domain.clone()));
         let instance_id = template
             .instance_id
             .clone()
             .unwrap_or_else(|| format!("pavo-{}-vm{}-{:016x}", job.owner, self.rank, job.nonce));
-        VmSpec {
+        Ok(VmSpec {
             owner: job.owner,
             rank: self.rank,
             template: template.name.clone(),
             dir: job.dir.join(format!("vm{}", self.rank)),
-            cores: job.allocation.cores,
+            cores: job.allocation.cores.saturating_sub(extras.cpus.emulator),
             memory_mib: job.allocation.memory_mib,
             accel: job.accel,
             qemu_bin: template.qemu_bin.clone(),
@@ -279,7 +282,8 @@ impl VmBlueprint {
             custom_args: template.custom_args.clone(),
             dial: None,
             paused: false,
-        }
+            extras,
+        })
     }
 }
 

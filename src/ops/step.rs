@@ -278,6 +278,8 @@ impl Step {
             owner: book.record.owner,
             // The task knows where its host has room.
             dir: &PathBuf::new(),
+            cluster_dir: &book.record.dir,
+            first_cpu: None,
             allocation: &allocation,
             accel: hello.accel,
             authorized_key: &key.openssh_public,
@@ -286,7 +288,7 @@ impl Step {
         };
         // Root's side knows networks, not templates.
         let model = |nic: Nic| Nic { model: vm.template.nic_model.clone(), ..nic };
-        let spec = vm.spec(&job, hello.nics.into_iter().map(model).collect());
+        let spec = vm.spec(&job, hello.nics.into_iter().map(model).collect())?;
         // A task that is gone says so by itself.
         let _ = orders.send(ToTask::Spec(Box::new(spec))).await;
         crash::point("launch.spec")?;

@@ -15,8 +15,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::devices::{self, Attachments};
 use crate::error::{Error, Result};
-use crate::model::vm::{Accel, Disk, DiskCache, DiskModel, Nic, VmSpec};
+use crate::model::vm::{Accel, Disk, Nic, VmSpec};
 
 /// What the VM's process made for QEMU to use. Descriptors are those that QEMU
 /// inherits, under these numbers.
@@ -32,6 +33,8 @@ pub struct Wiring<'a> {
     pub disk: &'a Path,
     /// The volume of `spec.seed`.
     pub seed: &'a Path,
+    /// What belongs to `spec.extras`.
+    pub extras: &'a Attachments,
 }
 
 /// QEMU's arguments, without the program itself. Guest CPUs do not start: the
@@ -49,13 +52,17 @@ pub fn qemu(spec: &VmSpec, at: &Wiring<'_>) -> Result<Vec<OsString>> {
         "-sandbox",
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
     );
-    cpu_and_memory(&mut args, spec);
+    cpu_and_memory(&mut args, spec, at.extras);
+    devices::firmware(&mut args, at.extras)?;
     args.chardev("qmp", at.qmp, "").option("-mon", "chardev=qmp,mode=control");
     args.chardev("console", at.console, "");
     args.device(json!({ "driver": "isa-serial", "chardev": "console" }));
+    devices::iothreads(&mut args, spec);
+    devices::disk_controller(&mut args, spec);
     if let Some(disk) = &spec.disk {
-        main_disk(&mut args, disk, text(at.disk)?);
+        main_disk(&mut args, spec, disk, text(at.disk)?);
     }
+    devices::drives(&mut args, spec, at.extras)?;
     if spec.seed.is_some() {
         let file = json!({ "driver": "file", "filename": text(at.seed)? });
         args.json(
@@ -76,6 +83,8 @@ pub fn qemu(spec: &VmSpec, at: &Wiring<'_>) -> Result<Vec<OsString>> {
         "chardev": "agent",
         "name": "org.qemu.guest_agent.0",
     }));
+    devices::mounts(&mut args, spec, at.extras)?;
+    devices::tpm(&mut args, at.extras);
     if let Some(kernel) = &spec.kernel {
         args.option("-kernel", &kernel.path).option("-append", &kernel.append);
     }
@@ -83,32 +92,27 @@ pub fn qemu(spec: &VmSpec, at: &Wiring<'_>) -> Result<Vec<OsString>> {
     Ok(args.0)
 }
 
-fn cpu_and_memory(args: &mut Args, spec: &VmSpec) {
+fn cpu_and_memory(args: &mut Args, spec: &VmSpec, extras: &Attachments) {
     let (accel, cpu) = match spec.accel {
         Accel::Kvm => ("kvm", "host"),
         Accel::Tcg => ("tcg", "max"),
     };
     let machine = escaped(&spec.machine_type);
     // A core file of QEMU is for debugging QEMU: without the guest's memory.
-    args.option("-machine", format!("type={machine},accel={accel},dump-guest-core=off"));
+    let more = devices::machine_options(spec, extras);
+    args.option("-machine", format!("type={machine},accel={accel},dump-guest-core=off{more}"));
     args.option("-cpu", spec.cpu_model.as_deref().unwrap_or(cpu));
     let cores = spec.cores;
     args.option("-smp", format!("cpus={cores},sockets=1,cores={cores},threads=1"));
     args.option("-m", format!("size={}M", spec.memory_mib));
     args.option("-overcommit", "mem-lock=off");
+    devices::memory(args, spec, extras);
 }
 
 /// The overlay. A full host file system pauses the guest (QEMU's default for
 /// `werror`), which loses nothing.
-fn main_disk(args: &mut Args, disk: &Disk, overlay: &str) {
-    let (direct, no_flush, write_cache) = match disk.cache {
-        DiskCache::Writeback => (false, false, true),
-        DiskCache::None => (true, false, true),
-        DiskCache::Unsafe => (false, true, true),
-        DiskCache::Writethrough => (false, false, false),
-        DiskCache::Directsync => (true, false, false),
-    };
-    let cache = json!({ "direct": direct, "no-flush": no_flush });
+fn main_disk(args: &mut Args, spec: &VmSpec, disk: &Disk, overlay: &str) {
+    let cache = devices::cache(disk.cache);
     args.json(
         "-blockdev",
         json!({
@@ -124,21 +128,12 @@ fn main_disk(args: &mut Args, disk: &Disk, overlay: &str) {
             },
         }),
     );
-    let driver = match disk.model {
-        DiskModel::Virtio => "virtio-blk-pci",
-        DiskModel::VirtioScsi => "scsi-hd",
-        DiskModel::Ide => "ide-hd",
-    };
-    if disk.model == DiskModel::VirtioScsi {
-        args.device(json!({ "driver": "virtio-scsi-pci", "id": "scsi" }));
-    }
-    args.device(json!({
-        "driver": driver,
-        "id": "disk-dev",
-        "drive": "disk",
-        "bootindex": 0,
-        "write-cache": if write_cache { "on" } else { "off" },
-    }));
+    let mut device = devices::disk_device(spec, 0, disk.cache);
+    device["id"] = "disk-dev".into();
+    device["drive"] = "disk".into();
+    // A kernel that is given has the first place itself.
+    device["bootindex"] = u32::from(spec.kernel.is_some()).into();
+    args.device(device);
 }
 
 /// What a virtio guest leaves to the switch, and the switch to it.
@@ -190,7 +185,7 @@ fn interface(args: &mut Args, index: usize, nic: &Nic) {
 
 /// Arguments, as they grow.
 #[derive(Default)]
-struct Args(Vec<OsString>);
+pub(super) struct Args(Vec<OsString>);
 
 impl Args {
     fn flag(&mut self, name: &str) -> &mut Self {
@@ -198,44 +193,44 @@ impl Args {
         self
     }
 
-    fn option(&mut self, name: &str, value: impl AsRef<OsStr>) -> &mut Self {
+    pub(super) fn option(&mut self, name: &str, value: impl AsRef<OsStr>) -> &mut Self {
         self.0.push(name.into());
         self.0.push(value.as_ref().into());
         self
     }
 
-    fn json(&mut self, name: &str, value: Value) -> &mut Self {
+    pub(super) fn json(&mut self, name: &str, value: Value) -> &mut Self {
         self.option(name, value.to_string())
     }
 
-    fn device(&mut self, value: Value) -> &mut Self {
+    pub(super) fn device(&mut self, value: Value) -> &mut Self {
         self.json("-device", value)
     }
 
     /// A character device on an inherited socket.
-    fn chardev(&mut self, id: &str, descriptor: RawFd, more: &str) -> &mut Self {
+    pub(super) fn chardev(&mut self, id: &str, descriptor: RawFd, more: &str) -> &mut Self {
         self.option("-chardev", format!("socket,id={id},fd={descriptor}{more}"))
     }
 }
 
 /// Text inside one of QEMU's comma-separated options.
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     text.replace(',', ",,")
 }
 
-fn text(path: &Path) -> Result<&str> {
+pub(super) fn text(path: &Path) -> Result<&str> {
     path.to_str().ok_or_else(|| {
         Error::usage(format!("`{}` is not UTF-8", path.display()))
-            .help("set PAVO_TMPDIR to a folder with a plain name")
+            .help("give the folder a plain name; for a job's files: PAVO_TMPDIR")
     })
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::testing;
     use super::*;
     use crate::model::address::Mac;
-    use crate::model::vm::Kernel;
+    use crate::model::vm::{DiskCache, DiskModel, Kernel};
     use std::process::Command;
 
     fn nic(index: u8) -> Nic {
@@ -284,26 +279,31 @@ mod tests {
         ]
     }
 
-    fn wiring<'a>(disk: &'a Path, seed: &'a Path) -> Wiring<'a> {
-        Wiring { qmp: 10, console: 11, agent: 12, disk, seed }
+    fn wiring<'a>(disk: &'a Path, seed: &'a Path, extras: &'a Attachments) -> Wiring<'a> {
+        Wiring { qmp: 10, console: 11, agent: 12, disk, seed, extras }
+    }
+
+    /// Compares the whole command line with `tests/golden/args-NAME.txt`.
+    pub fn golden(name: &str, spec: &VmSpec, extras: &Attachments) {
+        let wiring = wiring(Path::new("/job/vm0/disk"), Path::new("/job/vm0/seed"), extras);
+        let lines: String = qemu(spec, &wiring)
+            .unwrap()
+            .iter()
+            .map(|arg| format!("{}\n", arg.to_str().unwrap()))
+            .collect();
+        let golden =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/args-{name}.txt"));
+        if std::env::var_os("PAVO_BLESS").is_some() {
+            std::fs::write(&golden, &lines).unwrap();
+        }
+        let expected = std::fs::read_to_string(&golden).unwrap_or_default();
+        assert_eq!(lines, expected, "{}: PAVO_BLESS=1 rewrites it", golden.display());
     }
 
     #[test]
     fn whole_command_lines_are_as_the_golden_files_show() {
-        let wiring = wiring(Path::new("/job/vm0/disk"), Path::new("/job/vm0/seed"));
         for (name, spec) in vms() {
-            let lines: String = qemu(&spec, &wiring)
-                .unwrap()
-                .iter()
-                .map(|arg| format!("{}\n", arg.to_str().unwrap()))
-                .collect();
-            let golden =
-                Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/args-{name}.txt"));
-            if std::env::var_os("PAVO_BLESS").is_some() {
-                std::fs::write(&golden, &lines).unwrap();
-            }
-            let expected = std::fs::read_to_string(&golden).unwrap_or_default();
-            assert_eq!(lines, expected, "{}: PAVO_BLESS=1 rewrites it", golden.display());
+            golden(name, &spec, &Attachments::default());
         }
     }
 
@@ -314,7 +314,7 @@ mod tests {
         spec.nics[0].tap = "t,script=/bin/sh".into();
         spec.nics[0].model = "virtio-net\",\"driver\":\"x".into();
         let path = Path::new("/a\",b/x=y,z");
-        let args = qemu(&spec, &wiring(path, path)).unwrap();
+        let args = qemu(&spec, &wiring(path, path, &Attachments::default())).unwrap();
         let after = |name: &str| {
             let found = args.windows(2).filter(|pair| pair[0] == name);
             found.map(|pair| pair[1].to_str().unwrap()).collect::<Vec<_>>()
@@ -332,12 +332,12 @@ mod tests {
         use std::os::unix::ffi::OsStrExt;
         let (_, spec) = vms().swap_remove(0);
         let path = Path::new(OsStr::from_bytes(b"/job/\xff"));
-        assert!(qemu(&spec, &wiring(path, path)).is_err());
+        assert!(qemu(&spec, &wiring(path, path, &Attachments::default())).is_err());
     }
 
     /// Starts QEMU with these arguments, in a network namespace with the taps, up
     /// to the answer to its first command.
-    fn accepted(spec: &VmSpec) {
+    pub fn accepted(spec: &VmSpec, extras: &Attachments) {
         use std::io::{BufRead, BufReader, Write};
         use std::os::unix::net::{UnixListener, UnixStream};
         let dir = tempfile::tempdir().unwrap();
@@ -363,7 +363,7 @@ mod tests {
         let ends = vec![qmp.into(), console.into(), agent.into()];
         let [qmp, console, agent] =
             crate::host::spawn::inherit(&mut command, ends).try_into().unwrap();
-        let wiring = Wiring { qmp, console, agent, disk: &disk, seed: &seed };
+        let wiring = Wiring { qmp, console, agent, disk: &disk, seed: &seed, extras };
         command.args(qemu(spec, &wiring).unwrap());
         crate::host::spawn::die_with_parent(&mut command);
         let mut child = command.spawn().unwrap();
@@ -389,7 +389,7 @@ mod tests {
                 eprintln!("skipped: `{name}` needs /dev/net/tun: {error}");
                 continue;
             }
-            accepted(&spec);
+            accepted(&spec, &Attachments::default());
         }
     }
 }

@@ -13,6 +13,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use qapi::qmp::CpuInfoFast;
 use serde::Deserialize;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::Child;
@@ -21,8 +22,10 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::args::{self, Wiring};
+use super::attach::Attached;
 use super::channel::Listener;
 use super::console::Console;
+use super::cpus::{self, Layout};
 use super::guest_ports::GuestPorts;
 use super::machine::{self, Action, Event, Order, State, Stop};
 use super::stderr::Stderr;
@@ -76,6 +79,9 @@ struct Driver {
     status: watch::Sender<VmStatus>,
     qmp: watch::Sender<Option<qmp::Client>>,
     qemu: Option<Qemu>,
+    attached: Attached,
+    /// Where the guest's CPUs are to be bound, before they start.
+    layout: Option<Layout>,
     console: Option<Console>,
     /// Whether QMP ever did.
     answered: bool,
@@ -115,6 +121,8 @@ impl Driver {
             status: watch::Sender::new(status),
             qmp: watch::Sender::new(None),
             qemu: None,
+            attached: Attached::default(),
+            layout: None,
             console: None,
             answered: false,
             deadline: None,
@@ -131,43 +139,39 @@ impl Driver {
 
     /// Makes what QEMU needs and starts it.
     fn start(&mut self, remote: Option<Listener>) -> Result<()> {
+        let layout = Layout::of(&self.spec)?;
+        self.spec.cores = layout.cores;
         let spec = &self.spec;
         let files = Files::make(spec)?;
+        self.attached = Attached::make(spec)?;
+        self.attached.args.nodes.clone_from(&layout.nodes);
         let (console, qemu_console) = pair()?;
         let (qmp, qemu_qmp) = pair()?;
         let agent = control::listen(&spec.dir, guest_agent::SOCKET)?;
 
         let mut command = std::process::Command::new(&spec.qemu_bin);
-        let inherited = vec![qemu_qmp, qemu_console, agent.into()];
-        let [qmp_fd, console_fd, agent_fd] =
-            spawn::inherit(&mut command, inherited).try_into().expect("as many as were given");
+        let mut inherited = vec![qemu_qmp, qemu_console, agent.into()];
+        inherited.extend(self.attached.tpm.take());
+        let numbers = spawn::inherit(&mut command, inherited);
+        self.attached.args.tpm = numbers.get(3).copied();
         command.args(args::qemu(
             spec,
             &Wiring {
-                qmp: qmp_fd,
-                console: console_fd,
-                agent: agent_fd,
+                qmp: numbers[0],
+                console: numbers[1],
+                agent: numbers[2],
                 disk: &files.disk,
                 seed: &files.seed,
+                extras: &self.attached.args,
             },
         )?);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        // A Ctrl-C at the launcher's terminal is for the launcher.
-        command.process_group(0);
-        spawn::die_with_parent(&mut command);
-        // Where a scheduler suspends all of a job, we pause the guest.
-        spawn::ignore_suspension(&mut command);
-
         let console = Console::start(console, &spec.dir)?;
         self.serve(console, remote)?;
-        let mut command = tokio::process::Command::from(command);
-        let mut child = command.kill_on_drop(true).spawn().map_err(|error| {
-            Error::system(format!("`{}` does not start", self.spec.qemu_bin.display()))
-                .because(error)
-                .help("install it (Debian: qemu-system-x86), or set `qemu-bin` in the template")
-        })?;
-        // Our copies of QEMU's ends: with them open its end would go unnoticed.
-        drop(command);
+        let before = layout.enter();
+        let child = self.spawn(command);
+        cpus::leave(before);
+        let mut child = child?;
+        self.layout = Some(layout).filter(|layout| !layout.guest.is_empty());
         let stderr = child.stderr.take().expect("it is piped");
         let stderr = tokio::spawn(Stderr::keep(stderr, self.spec.dir.join("qemu.log")));
         let run = !self.spec.paused;
@@ -175,6 +179,24 @@ impl Driver {
         self.qemu = Some(Qemu { child, stderr, listener });
         // The inbox is empty: there is room.
         self.post.try_send(Event::Started).while_doing(|| "starting QEMU".into())
+    }
+
+    /// Starts QEMU. Our copies of its ends go with the command: with them open its end would
+    /// go unnoticed.
+    fn spawn(&self, mut command: std::process::Command) -> Result<Child> {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        // A Ctrl-C at the launcher's terminal is for the launcher.
+        command.process_group(0);
+        spawn::die_with_parent(&mut command);
+        // Where a scheduler suspends all of a job, we pause the guest.
+        spawn::ignore_suspension(&mut command);
+        let mut command = tokio::process::Command::from(command);
+        command.kill_on_drop(true).spawn().map_err(|error| {
+            let qemu = self.spec.qemu_bin.display();
+            Error::system(format!("`{qemu}` does not start"))
+                .because(error)
+                .help("install it (Debian: qemu-system-x86), or set `qemu-bin` in the template")
+        })
     }
 
     /// Answers at the control socket, and those on other hosts.
@@ -285,9 +307,10 @@ impl Driver {
         match action {
             Action::Continue => {
                 let (qmp, post) = (self.qmp.borrow().clone(), self.post.clone());
+                let layout = self.layout.take();
                 self.tasks.spawn(async move {
                     let Some(qmp) = qmp else { return };
-                    if let Err(failure) = qmp.execute(qapi::qmp::cont {}).await {
+                    if let Err(failure) = go_on(&qmp, layout).await {
                         let why = format!("the guest does not start: {failure}");
                         // The loop has ended: nobody asks any more.
                         let _ = post.send(Event::Broken { why }).await;
@@ -309,7 +332,10 @@ impl Driver {
                 let mut error = None;
                 if state == VmState::Failed {
                     let cause = self.cause.take();
-                    let cause = cause.unwrap_or_else(|| self.last_words.explain(&detail));
+                    let mut cause = cause.unwrap_or_else(|| self.last_words.explain(&detail));
+                    if let Some(said) = self.attached.last_words(&self.spec.dir) {
+                        cause = Error::system(cause.to_string()).because(said);
+                    }
                     error = Some(cause.to_wire());
                     let name = self.spec.name();
                     self.outcome = Err(cause).while_doing(|| format!("running {name}"));
@@ -341,6 +367,21 @@ impl Driver {
         // A launcher that is gone is noticed by its own end of the connection.
         let _ = self.reports.send(report).await;
     }
+}
+
+/// Lets the guest's CPUs run, where they are to.
+async fn go_on(qmp: &qmp::Client, layout: Option<Layout>) -> std::result::Result<(), String> {
+    if let Some(layout) = layout {
+        let cpus = qmp.execute(qapi::qmp::query_cpus_fast {}).await;
+        let cpus = cpus.map_err(|failure| failure.to_string())?;
+        let thread = |cpu| match cpu {
+            CpuInfoFast::x86_64(cpu) | CpuInfoFast::i386(cpu) => i32::try_from(cpu.thread_id).ok(),
+            _ => None,
+        };
+        let threads: Vec<i32> = cpus.into_iter().filter_map(thread).collect();
+        layout.bind(&threads).map_err(|error| error.report())?;
+    }
+    qmp.execute(qapi::qmp::cont {}).await.map(drop).map_err(|failure| failure.to_string())
 }
 
 /// The files that QEMU opens.

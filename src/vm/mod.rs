@@ -5,16 +5,20 @@
 //!   link channel             the same where the launcher is on another host
 //!   driver    the loop: events in, actions out
 //!     machine   what to do on which event; pure
-//!     overlay seed args        what QEMU is given
+//!     overlay seed args devices   what QEMU is given
+//!     attach cpus              what of this host it may use
 //!     qmp stderr               what QEMU says
 //!     console control          what people reach it by
 //! kvm       whether KVM is to be trusted
 //! ```
 
 pub mod args;
+pub mod attach;
 pub mod channel;
 pub mod console;
 pub mod control;
+pub mod cpus;
+pub mod devices;
 pub mod driver;
 pub mod dump;
 pub mod guest_agent;

@@ -61,5 +61,6 @@ pub fn spec(outer: &Path) -> VmSpec {
         custom_args: Vec::new(),
         dial: None,
         paused: false,
+        extras: Default::default(),
     }
 }

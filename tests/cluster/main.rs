@@ -5,18 +5,20 @@
 //! Where that cannot be they are skipped, loudly; where `CI` is set that is a failure.
 //! Each test has a world of its own, and nothing may be left in it at the end.
 //!
-//! Booting to ssh is slow without KVM: only [`boot`] does; all else is done with VMs that
+//! Booting is slow without KVM: only [`boot`] and [`settings`] do; all else is done with VMs that
 //! run without having got anywhere.
 
 mod boot;
 mod death;
 mod dump;
 mod forward;
+mod probe;
 mod processes;
 mod refused;
 mod running;
 mod save;
 mod session;
+mod settings;
 #[path = "../shared/tiny.rs"]
 mod tiny;
 mod world;

@@ -82,7 +82,7 @@ pub fn root_world(test: impl FnOnce(&World) + Send + 'static) {
 }
 
 #[expect(clippy::print_stderr, reason = "a skip is never silent")]
-fn skip(why: &str) {
+pub fn skip(why: &str) {
     assert!(std::env::var_os("CI").is_none(), "{why}");
     eprintln!("skipped: {why}");
 }

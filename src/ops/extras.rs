@@ -1,0 +1,214 @@
+//! What a template asks for beside disk, networks and user-data: checked as far as the user
+//! can have got it wrong, and made part of the VM's specification.
+//!
+//! Paths are resolved here, where the user's environment is, and opened on the VM's host, as
+//! the user.
+
+use std::path::{Path, PathBuf};
+
+use super::resolve::{Blueprint, Job, VmBlueprint};
+use crate::config::{BatchManager, Config, Layer, Mmp, Network, Template, Vars, expand};
+use crate::error::{Context, Error, Result};
+use crate::model::vm::{Accel, Bind, Cpus, DiskModel, Drive, Extras, Firmware, Mount, MountKind};
+use crate::vm::attach;
+
+/// Refuses what cannot be carried out together, or not at all.
+///
+/// # Errors
+/// With the setting, and where it stands.
+pub fn check(template: &Template) -> Result<()> {
+    let refuse = |key: &str, why: &str, help: &str| {
+        Err(Error::config(format!("{} {why}", template.setting(key))).help(help))
+    };
+    if !template.persistent_drives.is_empty() {
+        let why = "is not carried out by this version";
+        return refuse("persistent-drives", why, "use a template without it");
+    }
+    if template.remote_display.is_some() {
+        let why = "is not carried out by this version";
+        return refuse("remote-display", why, "use a template without it");
+    }
+    let fs = |point: &&crate::config::MountPoint| point.kind == MountKind::VirtioFs;
+    if template.mount_points.values().filter(fs).any(|point| point.readonly) {
+        let why = "asks for a virtio-fs that cannot be written, which there is not";
+        return refuse("mount-points", why, "use `type: virtio-9p` for what is `readonly`");
+    }
+    if template.iothreads > 0 && template.disk_model == DiskModel::Ide {
+        return refuse("iothreads", "does nothing for IDE disks", "set `disk-model: virtio`");
+    }
+    if template.firmware == Firmware::Uefi && !is_pc(&template.machine_type) {
+        let why = "needs a machine of the types `q35` or `pc`";
+        return refuse("firmware", why, "leave `machine-type` out");
+    }
+    check_sensitive(template)
+}
+
+fn is_pc(machine: &str) -> bool {
+    ["q35", "pc"].iter().any(|kind| machine == *kind || machine.starts_with(&format!("pc-{kind}-")))
+}
+
+/// Nothing of the host, and nothing that pavo does not know, gets into a sensitive VM.
+fn check_sensitive(template: &Template) -> Result<()> {
+    if !template.sensitive {
+        return Ok(());
+    }
+    let open = [
+        ("mount-points", !template.mount_points.is_empty()),
+        ("custom-args", !template.custom_args.is_empty()),
+    ];
+    match open.iter().find(|(_, given)| *given) {
+        Some((key, _)) => Err(Error::config(format!(
+            "{} opens the VM to its host, and it is {}",
+            template.setting(key),
+            template.setting("sensitive")
+        ))
+        .help("take one of the two out")),
+        None => Ok(()),
+    }
+}
+
+/// Closes the networks of sensitive VMs to the outside, where they are ours to close.
+///
+/// # Errors
+/// Where they are the site's, and open.
+pub fn close_networks(
+    config: &Config,
+    vms: &[VmBlueprint],
+    networks: &mut [(String, Network)],
+) -> Result<()> {
+    for vm in vms.iter().filter(|vm| vm.template.sensitive) {
+        for (name, network) in networks.iter_mut().filter(|(name, _)| vm.networks.contains(name)) {
+            let Network::Ethernet(ethernet) = network else { continue };
+            if ethernet.layer == Layer::L2 || !ethernet.allow_outbound {
+                continue;
+            }
+            if config.batch.manager == BatchManager::Slurm {
+                let (vm, setting) = (&vm.template, vm.template.setting("sensitive"));
+                return Err(Error::config(format!(
+                    "template `{}` is {setting}, and the site's network `{name}` is open to the \
+                     outside",
+                    vm.name
+                ))
+                .help("use a resource set whose networks have `allow-outbound: none`"));
+            }
+            ethernet.allow_outbound = false;
+        }
+    }
+    Ok(())
+}
+
+/// What the job decides about a VM's extras.
+///
+/// # Errors
+/// When a path is none, or the job has too little.
+pub fn extras(vm: &VmBlueprint, job: &Job<'_>) -> Result<Extras> {
+    let template = &vm.template;
+    check_allocation(template, job.allocation.cores)?;
+    check_accel(template, job.accel)?;
+    let vars = vm.vars.clone().with("clusterdir", job.cluster_dir.to_string_lossy());
+    let bind = match (template.bind_vcpus, job.first_cpu) {
+        (Some(false), _) | (None, Some(_)) => Bind::No,
+        (Some(true), Some(first)) => Bind::From(if template.full_node { 0 } else { first }),
+        (_, None) => Bind::Allotted,
+    };
+    Ok(Extras {
+        drives: drives(template, &vars)?,
+        mounts: mounts(template, &vars)?,
+        firmware: template.firmware,
+        iothreads: template.iothreads,
+        huge_pages: template.huge_pages,
+        tpm: template.tpm,
+        cpus: Cpus { emulator: template.emulator_cores, bind, full_node: template.full_node },
+        places: template.places.clone(),
+    })
+}
+
+/// Refuses an allocation of which the guest gets nothing.
+pub fn check_allocation(template: &Template, cores: u32) -> Result<()> {
+    if cores > template.emulator_cores || template.full_node {
+        return Ok(());
+    }
+    let setting = template.setting("emulator-cores");
+    let plural = if cores == 1 { "core" } else { "cores" };
+    Err(Error::config(format!("{setting} leaves nothing of {cores} {plural} to the guest"))
+        .help(format!("ask for more: `-c {}`", template.emulator_cores + 1)))
+}
+
+/// QEMU itself asks not to trust emulation with keeping a guest in.
+fn check_accel(template: &Template, accel: Accel) -> Result<()> {
+    if !template.sensitive || accel == Accel::Kvm {
+        return Ok(());
+    }
+    Err(Error::system(format!(
+        "it is {}, which is for KVM only, and there is none on the VM's host",
+        template.setting("sensitive")
+    ))
+    .help("`pavo doctor` says why; emulated guests are not kept apart well enough"))
+}
+
+fn drives(template: &Template, vars: &Vars) -> Result<Vec<Drive>> {
+    let drive = |drive: &crate::config::PersistentDrive| {
+        Ok(Drive {
+            path: absolute(template, "persistent-drives", &drive.path, vars)?,
+            format: drive.format,
+            cache: drive.cache,
+            shared: drive.mmp != Mmp::Yes,
+        })
+    };
+    template.persistent_drives.iter().map(drive).collect()
+}
+
+fn mounts(template: &Template, vars: &Vars) -> Result<Vec<Mount>> {
+    let mount = |(tag, point): (&String, &crate::config::MountPoint)| {
+        Ok(Mount {
+            tag: tag.clone(),
+            path: absolute(template, "mount-points", &point.path, vars)?,
+            readonly: point.readonly,
+            kind: point.kind,
+        })
+    };
+    template.mount_points.iter().map(mount).collect()
+}
+
+fn absolute(template: &Template, key: &str, path: &str, vars: &Vars) -> Result<PathBuf> {
+    let expanded = PathBuf::from(expand(path, vars));
+    if expanded.is_absolute() {
+        return Ok(expanded);
+    }
+    let setting = template.setting(key);
+    Err(Error::config(format!("{setting}: `{}` is no absolute path", expanded.display()))
+        .help("begin it with `/`, `~` or a variable such as `%{homedir}`"))
+}
+
+impl Blueprint {
+    /// Looks, on the machine where all VMs will run, at what they will open, and at what
+    /// they will have of it; for errors before there is a job.
+    ///
+    /// # Errors
+    /// With the template and the setting.
+    pub fn check_here(&self, cores: u32, accel: Accel) -> Result<()> {
+        for vm in &self.vms {
+            let template = &vm.template;
+            let check = || {
+                check_allocation(template, cores)?;
+                check_accel(template, accel)?;
+                let known = |path: &Path| !path.to_string_lossy().contains("%clusterdir");
+                let mut vars = vm.vars.clone();
+                vars = vars.with("clusterdir", "/%clusterdir");
+                for mount in mounts(template, &vars)?.iter().filter(|it| known(&it.path)) {
+                    attach::check_mount(mount).while_doing(|| {
+                        format!("carrying out {}", template.setting("mount-points"))
+                    })?;
+                }
+                for drive in drives(template, &vars)?.iter().filter(|it| known(&it.path)) {
+                    attach::check_drive(drive).while_doing(|| {
+                        format!("carrying out {}", template.setting("persistent-drives"))
+                    })?;
+                }
+                Ok::<_, Error>(())
+            };
+            check().while_doing(|| format!("resolving the template `{}`", template.name))?;
+        }
+        Ok(())
+    }
+}
