@@ -50,9 +50,12 @@ impl Dump {
         let (rank, dumped) = app.block_on(async {
             let (known, job) = self.job.find(app).await?;
             let rank = one_vm(&self.vm, &job)?;
+            let mut said = None;
             let mut told = |at: Progress| {
                 let percent = at.done * 100 / at.total.max(1);
-                app.out.progress(&format!("Writing the memory of vm{rank}: {percent} %"));
+                if said.replace(percent) != Some(percent) {
+                    app.out.progress(&format!("Writing the memory of vm{rank}: {percent} %"));
+                }
             };
             let dump = async {
                 let vm = reach(known.store(), &job, rank).await?;

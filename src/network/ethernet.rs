@@ -255,9 +255,14 @@ fn addresses(name: &str, config: &Ethernet, rank: u32) -> Result<(Mac, Option<Ip
 fn describe(request: &Request, segment: &Segment<'_>) -> Option<L3> {
     segment.uplink.as_ref()?;
     let config = segment.config;
-    let guest =
-        |(rank, port): (u32, &Port)| Some(Guest { rank, mac: port.mac, address: port.address? });
-    let far = |far: &Far| Some(Guest { rank: far.rank, mac: far.mac, address: far.address? });
+    let guest = |(vm, port): (&VmNetworks, &Port)| {
+        let default_route = request.default_network(vm) == Some(segment.name);
+        Some(Guest { rank: vm.rank, mac: port.mac, address: port.address?, default_route })
+    };
+    let far = |far: &Far| {
+        let (rank, mac, address) = (far.rank, far.mac, far.address?);
+        Some(Guest { rank, mac, address, default_route: false })
+    };
     let others = segment.tunnel.iter().flat_map(|tunnel| &tunnel.guests).filter_map(far);
     let on_it = request.vms.iter().filter(|vm| vm.networks.iter().any(|n| n == segment.name));
     Some(L3 {
@@ -273,7 +278,7 @@ fn describe(request: &Request, segment: &Segment<'_>) -> Option<L3> {
         dns_search: config.dns_search.clone(),
         dns_server: config.dns_server,
         ntp_server: config.ntp_server,
-        guests: on_it.map(|vm| vm.rank).zip(&segment.ports).filter_map(guest).collect(),
+        guests: on_it.zip(&segment.ports).filter_map(guest).collect(),
         others: others.collect(),
         reverse_nat: config.reverse_nat.clone(),
     })

@@ -54,6 +54,22 @@ pub struct Request {
     pub fabric: Option<Fabric>,
 }
 
+impl Request {
+    /// The network by which a VM's packets leave: the first L3 one of its interfaces.
+    fn default_network<'a>(&self, vm: &'a VmNetworks) -> Option<&'a str> {
+        let is_l3 = |name: &&String| {
+            self.networks.iter().any(|(known, network)| {
+                let layer = match network {
+                    Network::Ethernet(ethernet) => Some(ethernet.layer),
+                    Network::Unsupported { .. } => None,
+                };
+                known == *name && layer == Some(Layer::L3)
+            })
+        };
+        vm.networks.iter().find(is_l3).map(String::as_str)
+    }
+}
+
 /// How the job's hosts reach each other.
 #[derive(Clone, Debug)]
 pub struct Fabric {
@@ -174,6 +190,8 @@ pub struct Guest {
     pub rank: u32,
     pub mac: Mac,
     pub address: Ipv4Addr,
+    /// Whether what it sends elsewhere leaves by this network.
+    pub default_route: bool,
 }
 
 /// How many jobs at once, at most, find a pair of addresses for their uplinks in every

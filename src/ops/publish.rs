@@ -140,6 +140,7 @@ pub fn responders(
             name: format!("vm{}", guest.rank),
             mac: guest.mac,
             address: guest.address,
+            default_route: guest.default_route,
         };
         // Names of the outside are a way out, too.
         let asked = if l3.allow_outbound { upstream } else { &[] };

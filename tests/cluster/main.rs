@@ -13,6 +13,7 @@ mod death;
 mod dump;
 mod forward;
 mod probe;
+mod networks;
 mod processes;
 mod refused;
 mod running;

@@ -147,6 +147,7 @@ impl World {
             name: format!("vm{rank}"),
             mac: format!("52:54:00:00:00:{rank:02x}").parse().unwrap(),
             address: Ipv4Addr::from(u32::from(GUEST) + rank),
+            default_route: rank != 1,
         };
         Spec {
             network: "nat".into(),

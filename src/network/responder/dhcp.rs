@@ -181,6 +181,10 @@ impl Server {
         if !is_nak {
             let hostname = DhcpOption::Hostname(guest.name.clone());
             let told = std::iter::once(&hostname).chain(&self.common);
+            let is_told = |option: &&DhcpOption| {
+                guest.default_route || !matches!(option, DhcpOption::Router(_))
+            };
+            let told = told.filter(is_told);
             for option in told.filter(|option| request.wants(option)) {
                 options.insert(option.clone());
             }
@@ -304,6 +308,19 @@ mod tests {
 
     fn server() -> Server {
         Server::new(&spec()).unwrap()
+    }
+
+    #[test]
+    fn only_who_leaves_by_this_network_is_told_a_gateway() {
+        let mut spec = spec();
+        for default_route in [true, false] {
+            spec.guests[0].default_route = default_route;
+            let server = Server::new(&spec).unwrap();
+            let reply = server.answer(&bytes(&message(MessageType::Discover, &[]))).unwrap();
+            let reply = v4::Message::decode(&mut Decoder::new(&reply.bytes)).unwrap();
+            assert_eq!(reply.opts().get(OptionCode::Router).is_some(), default_route);
+            assert!(reply.opts().get(OptionCode::DomainNameServer).is_some());
+        }
     }
 
     fn message(kind: MessageType, options: &[DhcpOption]) -> v4::Message {

@@ -99,6 +99,8 @@ pub struct Guest {
     pub name: String,
     pub mac: Mac,
     pub address: Ipv4Addr,
+    /// Whether it is told the gateway: of its networks one is the way to elsewhere.
+    pub default_route: bool,
 }
 
 /// A guest's port that is reached through a socket outside.
@@ -233,6 +235,7 @@ pub(crate) mod tests {
             name: format!("vm{rank}"),
             mac: Mac([0x52, 0x54, 0, 0, 0, rank as u8]),
             address: subnet.guest(rank).unwrap(),
+            default_route: true,
         };
         Spec {
             network: "nat".into(),
