@@ -22,4 +22,5 @@ mod session;
 mod settings;
 #[path = "../shared/tiny.rs"]
 mod tiny;
+mod tutorial;
 mod world;

@@ -1,0 +1,220 @@
+//! The tutorial's session, on the image `debian` that `pavo image build` makes: once by an
+//! ordinary user with subordinate ids, kept for as long as nothing that it is made of
+//! changes. Booting it takes half a minute of two processors where there is no KVM; eight
+//! VMs are for `make test-full`.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::mount::{MsFlags, mount};
+use sha2::{Digest, Sha256};
+
+use super::running::{Output, Running};
+use super::session::Terminal;
+use super::world::{World, prepared_world};
+
+/// Longer than a boot takes when every core is busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(900);
+
+/// What the image is made of: a change makes it anew.
+const MADE_OF: &[&str] =
+    &["etc/recipes", "src/image/build", "src/image/grub.rs", "src/config/recipe.rs"];
+
+const TEMPLATE: &str = "\
+mine:
+  image: debian
+  description: the tutorial's
+  user-data:
+    write_files:
+      - path: /etc/motd
+        content: |
+          written by cloud-init
+    runcmd:
+      - echo \"set up on $(hostname)\" >/root/done
+";
+
+#[test]
+fn the_tutorials_session() {
+    prepared_world(|world| {
+        debian(world);
+        // The disk is larger than the image was made: the root file system follows.
+        world.ok(&["image", "resize", "debian", "+1G"]);
+        world.write("conf/templates.yaml", TEMPLATE);
+        assert!(world.ok(&["template", "list"]).contains("mine\tdebian"));
+
+        let alloc = up(world, "mine:1");
+        let vm0 = |command: &str| patiently(world, &["ssh", "vm0", command]);
+        assert_eq!(vm0("cloud-init status --wait | tail -n 1").trim(), "status: done");
+        assert_eq!(
+            vm0("cat /root/done; tail -n 1 /etc/motd"),
+            "set up on vm0\nwritten by cloud-init\n"
+        );
+        let size: u64 = vm0("df --output=size -k / | tail -n 1").trim().parse().unwrap();
+        assert!(size > 4 << 20, "the root file system has {size} KiB");
+        assert_eq!(vm0("systemctl is-system-running; true").trim(), "running");
+        the_console_is_a_root_shell(world);
+
+        vm0("echo kept >/root/kept && sync");
+        // It ends the connection on its way.
+        world.pavo(&["ssh", "vm0", "shutdown -H now"]);
+        console_says(world, "System halted");
+        let saved = world.pavo(&["save", "vm0"]);
+        let message = "vm0 disk successfully saved to user:debian revision 2\n";
+        assert!(saved.stderr.contains(message), "{saved}");
+        end(world, alloc);
+
+        let alloc = up(world, "mine:1");
+        assert_eq!(vm0("cat /root/kept"), "kept\n");
+        // It is another VM: cloud-init has done its work again.
+        assert_eq!(vm0("cloud-init status --wait >/dev/null; cat /root/done"), "set up on vm0\n");
+        end(world, alloc);
+        if std::env::var_os("PAVO_FULL").is_some() {
+            let alloc = up(world, "mine:8");
+            for rank in 0..8 {
+                let said =
+                    patiently(world, &["ssh", &format!("vm{rank}"), "hostname; ping -qc1 vm7"]);
+                assert!(said.starts_with(&format!("vm{rank}\n")), "{said}");
+            }
+            end(world, alloc);
+        }
+    });
+}
+
+/// A cluster whose VMs answer ssh.
+fn up(world: &World, cluster: &str) -> Running {
+    let limit = PATIENCE.as_secs().to_string();
+    let words = ["--mem", "384", "--wait", "ssh", "--timeout", &limit, "-E", "sleep 7200", cluster];
+    let alloc = world.alloc(&words);
+    until(|| {
+        let said = alloc.stderr();
+        assert!(!said.contains("error: "), "{said}");
+        said.contains(" ssh\n")
+    });
+    alloc
+}
+
+fn end(world: &World, alloc: Running) {
+    world.ok(&["cancel"]);
+    assert_eq!(alloc.finish().code, Some(130));
+    world.nothing_runs();
+}
+
+fn until(is_so: impl Fn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < end, "it has not happened within {PATIENCE:?}");
+        sleep(Duration::from_millis(200));
+    }
+}
+
+/// Runs `pavo`, however long it takes, and returns what it printed.
+fn patiently(world: &World, args: &[&str]) -> String {
+    let output = world.pavo_command(args).stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "pavo {args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn console_says(world: &World, text: &str) {
+    until(|| world.ok(&["console", "-l", "vm0"]).contains(text));
+}
+
+fn the_console_is_a_root_shell(world: &World) {
+    console_says(world, "root@vm0:~#");
+    let mut terminal = Terminal::new(world, &["console", "vm0"]);
+    terminal.type_in("\n");
+    terminal.wait_for("root@vm0:~#");
+    terminal.type_in("echo it is $(id -un) on $(tty)\n");
+    terminal.wait_for("it is root on /dev/ttyS0");
+    terminal.type_in("\x03\x03\x03");
+    assert!(terminal.ends_cooked());
+}
+
+/// Gives the world the image `debian`, in a repository of its own.
+fn debian(world: &World) {
+    let shared = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let kept = shared.join(format!("debian-{}", &digest()[..16]));
+    let lock = fs::File::create(shared.join("debian.lock")).unwrap();
+    let lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno).unwrap();
+    let images = world.folder("own");
+    let repos = format!("repos:\n  - name: user\n    path: {}\n", images.display());
+    world.write("conf/repos.yaml", &repos);
+    if !kept.exists() {
+        let output = build(world);
+        assert_eq!(output.code, Some(0), "{output}");
+        assert!(output.stderr.contains("Built user:debian@0 (debian)"), "{output}");
+        for old in fs::read_dir(shared).unwrap().map(|entry| entry.unwrap().path()) {
+            let name = old.file_name().unwrap().to_str().unwrap();
+            if name.starts_with("debian-") {
+                fs::remove_dir_all(&old).unwrap();
+            }
+        }
+        let new = shared.join("debian-new");
+        copy(&images, &new);
+        fs::rename(new, kept).unwrap();
+    } else {
+        copy(&kept, &images);
+        let mut own = Command::new("chown");
+        own.args(["-R", "nobody:nogroup"]).arg(&images);
+        assert!(own.status().unwrap().success());
+    }
+    drop(lock);
+}
+
+/// Builds as the account that owns nothing but subordinate ids.
+fn build(world: &World) -> Output {
+    for file in ["subuid", "subgid"] {
+        let ids = world.path(file);
+        fs::write(&ids, "nobody:2000000:65536\n").unwrap();
+        fs::set_permissions(&ids, fs::Permissions::from_mode(0o644)).unwrap();
+        let none = None::<&str>;
+        mount(Some(&ids), &*format!("/etc/{file}"), none, MsFlags::MS_BIND, none).unwrap();
+    }
+    let packages = world.folder("packages");
+    // What earlier builds of any image have downloaded.
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("debian.packages");
+    if kept.exists() {
+        copy(&kept, &packages);
+        let mut own = Command::new("chown");
+        own.args(["-R", "nobody:nogroup"]).arg(&packages);
+        assert!(own.status().unwrap().success());
+    }
+    let cache = packages.to_str().unwrap();
+    let mut command = world.pavo_command(&["image", "build", "debian", "debian", "--cache", cache]);
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    copy(&packages, &kept);
+    Output {
+        code: output.status.code(),
+        signal: None,
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    let mut command = Command::new("cp");
+    command.args(["-rT", "--sparse=always"]).args([from, to]);
+    assert!(command.status().unwrap().success(), "copying {}", from.display());
+}
+
+/// Of all that the image is made of.
+fn digest() -> String {
+    fn files(path: PathBuf) -> Vec<PathBuf> {
+        if !path.is_dir() {
+            return vec![path];
+        }
+        let mut entries: Vec<_> =
+            fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect();
+        entries.sort();
+        entries.into_iter().flat_map(files).collect()
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let all = MADE_OF.iter().flat_map(|path| files(root.join(path)));
+    let digest =
+        all.fold(Sha256::new(), |digest, file| digest.chain_update(fs::read(file).unwrap()));
+    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
