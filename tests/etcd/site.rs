@@ -1,6 +1,6 @@
 //! Who may do what: the preparation of a site's etcd, and its persons.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
 use pavo::error::Kind;
@@ -236,6 +236,33 @@ fn nobody_passes_for_a_node_or_for_root() {
 async fn denied_or_unknown<T>(outcome: impl Future<Output = pavo::error::Result<T>>) {
     let report = report(outcome).await;
     assert!(report.contains("permit") || report.contains("log-in"), "{report}");
+}
+
+#[test]
+fn watches_begin_while_the_site_learns_of_people() {
+    run(async {
+        let site = Site::prepared(Persons::MadeByNodes).await;
+        let node = Etcd::connect(&site.certificate("pavo-node")).await.unwrap();
+        let root = Etcd::connect(&site.certificate("root")).await.unwrap();
+        let secret = Secret::random().unwrap();
+        ensure_person(&node, "ada", &secret).await.unwrap();
+        let ada = site.person("ada", &secret).await;
+        let over = Cell::new(false);
+        let learn = async {
+            for number in 0..300 {
+                root.ensure_user(&format!("new-{number}"), None, &[]).await.unwrap();
+            }
+            over.set(true);
+        };
+        let watch = async |store: &Etcd, prefix: &str| {
+            while !over.get() {
+                drop(store.watch(prefix, 0).await.unwrap());
+            }
+        };
+        let (hosts, own) = (keys::all_hosts(), keys::hosts("ada"));
+        let (of_node, of_ada) = (|| watch(&node, &hosts), || watch(&ada, &own));
+        tokio::join!(learn, of_node(), of_node(), of_node(), of_node(), of_ada(), of_ada());
+    });
 }
 
 #[test]

@@ -24,6 +24,9 @@ use crate::store::{Event, Revision, Seen, Watch};
 /// How long a stream may take to begin.
 const BEGIN: Duration = Duration::from_secs(5);
 
+/// How etcd puts it that users or roles have changed while it looked at ours.
+const STALE: &str = "revision of auth store is old";
+
 /// The largest message: all that up to a thousand commits changed.
 const MAX_MESSAGE: usize = 1 << 30;
 
@@ -100,6 +103,13 @@ impl Watcher {
             *renewed = true;
             self.link.log_in(&member).await?;
             return Err(member.lost(false, "its permission was denied".into()));
+        }
+        if first.canceled() && first.cancel_reason().contains(STALE) {
+            // A certificate is looked at anew each time.
+            if self.link.has_password() {
+                self.link.log_in(&member).await?;
+            }
+            return Err(member.lost(false, first.cancel_reason().into()));
         }
         self.stream = Some((member, stream));
         self.take(&first)
