@@ -27,6 +27,8 @@ use crate::ops::watch::{Goal, Progress, wait_until};
 /// How long guests may take to shut down when the time limit is reached, or the scheduler
 /// ends the job.
 pub const GRACE: Duration = Duration::from_secs(10);
+/// How long they may take when they have persistent drives, whose data is to be whole.
+const CLEAN: Duration = Duration::from_secs(30);
 /// What a Ctrl-C is called: before there is a shell or script, the end; then its business.
 const INTERRUPTED: &str = "interrupted";
 const CANCELLED: &str = "cancelled";
@@ -138,12 +140,14 @@ impl Session<'_> {
         let app = self.app;
         let outcome = self.live(&mut cluster, signals).await;
         let outcome = outcome.map_err(|error| with_advice_on_room(error, self.tmp));
+        let clean = if cluster.keeps_data { CLEAN } else { Duration::ZERO };
         let grace = match outcome {
-            Ok(Outcome::TimeLimit) => GRACE,
-            Ok(Outcome::Signal(CANCELLED | ORPHANED)) => self.grace,
+            Ok(Outcome::TimeLimit) => clean.max(GRACE),
+            // A scheduler does not wait for longer.
+            Ok(Outcome::Signal(CANCELLED | ORPHANED)) if !self.grace.is_zero() => self.grace,
             // Guests are shutting down already.
             _ if cluster.ended().is_some() => self.grace,
-            _ => Duration::ZERO,
+            _ => clean,
         };
         let outcome = match (outcome, cluster.ended()) {
             (Ok(Outcome::Script(status)), _) => Ok(Outcome::Script(status)),
@@ -158,6 +162,12 @@ impl Session<'_> {
                 _ => String::new(),
             };
             app.out.status(&format!("Terminating the cluster{why}..."));
+            if !clean.is_zero() && !cluster.book.is_over() {
+                let limit = grace.as_secs();
+                app.out.status(&format!(
+                    "Guests with persistent drives may shut down first, for {limit} s at most"
+                ));
+            }
         }
         let ended = cluster.end(grace).await.while_doing(|| "ending the cluster".into());
         if let (Err(_), Err(leftover)) = (&outcome, &ended) {

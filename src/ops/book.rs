@@ -109,6 +109,11 @@ impl Book {
         })
     }
 
+    /// Where it writes, if that is known yet.
+    pub fn store(&self) -> Option<Arc<dyn Store>> {
+        self.store.clone()
+    }
+
     /// Says which VMs there are. Each waits.
     pub fn describe(&mut self, vms: Vec<VmRecord>) {
         let waiting = VmStatus { state: VmState::Waiting, since: now(), detail: String::new() };

@@ -43,8 +43,9 @@ pub async fn remove(files: &JobFiles) -> Result<()> {
 
 /// Deletes all that is stored of a job.
 pub async fn forget(store: &dyn Store, user: &str, owner: Owner) -> Result<()> {
-    let prefix = keys::job(user, owner);
-    store.commit(&[], &[Change::DeletePrefix { prefix }]).await.map(drop)
+    let places = [keys::job(user, owner), keys::job_drives(user, owner)];
+    let changes = places.map(|prefix| Change::DeletePrefix { prefix });
+    store.commit(&[], &changes).await.map(drop)
 }
 
 /// Removes a job's directory, whoever else does.

@@ -4,8 +4,10 @@
 //! Paths are resolved here, where the user's environment is, and opened on the VM's host, as
 //! the user.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::drives::Wanted;
 use super::resolve::{Blueprint, Job, VmBlueprint};
 use crate::config::{BatchManager, Config, Layer, Mmp, Network, Template, Vars, expand};
 use crate::error::{Context, Error, Result};
@@ -20,10 +22,6 @@ pub fn check(template: &Template) -> Result<()> {
     let refuse = |key: &str, why: &str, help: &str| {
         Err(Error::config(format!("{} {why}", template.setting(key))).help(help))
     };
-    if !template.persistent_drives.is_empty() {
-        let why = "is not carried out by this version";
-        return refuse("persistent-drives", why, "use a template without it");
-    }
     if template.remote_display.is_some() {
         let why = "is not carried out by this version";
         return refuse("remote-display", why, "use a template without it");
@@ -180,7 +178,50 @@ fn absolute(template: &Template, key: &str, path: &str, vars: &Vars) -> Result<P
         .help("begin it with `/`, `~` or a variable such as `%{homedir}`"))
 }
 
+/// Refuses a cluster whose VMs would write to a drive that is meant for one.
+pub fn check_drives(vms: &[VmBlueprint]) -> Result<()> {
+    let mut users: BTreeMap<PathBuf, (&VmBlueprint, Mmp)> = BTreeMap::new();
+    for vm in vms.iter().filter(|vm| !vm.template.persistent_drives.is_empty()) {
+        let vars = vm.vars.clone().with("clusterdir", "/%clusterdir");
+        let drives = drives(&vm.template, &vars)?;
+        for (drive, wanted) in drives.into_iter().zip(&vm.template.persistent_drives) {
+            let path = drive.path.display().to_string();
+            let Some((other, mmp)) = users.insert(drive.path, (vm, wanted.mmp)) else { continue };
+            if wanted.mmp == Mmp::Yes || mmp == Mmp::Yes {
+                let setting = vm.template.setting("persistent-drives");
+                return Err(Error::config(format!(
+                    "{setting}: both vm{} and vm{} would write to `{path}`",
+                    other.rank, vm.rank
+                ))
+                .help("give each its own, with `%{vm_rank}` in the path, or set `mmp: cluster`"));
+            }
+        }
+    }
+    Ok(())
+}
+
 impl Blueprint {
+    /// The drives that VMs want to have for their job alone; of one VM, or of all.
+    pub fn claimed(&self, rank: Option<u32>, dir: &Path, host: &str) -> Result<Vec<Wanted>> {
+        let mut claimed = Vec::new();
+        for vm in self.vms.iter().filter(|vm| rank.is_none_or(|rank| vm.rank == rank)) {
+            let vars = vm.vars.clone().with("clusterdir", dir.to_string_lossy());
+            let all = drives(&vm.template, &vars)?.into_iter().zip(&vm.template.persistent_drives);
+            let held = all.filter(|(_, wanted)| wanted.mmp != Mmp::No);
+            claimed.extend(held.map(|(drive, _)| Wanted {
+                path: drive.path,
+                vm: format!("vm{}", vm.rank),
+                host: host.to_owned(),
+            }));
+        }
+        Ok(claimed)
+    }
+
+    /// Whether a guest of it keeps data that it should write before it ends.
+    pub fn keeps_data(&self) -> bool {
+        self.vms.iter().any(|vm| !vm.template.persistent_drives.is_empty())
+    }
+
     /// Looks, on the machine where all VMs will run, at what they will open, and at what
     /// they will have of it; for errors before there is a job.
     ///

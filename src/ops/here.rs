@@ -21,6 +21,7 @@ use tokio::time::{Instant, timeout};
 use super::book::{Book, JobDir, random};
 use super::cell::{News, Order, SetUp};
 use super::cleanup::{self, JobFiles};
+use super::drives::Claims;
 use super::pasta;
 use super::program;
 use super::publish::{self, Bound};
@@ -108,6 +109,17 @@ impl Here {
             dir: book.record.dir.clone(),
             store: self.wanted.store.clone(),
         }
+    }
+
+    /// Takes the persistent drives of the cluster, if it has any.
+    pub async fn take_drives(&self, book: &Book) -> Result<Option<Claims>> {
+        let record = &book.record;
+        let claimed = self.wanted.blueprint.claimed(None, &record.dir, &record.host)?;
+        let Some(store) = book.store().filter(|_| !claimed.is_empty()) else { return Ok(None) };
+        let mut claims = Claims::new(store, &record.user, record.owner).await?;
+        claims.take(&claimed, &record.host).await?;
+        claims.lock(&claimed)?;
+        Ok(Some(claims))
     }
 
     /// Builds the network and starts every VM's process.

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use super::book::Book;
 use super::complaints::Ended;
+use super::drives::Claims;
 use super::here::{self, Here};
 use super::step::{self, Step};
 use crate::error::{Error, Result};
@@ -32,27 +33,36 @@ enum Ground {
 pub struct Cluster {
     pub book: Book,
     ground: Ground,
+    /// On this machine; a step has its own.
+    drives: Option<Claims>,
+    /// Whether guests keep data that they should write before they end.
+    pub keeps_data: bool,
 }
 
 impl Cluster {
     /// A cluster on this machine, of which nothing exists yet.
     pub fn here(mut book: Book, wanted: here::Wanted) -> Self {
+        let keeps_data = wanted.blueprint.keeps_data();
         let here = Here::new(wanted);
         here.describe(&mut book);
-        Self { book, ground: Ground::Here(Box::new(here)) }
+        Self { book, ground: Ground::Here(Box::new(here)), drives: None, keeps_data }
     }
 
     /// A cluster as a step of the Slurm job we are in, of which nothing exists yet.
     pub fn step(mut book: Book, wanted: step::Wanted) -> Self {
+        let keeps_data = wanted.blueprint.keeps_data();
         let step = Step::new(wanted);
         step.describe(&mut book);
-        Self { book, ground: Ground::Step(Box::new(step)) }
+        Self { book, ground: Ground::Step(Box::new(step)), drives: None, keeps_data }
     }
 
     /// Builds the network and starts every VM's process.
     pub async fn start(&mut self) -> Result<()> {
         match &mut self.ground {
-            Ground::Here(here) => here.start(&mut self.book).await,
+            Ground::Here(here) => {
+                self.drives = here.take_drives(&self.book).await?;
+                here.start(&mut self.book).await
+            }
             Ground::Step(step) => step.start(&mut self.book).await,
         }
     }
@@ -61,7 +71,16 @@ impl Cluster {
     pub async fn next_report(&mut self) -> Result<u32> {
         match &mut self.ground {
             Ground::Here(here) => {
-                let report = here.next(&self.book.record.dir).await?;
+                let lost = async {
+                    match &mut self.drives {
+                        Some(drives) => drives.lost().await,
+                        None => std::future::pending().await,
+                    }
+                };
+                let report = tokio::select! {
+                    report = here.next(&self.book.record.dir) => report?,
+                    error = lost => return Err(error),
+                };
                 self.book.report(report).await
             }
             Ground::Step(step) => step.next(&mut self.book).await,
@@ -99,9 +118,13 @@ impl Cluster {
     /// Ends the cluster, whatever state it is in, and removes all of it. Guests may shut
     /// down for `grace` first.
     pub async fn end(self, grace: Duration) -> Result<()> {
-        match self.ground {
+        let ended = match self.ground {
             Ground::Here(here) => here.end(&self.book, grace).await,
             Ground::Step(step) => step.end(&self.book, grace).await,
+        };
+        if let Some(drives) = self.drives {
+            drives.release().await;
         }
+        ended
     }
 }

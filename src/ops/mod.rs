@@ -26,6 +26,7 @@ pub mod cleanup;
 pub mod complaints;
 pub mod dial;
 pub mod doctor;
+pub mod drives;
 pub mod elsewhere;
 pub mod extras;
 pub mod forward;

@@ -107,6 +107,7 @@ pub fn resolve(
         })
         .collect::<Result<_>>()?;
     let mut networks = networks_of(config, &vms)?;
+    extras::check_drives(&vms)?;
     extras::close_networks(config, &vms, &mut networks)?;
     Ok(Blueprint { definition: definition.clone(), vms, networks })
 }

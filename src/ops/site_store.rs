@@ -6,7 +6,7 @@
 //! | `root` | certificate with that name, or the password in a 0600 file | `root` | all |
 //! | `pavo-node` | certificate with that name | `pavo-node` | write `pool/ counter/ host/`, read `meta/`, delete in `job/` and `drive/` |
 //! | | | `root`, with [`Persons::MadeByNodes`] | all |
-//! | `pavo-user-NAME` | the person's secret | `pavo-user-NAME` | write `job/NAME/ drive/NAME/`, read `host/NAME/ meta/` |
+//! | `pavo-user-NAME` | the person's secret | `pavo-user-NAME` | write `job/NAME/ drive/NAME/`, read `host/NAME/ drive/ meta/` |
 //!
 //! Each writes its own `fence/`, too.
 //!
@@ -148,8 +148,10 @@ fn node_grants() -> [Grant; 7] {
     ]
 }
 
-fn person_grants(name: &str) -> [Grant; 5] {
+fn person_grants(name: &str) -> [Grant; 6] {
     [
+        // Which tells that a drive is in use, and not where it is.
+        Grant::new(Right::Read, keys::all_drives()),
         Grant::new(Right::Read, keys::hosts(name)),
         Grant::new(Right::ReadWrite, keys::jobs(name)),
         Grant::new(Right::ReadWrite, keys::drives(name)),

@@ -31,6 +31,7 @@ use super::book::{Book, JobDir, random};
 use super::children::failed;
 use super::cleanup;
 use super::complaints::{Complaints, Ended, REPORT_TIME};
+use super::drives::Gate;
 use super::reach::{IDENTITY, Secrets};
 use super::resolve::{Blueprint, Job};
 use super::srun;
@@ -104,6 +105,7 @@ pub struct Step {
     logging_in: bool,
     /// Where nothing has been written yet.
     store: Option<Arc<dyn Store>>,
+    drives: Gate<(Hello, mpsc::Sender<ToTask>)>,
 }
 
 impl std::fmt::Debug for Step {
@@ -130,6 +132,7 @@ impl Step {
             gone: VecDeque::new(),
             logging_in: false,
             store: None,
+            drives: Gate::default(),
         }
     }
 
@@ -187,9 +190,17 @@ impl Step {
     pub async fn next(&mut self, book: &mut Book) -> Result<u32> {
         loop {
             if let Some(store) = self.store.clone() {
-                book.attach(store, &self.secrets()?).await?;
+                book.attach(store.clone(), &self.secrets()?).await?;
+                if self.wanted.blueprint.keeps_data() {
+                    self.drives.open(store, &book.record.user, book.record.owner).await?;
+                }
                 self.store = None;
                 crash::point("launch.stored")?;
+            }
+            if let Some((hello, orders)) = self.drives.admit() {
+                let rank = hello.rank;
+                self.welcome(book, hello, orders).await?;
+                return Ok(rank);
             }
             let srun = self.srun.as_mut().ok_or_else(|| Error::bug("there is no step"))?;
             let news = tokio::select! {
@@ -200,6 +211,7 @@ impl Step {
                     book.flush().await?;
                     continue;
                 }
+                error = self.drives.lost() => return Err(error),
                 () = self.complaints.due() => {
                     match self.complaints.verdict(&self.met) {
                         Some(error) => return Err(error),
@@ -227,8 +239,13 @@ impl Step {
                         let _ = orders.try_send(ToTask::Refused { error: error.to_wire() });
                         continue;
                     }
-                    self.welcome(book, *hello, orders).await?;
-                    return Ok(rank);
+                    let must_claim =
+                        self.wanted.blueprint.keeps_data() && self.wanted.log_in.is_some();
+                    if let Some((hello, orders)) = self.drives.keep((*hello, orders), must_claim) {
+                        self.welcome(book, hello, orders).await?;
+                        return Ok(rank);
+                    }
+                    self.log_in();
                 }
                 News::Report(report) => {
                     return book.report(report).await;
@@ -288,7 +305,9 @@ impl Step {
         };
         // Root's side knows networks, not templates.
         let model = |nic: Nic| Nic { model: vm.template.nic_model.clone(), ..nic };
-        let spec = vm.spec(&job, hello.nics.into_iter().map(model).collect())?;
+        let spec = vm.spec(&job, hello.nics.iter().cloned().map(model).collect())?;
+        let drives = self.wanted.blueprint.claimed(Some(vm.rank), &book.record.dir, &hello.host)?;
+        self.drives.take(&drives, &book.record.host).await?;
         // A task that is gone says so by itself.
         let _ = orders.send(ToTask::Spec(Box::new(spec))).await;
         crash::point("launch.spec")?;
@@ -396,6 +415,7 @@ impl Step {
         }
         crash::point("launch.stopped")?;
         removed?;
+        self.drives.release().await;
         // The store may be away, and the user's next command forgets it as well.
         if let Err(error) = book.forget().await {
             tracing::warn!("{}", error.report());

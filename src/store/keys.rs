@@ -10,7 +10,7 @@
 //! /pavo/v1/job/<user>/<job>/record         the resolved cluster
 //! /pavo/v1/job/<user>/<job>/secrets        what opens its control channels
 //! /pavo/v1/job/<user>/<job>/vm/<rank>      how far each VM is
-//! /pavo/v1/drive/<user>/…                  who uses a persistent drive
+//! /pavo/v1/drive/<user>/<job>/<drive>      who uses a persistent drive
 //! /pavo/v1/fence/<etcd user>/<slot>        orders the commits of a site's store
 //! ```
 //!
@@ -190,10 +190,28 @@ pub fn all_drives() -> String {
     format!("{ROOT}/drive/")
 }
 
-/// The locks of a user's persistent drives. Written by the launchers of the user's jobs,
-/// each with a lease.
+/// The locks of a user's persistent drives.
 pub fn drives(user: &str) -> String {
     format!("{}{}/", all_drives(), escape(user))
+}
+
+/// The drives that a job uses. Deleted as a whole when it ends.
+pub fn job_drives(user: &str, job: Owner) -> String {
+    format!("{}{job}/", drives(user))
+}
+
+/// That a job uses the drive of this digest. Written by the job's launcher, with a lease,
+/// and read by everybody; deleted with the job.
+pub fn drive_claim(user: &str, job: Owner, drive: &str) -> String {
+    format!("{}{}", job_drives(user, job), escape(drive))
+}
+
+/// User, job and drive of a [`drive_claim`]; `None` for what a newer pavo may keep there.
+pub fn parse_drive_claim(key: &str) -> Option<(String, Owner, String)> {
+    let mut parts = key.strip_prefix(&all_drives())?.split('/');
+    let (user, job, drive) = (parts.next()?, parts.next()?, parts.next()?);
+    let rest = parts.next();
+    rest.is_none().then_some((unescape(user)?, job.parse().ok()?, unescape(drive)?))
 }
 
 /// By which a handle of a site's store orders its commits. Written with them by the
@@ -294,6 +312,9 @@ mod tests {
         assert_eq!(network_key("ada", job, 0, "a/b"), "/pavo/v1/host/ada/l7/0/key/a%2Fb");
         assert_eq!(job_secrets("ada", job), "/pavo/v1/job/ada/l7/secrets");
         assert_eq!(drives("ada"), "/pavo/v1/drive/ada/");
+        let claim = drive_claim("a/b", job, "0f");
+        assert_eq!(parse_drive_claim(&claim), Some(("a/b".into(), job, "0f".into())));
+        assert_eq!(parse_drive_claim(&(claim + "/more")), None);
         assert_eq!(fence("pavo-node", 12), "/pavo/v1/fence/pavo-node/0012");
         for (key, place) in [
             (pool_id("p", 1), pools()),

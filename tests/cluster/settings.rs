@@ -148,6 +148,82 @@ fn holds(bytes: &[u8], text: &str) -> bool {
     bytes.windows(text.len()).any(|window| window == text.as_bytes())
 }
 
+#[test]
+fn a_persistent_drive_keeps_what_the_guest_wrote_and_is_one_clusters() {
+    world(|world| {
+        let raw = world.write("home/disk.raw", &"x".repeat(1 << 20));
+        let qcow2 = world.path("home/more.qcow2");
+        let mut make = world.command("qemu-img");
+        make.args(["create", "-q", "-f", "qcow2"]).arg(&qcow2).arg("1M");
+        assert_eq!(world.run(make).code, Some(0));
+        let settings = "  persistent-drives:
+    - ~/disk.raw
+    - \"%homedir/more.qcow2\": {cache: writethrough}
+    - ~/free.raw: {mmp: no}
+";
+        // It is in the guest's memory only, until somebody asks for its end.
+        let script = "echo \"drives: $(cat /sys/block/vd[abc]/serial)\"
+echo \"before: $(head -c 8 /dev/vdb)\"
+echo written >/dev/vda
+echo written >/dev/vdb";
+        probe::template(world, settings, script);
+        let error = refused(world, &["probe"], 5);
+        assert!(error.contains("make it: `qemu-img create -f raw '"), "{error}");
+        world.write("home/free.raw", &"x".repeat(1 << 20));
+        let (alloc, said) = probe::says(world, &[]);
+        assert_eq!(after(&said, "drives: "), "drive1drive2drive3");
+        drives_are_taken(world);
+        let begun = std::time::Instant::now();
+        world.ok(&["cancel"]);
+        // The guest did it, and was not pushed.
+        assert!(begun.elapsed().as_secs() < 29, "{:?}", begun.elapsed());
+        let output = alloc.finish();
+        assert!(output.stderr.contains("may shut down first, for 30 s at most\n"), "{output}");
+        assert!(fs::read_to_string(raw).unwrap().starts_with("written\nxx"));
+        world.nothing_is_left();
+        let (alloc, said) = probe::says(world, &[]);
+        assert_eq!(after(&said, "before: "), "written");
+        world.ok(&["cancel"]);
+        alloc.finish();
+    });
+}
+
+/// A second cluster does not get the drives, whoever's it is.
+fn drives_are_taken(world: &World) {
+    let args = ["--mem", "128", "-E", "true", "probe"];
+    let second = world.alloc(&args).finish();
+    assert_eq!(second.code, Some(5), "{second}");
+    let raw = world.path("home/disk.raw");
+    let taking = format!("error: taking the persistent drive `{}`\n", raw.display());
+    assert!(second.stderr.contains(&taking), "{second}");
+    assert!(second.stderr.contains("in use by job 1 of "), "{second}");
+    let mut command = world.pavo_command(&["alloc"]);
+    command.args(args).env("PAVO_STATE_DIR", world.folder("home/other-state"));
+    let foreign = world.run(command);
+    assert_eq!(foreign.code, Some(5), "{foreign}");
+    assert!(foreign.stderr.contains("by somebody else's cluster on this machine"), "{foreign}");
+}
+
+#[test]
+fn drives_that_would_not_be_whole_are_refused() {
+    world(|world| {
+        world.write("home/a.qcow2", "no qcow2");
+        world.write("home/b.raw", "QFI\u{fb}");
+        fs::write(world.path("home/b.raw"), b"QFI\xfb and more").unwrap();
+        world.write(
+            "conf/templates.yaml",
+            "none: {image: tiny, persistent-drives: [~/a.qcow2]}\n\
+             image: {image: tiny, persistent-drives: [~/b.raw]}\n\
+             both: {image: tiny, persistent-drives: [/data/x]}\n",
+        );
+        assert!(refused(world, &["none"], 3).contains("it is qcow2 by its name, and is none"));
+        assert!(refused(world, &["image"], 3).contains("it is raw by its name, and has begun as"));
+        let error = refused(world, &["both:2"], 3);
+        assert!(error.contains("both vm0 and vm1 would write to `/data/x`"), "{error}");
+        assert!(error.contains("templates.yaml:3)"), "{error}");
+    });
+}
+
 /// The threads of a process and where each may run.
 fn threads(pid: i32) -> Vec<String> {
     let tasks = fs::read_dir(Path::new("/proc").join(pid.to_string()).join("task")).unwrap();

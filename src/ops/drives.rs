@@ -1,0 +1,424 @@
+//! Who uses a persistent drive: one job at a time, whoever's it is.
+//!
+//! A job says in the store which drives it is about to use, and then looks whether another
+//! has said so before: of two that begin at the same moment at least one sees the other, and
+//! the one that the store heard first has the drive. What is said hangs on a lease, so that
+//! it ends with the job's launcher, and drives are named by a digest: everybody reads that a
+//! drive is in use, nobody where it is.
+//!
+//! A store on one machine is one person's. There the launcher locks the file as well, which
+//! holds between persons; at a site QEMU's own locks do, where the file system has any.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::statfs::statfs;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+use crate::error::{Context, Error, Result};
+use crate::model::owner::Owner;
+use crate::store::{Change, Commit, LeaseId, MAX_OPERATIONS, Store, keys, list_all};
+
+/// How long a drive stays taken by a launcher that has died, or lost the store.
+const TTL: Duration = Duration::from_secs(60);
+/// File systems that several hosts see, by their magic numbers (statfs(2)): NFS, Lustre, GPFS,
+/// Ceph, BeeGFS, SMB, CIFS, AFS, OCFS2, GFS2, 9P, FUSE.
+const SHARED: [i64; 12] = [
+    0x6969,
+    0x0BD0_0BD0,
+    0x4750_4653,
+    0x00C3_6400,
+    0x1983_0326,
+    0xFE53_4D42,
+    0xFF53_4D42,
+    0x5346_414F,
+    0x7461_636f,
+    0x0116_1970,
+    0x0102_1997,
+    0x6573_5546,
+];
+
+/// A drive that a VM is about to use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub path: PathBuf,
+    /// `vm0`
+    pub vm: String,
+    /// Where the VM runs.
+    pub host: String,
+}
+
+/// What is stored of it. Everybody reads it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Claim {
+    vm: String,
+    host: String,
+}
+
+/// Whose they are.
+#[derive(Clone, Debug)]
+struct Holder {
+    store: Arc<dyn Store>,
+    user: String,
+    owner: Owner,
+}
+
+/// The drives of a job, as long as it holds this.
+#[derive(Debug)]
+pub struct Claims {
+    holder: Holder,
+    lease: LeaseId,
+    held: Vec<(String, Claim)>,
+    keeper: JoinHandle<()>,
+    lost: mpsc::Receiver<()>,
+    files: Vec<Flock<File>>,
+}
+
+impl Claims {
+    /// None yet.
+    pub async fn new(store: Arc<dyn Store>, user: &str, owner: Owner) -> Result<Self> {
+        Self::with(store, user, owner, TTL).await
+    }
+
+    async fn with(store: Arc<dyn Store>, user: &str, owner: Owner, ttl: Duration) -> Result<Self> {
+        let doing = || "asking the store for a lease on persistent drives".to_owned();
+        let lease = store.lease(ttl).await.while_doing(doing)?;
+        let (tell, lost) = mpsc::channel(1);
+        let keeper = tokio::spawn(keep(store.clone(), lease, ttl, tell));
+        let holder = Holder { store, user: user.into(), owner };
+        Ok(Self { holder, lease, held: Vec::new(), keeper, lost, files: Vec::new() })
+    }
+
+    /// Takes these drives for the job; those it has are no hindrance.
+    ///
+    /// # Errors
+    /// When another job has one of them: then none of these is taken.
+    pub async fn take(&mut self, wanted: &[Wanted], this_host: &str) -> Result<()> {
+        let claim = |drive: &Wanted| {
+            let claim = Claim { vm: drive.vm.clone(), host: drive.host.clone() };
+            (identity(&drive.path, &drive.host, this_host), claim)
+        };
+        let mut claims: Vec<(String, Claim)> = wanted.iter().map(claim).collect();
+        claims.retain(|(drive, _)| !self.held.iter().any(|(held, _)| held == drive));
+        let taken = self.holder.claim(&claims, self.lease).await;
+        taken.map_err(|(drive, error)| {
+            let path = wanted.iter().find(|it| identity(&it.path, &it.host, this_host) == drive);
+            let path = path.map(|it| it.path.display().to_string()).unwrap_or_default();
+            Err::<(), _>(error)
+                .while_doing(|| format!("taking the persistent drive `{path}`"))
+                .expect_err("it was one")
+        })?;
+        self.held.extend(claims);
+        Ok(())
+    }
+
+    /// Locks the files, too, against other persons of this machine.
+    pub fn lock(&mut self, wanted: &[Wanted]) -> Result<()> {
+        let mut paths: Vec<PathBuf> =
+            wanted.iter().map(|it| it.path.canonicalize().unwrap_or(it.path.clone())).collect();
+        paths.sort();
+        paths.dedup();
+        for path in paths.iter().filter(|path| !is_shared(path)) {
+            let doing = || format!("taking the persistent drive `{}`", path.display());
+            let file = File::options().read(true).write(true).open(path).while_doing(doing)?;
+            let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+            let locked = locked.map_err(|_| {
+                Error::system("it is in use by somebody else's cluster on this machine")
+                    .help("wait for its end, or use another file; `mmp: no` does not look")
+            });
+            self.files.push(locked.while_doing(doing)?);
+        }
+        Ok(())
+    }
+
+    /// Waits until the drives may be another's. Safe to drop.
+    pub async fn lost(&mut self) -> Error {
+        if self.lost.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+        Error::system("the locks of the cluster's persistent drives have run out")
+            .because("the store was away, or this process stood still, for too long")
+            .help("start the cluster anew: another one may have the drives by now")
+    }
+
+    /// Gives them back.
+    pub async fn release(self) {
+        self.keeper.abort();
+        if let Err(error) = self.holder.store.revoke(self.lease).await {
+            // They end with the lease.
+            tracing::info!("{}", error.report());
+        }
+    }
+}
+
+/// The drives of a step, which are taken when its person is known to the site's store, and
+/// the tasks that wait for that.
+#[derive(Debug)]
+pub struct Gate<T> {
+    claims: Option<Claims>,
+    waiting: VecDeque<T>,
+}
+
+impl<T> Default for Gate<T> {
+    fn default() -> Self {
+        Self { claims: None, waiting: VecDeque::new() }
+    }
+}
+
+impl<T> Gate<T> {
+    /// Keeps a task back until drives can be taken; gives back one that need not wait.
+    pub fn keep(&mut self, task: T, must_claim: bool) -> Option<T> {
+        if !must_claim || self.claims.is_some() {
+            return Some(task);
+        }
+        self.waiting.push_back(task);
+        None
+    }
+
+    /// The store is there: drives can be taken.
+    pub async fn open(&mut self, store: Arc<dyn Store>, user: &str, owner: Owner) -> Result<()> {
+        self.claims = Some(Claims::new(store, user, owner).await?);
+        Ok(())
+    }
+
+    /// A task that has waited, and need not any more.
+    pub fn admit(&mut self) -> Option<T> {
+        self.claims.as_ref().and_then(|_| self.waiting.pop_front())
+    }
+
+    /// Takes drives, where there is a store to take them in.
+    pub async fn take(&mut self, wanted: &[Wanted], this_host: &str) -> Result<()> {
+        match &mut self.claims {
+            Some(claims) => claims.take(wanted, this_host).await,
+            None => Ok(()),
+        }
+    }
+
+    /// As [`Claims::lost`]; pending while there is none.
+    pub async fn lost(&mut self) -> Error {
+        match &mut self.claims {
+            Some(claims) => claims.lost().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    pub async fn release(self) {
+        if let Some(claims) = self.claims {
+            claims.release().await;
+        }
+    }
+}
+
+impl Holder {
+    /// Says that these drives are used, and looks whether anybody said so before. On failure
+    /// the drive that is another's.
+    async fn claim(
+        &self,
+        claims: &[(String, Claim)],
+        lease: LeaseId,
+    ) -> std::result::Result<(), (String, Error)> {
+        if claims.is_empty() {
+            return Ok(());
+        }
+        let any = |error| (claims[0].0.clone(), error);
+        let key = |drive: &str| keys::drive_claim(&self.user, self.owner, drive);
+        for some in claims.chunks(MAX_OPERATIONS) {
+            let puts = some
+                .iter()
+                .map(|(drive, claim)| Ok(Change::put_json(key(drive), claim)?.with_lease(lease)));
+            let puts: Vec<Change> = puts.collect::<Result<_>>().map_err(any)?;
+            let Commit::Done(_) = self.store.commit(&[], &puts).await.map_err(any)? else {
+                return Err(any(Error::bug("a commit without checks had a conflict")));
+            };
+        }
+        let Err(refusal) = self.look(claims).await else { return Ok(()) };
+        for some in claims.chunks(MAX_OPERATIONS) {
+            let deletes: Vec<Change> =
+                some.iter().map(|(drive, _)| Change::delete(key(drive))).collect();
+            // They end with the lease, too.
+            let _ = self.store.commit(&[], &deletes).await.map(drop);
+        }
+        Err(refusal)
+    }
+
+    async fn look(&self, claims: &[(String, Claim)]) -> std::result::Result<(), (String, Error)> {
+        let any = |error| (claims[0].0.clone(), error);
+        let (all, _) = list_all(&*self.store, &keys::all_drives()).await.map_err(any)?;
+        let of = |entry: &crate::store::Entry| keys::parse_drive_claim(&entry.key);
+        let is_ours = |user: &str, owner: Owner| user == self.user && owner == self.owner;
+        for (drive, _) in claims {
+            let same = || {
+                let same = all.iter().filter_map(|entry| Some((of(entry)?, entry)));
+                same.filter(|((_, _, other), _)| other == drive)
+            };
+            let ours = same().find(|((user, owner, _), _)| is_ours(user, *owner));
+            let Some((_, ours)) = ours else {
+                return Err((drive.clone(), Error::system("the lease has run out meanwhile")));
+            };
+            let theirs = same().filter(|((user, owner, _), _)| !is_ours(user, *owner));
+            if let Some(((user, owner, _), entry)) = theirs
+                .min_by_key(|(_, entry)| entry.created)
+                .filter(|it| it.1.created < ours.created)
+            {
+                return Err((drive.clone(), in_use(&user, owner, entry)));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn in_use(user: &str, owner: Owner, entry: &crate::store::Entry) -> Error {
+    let place = entry.json::<Claim>().map(|claim| format!(" ({} on {})", claim.vm, claim.host));
+    let job = owner.job;
+    Error::system(format!("it is in use by job {job} of {user}{}", place.unwrap_or_default()))
+        .help("wait for its end, or use another file; `mmp: no` does not look")
+}
+
+/// Keeps the lease alive; says so when it has run out.
+async fn keep(store: Arc<dyn Store>, lease: LeaseId, ttl: Duration, lost: mpsc::Sender<()>) {
+    let mut last = Instant::now();
+    loop {
+        sleep(ttl / 6).await;
+        match store.keep_alive(lease).await {
+            Ok(true) => last = Instant::now(),
+            Ok(false) => break,
+            Err(error) if last.elapsed() < ttl => tracing::info!("{}", error.report()),
+            Err(_) => break,
+        }
+    }
+    // At the end of the cluster nobody listens any more.
+    let _ = lost.send(()).await;
+}
+
+/// The same for the same drive, from whichever host it is seen, and telling nothing else.
+fn identity(path: &Path, host: &str, this_host: &str) -> String {
+    let real = path.canonicalize().ok();
+    let name = match (&real, path.metadata()) {
+        (Some(real), Ok(metadata)) if is_shared(real) => {
+            format!("{}\0{}", source(real).unwrap_or_default(), metadata.ino())
+        }
+        // Another host may have something else there.
+        (Some(real), _) if host == this_host => format!("{host}\0{}", real.display()),
+        _ => format!("{host}\0{}", path.display()),
+    };
+    Sha256::digest(name).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn is_shared(path: &Path) -> bool {
+    statfs(path).is_ok_and(|about| SHARED.contains(&(about.filesystem_type().0)))
+}
+
+/// What is mounted where the file is, such as `nfs1:/work`.
+fn source(path: &Path) -> Option<String> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let sources = mounts.lines().filter_map(|line| {
+        let (about, rest) = line.split_once(" - ")?;
+        let target = about.split(' ').nth(4)?;
+        let source = rest.split(' ').nth(1)?;
+        path.starts_with(target).then_some((target.len(), source))
+    });
+    sources.max_by_key(|(length, _)| *length).map(|(_, source)| source.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::embedded;
+
+    const HOST: &str = "n1";
+
+    fn wanted(path: &Path) -> [Wanted; 1] {
+        [Wanted { path: path.into(), vm: "vm0".into(), host: HOST.into() }]
+    }
+
+    async fn claims(store: &Arc<dyn Store>, user: &str, job: u32) -> Claims {
+        Claims::new(store.clone(), user, Owner::local(job)).await.unwrap()
+    }
+
+    async fn setting() -> (tempfile::TempDir, Arc<dyn Store>, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = embedded::open(&dir.path().join("store")).await.unwrap();
+        let drive = dir.path().join("drive");
+        File::create(&drive).unwrap();
+        (dir, Arc::new(store), drive)
+    }
+
+    #[tokio::test]
+    async fn a_drive_is_one_jobs_until_it_is_given_back() {
+        let (dir, store, drive) = setting().await;
+        let mut first = claims(&store, "ada", 1).await;
+        first.take(&wanted(&drive), HOST).await.unwrap();
+        first.take(&wanted(&drive), HOST).await.unwrap();
+        // By another name, too.
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&drive, &link).unwrap();
+        let mut second = claims(&store, "bob", 1).await;
+        let report = second.take(&wanted(&link), HOST).await.unwrap_err().report();
+        assert!(report.contains("`\n") || report.contains("link`"), "{report}");
+        assert!(report.contains("in use by job 1 of ada (vm0 on n1)"), "{report}");
+        // Who was refused is no hindrance.
+        let (entries, _) = list_all(&*store, &keys::all_drives()).await.unwrap();
+        assert_eq!(entries.len(), 1);
+        assert!(!entries[0].key.contains("drive/ada/l1/drive"), "{}", entries[0].key);
+        first.release().await;
+        second.take(&wanted(&link), HOST).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn of_many_at_once_one_has_it() {
+        let (_dir, store, drive) = setting().await;
+        let tasks = (0..20).map(|job| {
+            let (store, drive) = (store.clone(), drive.clone());
+            tokio::spawn(async move {
+                let mut claims = claims(&store, "ada", job).await;
+                claims.take(&wanted(&drive), HOST).await.map(|()| claims)
+            })
+        });
+        let outcomes = futures_util::future::join_all(tasks).await;
+        assert_eq!(outcomes.iter().filter(|it| it.as_ref().unwrap().is_ok()).count(), 1);
+    }
+
+    #[tokio::test]
+    async fn who_stands_still_for_too_long_is_told_and_others_go_on() {
+        let (_dir, store, drive) = setting().await;
+        let ttl = Duration::from_secs(1);
+        let mut first = Claims::with(store.clone(), "ada", Owner::local(1), ttl).await.unwrap();
+        first.take(&wanted(&drive), HOST).await.unwrap();
+        sleep(ttl * 2).await;
+        let mut second = claims(&store, "bob", 2).await;
+        second.take(&wanted(&drive), HOST).await.unwrap_err();
+        store.revoke(first.lease).await.unwrap();
+        second.take(&wanted(&drive), HOST).await.unwrap();
+        assert!(first.lost().await.to_string().contains("have run out"));
+    }
+
+    #[tokio::test]
+    async fn between_stores_the_file_is_locked() {
+        let (_dir, store, drive) = setting().await;
+        let (_other_dir, other_store, _) = setting().await;
+        let (mut first, mut second) =
+            (claims(&store, "ada", 1).await, claims(&other_store, "bob", 1).await);
+        first.lock(&wanted(&drive)).unwrap();
+        let report = second.lock(&wanted(&drive)).unwrap_err().report();
+        assert!(report.contains("somebody else's cluster"), "{report}");
+        drop(first);
+        second.lock(&wanted(&drive)).unwrap();
+    }
+
+    #[test]
+    fn on_another_host_a_local_file_is_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let here = identity(dir.path(), "n1", "n1");
+        assert_ne!(here, identity(dir.path(), "n2", "n1"));
+        assert_eq!(here.len(), 32);
+    }
+}
