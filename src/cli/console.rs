@@ -1,16 +1,14 @@
 //! `pavo console`
 
-use std::io::IsTerminal;
-use std::os::fd::AsFd;
 use std::time::Duration;
 
 use clap::Args;
-use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
 use super::App;
 use super::job::{JobSelector, one_vm};
+use super::terminal::RawTerminal;
 use crate::error::{Context, Result};
 use crate::model::vmset::VmSet;
 use crate::ops::reach::{Reach, reach};
@@ -75,29 +73,6 @@ async fn show_log(app: &App, vm: &Reach, follow: bool) -> Result<()> {
         match stream.read(&mut said).await {
             Ok(0) | Err(_) => return Ok(()),
             Ok(count) => app.out.raw(&said[..count])?,
-        }
-    }
-}
-
-/// The terminal in raw mode, as it was again when this goes.
-struct RawTerminal(Option<Termios>);
-
-impl RawTerminal {
-    fn new() -> Self {
-        let stdin = std::io::stdin();
-        let saved = stdin.is_terminal().then(|| tcgetattr(stdin.as_fd()).ok()).flatten();
-        if let Some(mut raw) = saved.clone() {
-            cfmakeraw(&mut raw);
-            let _ = tcsetattr(stdin.as_fd(), SetArg::TCSANOW, &raw);
-        }
-        Self(saved)
-    }
-}
-
-impl Drop for RawTerminal {
-    fn drop(&mut self) {
-        if let Some(saved) = &self.0 {
-            let _ = tcsetattr(std::io::stdin().as_fd(), SetArg::TCSADRAIN, saved);
         }
     }
 }

@@ -35,6 +35,7 @@ mod ssh;
 mod status;
 mod template;
 mod terminal;
+mod top;
 mod wait;
 
 use crate::config::Config;
@@ -62,6 +63,7 @@ enum Command {
     Batch(batch::Batch),
     Ps(ps::Ps),
     Status(status::Status),
+    Top(top::Top),
     Wait(wait::Wait),
     Cancel(cancel::Cancel),
     Console(console::Console),
@@ -95,6 +97,7 @@ impl Command {
             Self::Batch(verb) => verb.run(app),
             Self::Ps(verb) => verb.run(app),
             Self::Status(verb) => verb.run(app),
+            Self::Top(verb) => verb.run(app),
             Self::Wait(verb) => verb.run(app),
             Self::Cancel(verb) => verb.run(app),
             Self::Console(verb) => verb.run(app),

@@ -163,11 +163,16 @@ impl Out {
         }
     }
 
+    pub fn stdout_is_terminal(&self) -> bool {
+        self.stdout_is_terminal
+    }
+
     pub fn stderr_is_terminal(&self) -> bool {
         self.stderr_is_terminal
     }
 
-    fn table<T>(&self, rows: &[T], columns: &[Column<T>]) -> String {
+    /// A list as a table.
+    pub fn table<T>(&self, rows: &[T], columns: &[Column<T>]) -> String {
         let cells: Vec<Vec<String>> = rows
             .iter()
             .map(|row| columns.iter().map(|column| printable(&(column.text)(row))).collect())
@@ -208,7 +213,7 @@ fn draw(titles: Vec<String>, cells: Vec<Vec<String>>) -> String {
 }
 
 /// The text, shortened with `…` to `width` columns.
-fn fit(text: &str, width: usize) -> String {
+pub fn fit(text: &str, width: usize) -> String {
     if text.width() <= width {
         return text.to_owned();
     }

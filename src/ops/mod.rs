@@ -50,4 +50,5 @@ pub mod ssh;
 pub mod step;
 pub mod supervisor;
 pub mod task;
+pub mod usage;
 pub mod watch;

@@ -32,7 +32,7 @@ use tokio::task::JoinSet;
 use super::console::{Console, Viewing};
 use super::guest_ports::{Connected, GuestPorts};
 use super::machine::Stop;
-use super::{channel, dump, qmp, save};
+use super::{channel, dump, qmp, save, usage};
 use crate::error::{Context, Error, Result, WireError};
 use crate::model::job::VmStatus;
 
@@ -99,6 +99,8 @@ pub enum Op {
     Console {
         replay: usize,
     },
+    /// A [`Usage`](usage::Usage).
+    Usage,
     /// A connection to this TCP port of the guest, which this one becomes.
     Connect {
         port: u16,
@@ -171,6 +173,7 @@ pub struct Endpoint {
     /// One copy at a time; how many there were.
     pub saves: Arc<Mutex<u64>>,
     pub ports: GuestPorts,
+    pub meter: usage::Meter,
 }
 
 /// What the answer to `console` returns.
@@ -396,6 +399,12 @@ impl Endpoint {
                 return Ok(json!({ "version": VERSION, "pavo": pavo, "vm": self.name }));
             }
             Op::Status => return Ok(json!(*self.status.borrow())),
+            Op::Usage => {
+                let state = self.status.borrow().state;
+                let usage = self.meter.read(&self.qmp()?, state).await;
+                let doing = || format!("looking at what {} uses", self.name);
+                return usage.map(|usage| json!(usage)).while_doing(doing);
+            }
             Op::Reset => self.execute(qapi::qmp::system_reset {}).await,
             Op::Powerdown => self.execute(qapi::qmp::system_powerdown {}).await,
             Op::Pause => self.execute(qapi::qmp::stop {}).await,
@@ -519,6 +528,7 @@ mod tests {
             disk: None,
             saves: Arc::default(),
             ports: GuestPorts::new(&crate::vm::testing::spec(dir.path())),
+            meter: usage::Meter::new(&crate::vm::testing::spec(dir.path())),
         };
         let listener = listen(dir.path(), SOCKET).unwrap();
         listener.set_nonblocking(true).unwrap();

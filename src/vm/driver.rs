@@ -29,6 +29,7 @@ use super::cpus::{self, Layout};
 use super::guest_ports::GuestPorts;
 use super::machine::{self, Action, Event, Order, State, Stop};
 use super::stderr::Stderr;
+use super::usage::Meter;
 use super::{control, guest_agent, overlay, qmp, seed};
 use crate::error::{Context, Error, Result};
 use crate::host::spawn;
@@ -82,6 +83,7 @@ struct Driver {
     attached: Attached,
     /// Where the guest's CPUs are to be bound, before they start.
     layout: Option<Layout>,
+    meter: Meter,
     console: Option<Console>,
     /// Whether QMP ever did.
     answered: bool,
@@ -115,6 +117,7 @@ impl Driver {
         let (post, inbox) = mpsc::channel(16);
         let (quit, quits) = mpsc::channel(1);
         Self {
+            meter: Meter::new(&spec),
             spec,
             state: State::Preparing,
             reports,
@@ -171,6 +174,7 @@ impl Driver {
         let child = self.spawn(command);
         cpus::leave(before);
         let mut child = child?;
+        self.meter.starts(child.id());
         self.layout = Some(layout).filter(|layout| !layout.guest.is_empty());
         let stderr = child.stderr.take().expect("it is piped");
         let stderr = tokio::spawn(Stderr::keep(stderr, self.spec.dir.join("qemu.log")));
@@ -215,6 +219,7 @@ impl Driver {
             disk: self.spec.disk.as_ref().map(|disk| disk.virtual_size),
             saves: Arc::default(),
             ports: GuestPorts::new(&self.spec),
+            meter: self.meter.clone(),
         };
         self.console = Some(console);
         if let Some(remote) = remote {

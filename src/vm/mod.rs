@@ -33,5 +33,6 @@ pub mod seed;
 pub mod stderr;
 #[cfg(test)]
 mod testing;
+pub mod usage;
 
 pub use crate::host::qcow2 as overlay;

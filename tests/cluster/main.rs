@@ -12,8 +12,8 @@ mod boot;
 mod death;
 mod dump;
 mod forward;
-mod probe;
 mod networks;
+mod probe;
 mod processes;
 mod refused;
 mod running;
@@ -22,5 +22,6 @@ mod session;
 mod settings;
 #[path = "../shared/tiny.rs"]
 mod tiny;
+mod top;
 mod tutorial;
 mod world;
