@@ -23,6 +23,7 @@ pub enum Internal {
     Run,
     /// One VM, as a task of a Slurm step
     Task,
+    Complete(super::live::Complete),
     /// Inside a Slurm job, start its cluster
     Launcher(super::launcher::Launcher),
     /// DHCP, DNS and published ports of one network
@@ -49,6 +50,7 @@ impl Internal {
                 let environment = Environment::new(app.env.slurm.iter().cloned());
                 task::main(input, &environment).await
             })?,
+            Self::Complete(verb) => return verb.run(app),
             Self::Launcher(verb) => return verb.run(app),
             Self::Responder => app.block_on(async {
                 let stream = tokio::net::UnixStream::from_std(stdin()?);

@@ -23,6 +23,7 @@ mod image;
 mod internal;
 mod job;
 mod launcher;
+mod live;
 mod monitor;
 pub mod out;
 mod passing;

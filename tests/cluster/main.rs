@@ -9,6 +9,7 @@
 //! run without having got anywhere.
 
 mod boot;
+mod completion;
 mod death;
 mod dump;
 mod forward;
