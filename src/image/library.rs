@@ -347,7 +347,8 @@ pub(super) fn name_in_repo(text: &str) -> Result<Name> {
         Uri::Folder(_) => Err(Error::usage(format!(
             "`{}` is a path, not an image of a repository",
             text.escape_debug()
-        ))),
+        ))
+        .help("name one, as `pavo image list` does; to take a file in: `pavo image import`")),
     }
 }
 
@@ -366,10 +367,12 @@ fn row(repo: &Repository, revision: Revision) -> ImageRow {
 /// below, in the same repository.
 pub(super) fn resolve_in(repo: &Repository, revision: &Revision) -> Result<Resolved> {
     if revision.kind == Kind::Ctr {
-        return Err(Error::usage(format!("`{}` is a container image, not a disk", revision.name)));
+        let text = format!("`{}` is a container image, not a disk", revision.name);
+        return Err(Error::usage(text).help("`pavo image list` shows the type of each image"));
     }
     if revision.data_blobs.len() > MAX_LAYERS {
-        return Err(Error::system("it has too many layers"));
+        return Err(Error::system("it has too many layers")
+            .help("an image of one layer is made of an earlier revision: `pavo image squash`"));
     }
     let mut top = None;
     let mut below: Option<&String> = None;

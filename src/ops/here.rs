@@ -38,6 +38,8 @@ use crate::network::{self, NetworkPlan, Outside, VmNetworks};
 const NOBODY: u32 = 65_534;
 /// How long the cell may take to stand.
 const SET_UP_LIMIT: Duration = Duration::from_secs(30);
+/// What may be done where that is not enough.
+const BUSY: &str = "is this machine very busy, or short of memory (`uptime`, `free`)? try again";
 /// How long the cell may take to end once it was told to, beyond the guests' grace.
 const END_LIMIT: Duration = Duration::from_secs(8);
 
@@ -298,7 +300,7 @@ impl Here {
             Ok(Ok(News::Created { pid })) => Ok(pid),
             Ok(Ok(other)) => Err(unexpected(other)),
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(Error::system("the cell has not started after 30 s")),
+            Err(_) => Err(Error::system("the cell has not started after 30 s").help(BUSY)),
         }
         .while_doing(|| "making the cluster's namespaces".into())
     }
@@ -308,7 +310,7 @@ impl Here {
             Ok(Ok(News::Ready)) => Ok(()),
             Ok(Ok(other)) => Err(unexpected(other)),
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(Error::system("it is not ready after 30 s")),
+            Err(_) => Err(Error::system("it is not ready after 30 s").help(BUSY)),
         };
         ready.while_doing(|| "setting up the cluster's network".into())
     }

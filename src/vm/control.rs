@@ -240,7 +240,8 @@ impl Connections {
                 Ok(Err(_)) => {}
                 Err(_) => {
                     let busy = format!("{} is asked by {CONNECTIONS} others", endpoint.name);
-                    let busy = Error::system(busy).help("close consoles that nobody looks at");
+                    let busy = Error::system(busy)
+                        .help("close consoles that nobody looks at, or try again");
                     // It may be gone already.
                     let _ = say(&mut stream, &Answer::Error(busy.to_wire())).await;
                     let _ = tokio::time::timeout(FAREWELL, stream.shutdown()).await;
@@ -442,7 +443,10 @@ impl Endpoint {
 
     fn qmp(&self) -> Result<qmp::Client> {
         let client = self.qmp.borrow().clone();
-        client.ok_or_else(|| Error::system(format!("{} has not started yet", self.name)))
+        client.ok_or_else(|| {
+            Error::system(format!("{} has not started yet", self.name))
+                .help("wait until it runs: `pavo wait`")
+        })
     }
 
     async fn dump(

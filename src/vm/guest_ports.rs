@@ -61,7 +61,7 @@ impl GuestPorts {
     pub async fn connect(&self, port: u16) -> Result<Connected> {
         let room = self.room.clone().try_acquire_owned().map_err(|_| {
             Error::system(format!("{AT_ONCE} connections to {} are open already", self.name))
-                .help("close some")
+                .help("close some of them, or wait until they end")
         })?;
         let mut first = None;
         for (network, address) in &self.addresses {
