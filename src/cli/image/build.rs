@@ -41,17 +41,22 @@ impl Build {
     pub fn run(self, app: &App, library: &Library) -> Result<()> {
         let cache = self.cache.unwrap_or_else(|| app.env.home.join(".cache/pavo/packages"));
         let progress = |text: &str| app.out.progress(text);
-        let make: Box<dyn FnOnce(&Path, &Path) -> Result<()>> = if self.recipe == "tiny" {
-            let (cache, progress) = (&cache, &progress);
-            Box::new(move |output, _| tiny::build(tiny::Options { cache, output, progress }))
-        } else {
-            let (recipe, warnings) = Recipe::load(&self.recipe, &config::sources(app))?;
-            warnings.iter().for_each(|warning| app.out.warn(&warning.to_string()));
+        let recipe = match self.recipe.as_str() {
+            "tiny" => None,
+            recipe => {
+                let (recipe, warnings) = Recipe::load(recipe, &config::sources(app))?;
+                warnings.iter().for_each(|warning| app.out.warn(&warning.to_string()));
+                Some(recipe)
+            }
+        };
+        let make = |output: &Path, scratch: &Path| {
             let (cache, progress, name) = (&cache, &progress, &self.name);
-            Box::new(move |output, scratch| {
-                let recipe = &recipe;
-                build::build(build::Options { recipe, name, cache, scratch, output, progress })
-            })
+            match &recipe {
+                None => tiny::build(tiny::Options { cache, output, progress }),
+                Some(recipe) => {
+                    build::build(build::Options { recipe, name, cache, scratch, output, progress })
+                }
+            }
         };
         let image = library.create(&self.name, &app.env.user, self.force, make)?;
         app.out.status(&format!("Built {} ({})", image.uri, self.recipe));
