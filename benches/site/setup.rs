@@ -6,6 +6,9 @@
 //! program is started to its end, as for slurmstepd. Beside it: what the machine takes for
 //! the same links and tables by `ip -batch`, `nft` and, where it is the switch, `ovs-vsctl`,
 //! without any flow, check, journal or store.
+//!
+//! CPU time is that of the processes, also of guard and responder, as far as they have come
+//! when the set-up is done. What the kernel does later, on its own, is nobody's.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::Stdio;
@@ -21,6 +24,17 @@ use super::world::Site;
 use super::{median, row, say, sh};
 
 const ROUNDS: usize = 15;
+
+/// Reads what bash's `times` has written: its children's CPU time in milliseconds.
+const SPENT: &str = r#"spent() {
+  { read -r _; read -r user system; } </run/times.$1
+  local all=0 t
+  for t in $user $system; do
+    t=${t%s}; local minutes=${t%m*} seconds=${t#*m}
+    all=$((all + minutes * 60000 + 10#${seconds/./}))
+  done
+  echo $all
+}"#;
 /// Of nobody else in the lab.
 const FIRST_JOB: u32 = 4_000;
 
@@ -28,6 +42,9 @@ const FIRST_JOB: u32 = 4_000;
 struct Times {
     create: f64,
     delete: f64,
+    /// CPU time, of all programs that were run and of what goes on running.
+    create_cpu: f64,
+    delete_cpu: f64,
 }
 
 /// What carries the guests' frames, and what is promised of it.
@@ -70,13 +87,19 @@ fn on(kind: &Kind, site: &Site) {
         runs.push(run(kind, site, FIRST_JOB + n, ""));
         floors.push((kind.floor)(site));
     }
-    let creates = |times: &[Times]| median(&mut times.iter().map(|t| t.create).collect::<Vec<_>>());
-    let deletes = |times: &[Times]| median(&mut times.iter().map(|t| t.delete).collect::<Vec<_>>());
+    let middle = |times: &[Times], of: fn(&Times) -> f64| {
+        median(&mut times.iter().map(of).collect::<Vec<_>>())
+    };
     let least =
         |times: &[Times], of: fn(&Times) -> f64| times.iter().map(of).fold(f64::MAX, f64::min);
     say(&format!("root's set-up of a host, median of {ROUNDS}          pavo      floor  ratio"));
-    row(&format!("create, {} (ms)", kind.title), creates(&runs), creates(&floors), kind.create);
-    row(&format!("delete, {} (ms)", kind.title), deletes(&runs), deletes(&floors), "80 ms at most");
+    let compare = |what: &str, of: fn(&Times) -> f64, promise: &str| {
+        row(what, middle(&runs, of), middle(&floors, of), promise);
+    };
+    compare(&format!("create, {} (ms)", kind.title), |t| t.create, kind.create);
+    compare(&format!("delete, {} (ms)", kind.title), |t| t.delete, "80 ms at most");
+    compare("  CPU time of create", |t| t.create_cpu, "");
+    compare("  CPU time of delete", |t| t.delete_cpu, "");
     row("  the fastest create", least(&runs, |t| t.create), least(&floors, |t| t.create), "");
     row("  the fastest delete", least(&runs, |t| t.delete), least(&floors, |t| t.delete), "");
     // Detached: it goes on with what the set-up leaves running.
@@ -121,13 +144,20 @@ fn run(kind: &Kind, site: &Site, job: u32, before: &str) -> Times {
         "" => String::new(),
         before => before.trim_end().to_owned() + end,
     });
-    // The clock is bash's own: no program is run to read it.
+    // The clock is bash's own: no program is run to read it. What goes on running is asked
+    // for its time.
     let script = format!(
         "echo '{ask}'keeper=$$ >/run/ask
          a=$EPOCHREALTIME; {create}pavo internal setup create </run/ask >&2 || exit 1
-         b=$EPOCHREALTIME; echo up; read -r _
+         b=$EPOCHREALTIME; times >/run/times.0; pavo=$(command -v pavo); rest=0
+         for p in /proc/[0-9]*; do
+           [[ $p/exe -ef $pavo ]] || continue
+           for t in $p/task/*/schedstat; do read -r ns _ <$t; rest=$((rest+ns)); done
+         done
+         echo up; read -r _; times >/run/times.1
          c=$EPOCHREALTIME; {delete}pavo internal setup delete </run/ask >&2 || exit 1
-         echo $a $b $c $EPOCHREALTIME"
+         d=$EPOCHREALTIME; times >/run/times.2; {SPENT}
+         echo $a $b $c $d $rest $(spent 0) $(spent 1) $(spent 2)"
     );
     let mut child = host.command(None, &["bash", "-c", &script]).unwrap();
     let child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -144,7 +174,12 @@ fn run(kind: &Kind, site: &Site, job: u32, before: &str) -> Times {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let at: Vec<f64> = line.split_whitespace().map(|time| time.parse().unwrap()).collect();
-    Times { create: (at[1] - at[0]) * 1e3, delete: (at[3] - at[2]) * 1e3 }
+    Times {
+        create: (at[1] - at[0]) * 1e3,
+        delete: (at[3] - at[2]) * 1e3,
+        create_cpu: at[4] / 1e6 + at[5],
+        delete_cpu: at[7] - at[6],
+    }
 }
 
 /// The programs that a traced run started, without itself.
@@ -154,11 +189,24 @@ fn execs(site: &Site, number: u32) -> Vec<String> {
     trace.lines().filter_map(program).skip(1).collect()
 }
 
-fn timed(site: &Site, script: &str) -> f64 {
-    let words = format!("a=$EPOCHREALTIME; {script} >&2; echo $a $EPOCHREALTIME");
+/// The milliseconds of a script, and its CPU time.
+fn timed(site: &Site, script: &str) -> (f64, f64) {
+    let words = format!(
+        "a=$EPOCHREALTIME; {script} >&2; b=$EPOCHREALTIME; times >/run/times.0
+         {SPENT}
+         echo $a $b $(spent 0)"
+    );
     let output = site.lab.host("n1").run(None, &["bash", "-c", &words]).unwrap().ok().unwrap();
     let at: Vec<f64> = output.split_whitespace().map(|time| time.parse().unwrap()).collect();
-    (at[1] - at[0]) * 1e3
+    ((at[1] - at[0]) * 1e3, at[2])
+}
+
+/// What both scripts take; in between, what is not on the clock.
+fn floor(site: &Site, create: &str, between: impl FnOnce(), delete: &str) -> Times {
+    let (create, create_cpu) = timed(site, create);
+    between();
+    let (delete, delete_cpu) = timed(site, delete);
+    Times { create, delete, create_cpu, delete_cpu }
 }
 
 /// Puts a file on the host.
@@ -208,9 +256,8 @@ fn floor_linux(site: &Site) -> Times {
         );
     }
     put(site, "batch", &(batch + &links(|bridge| format!("master {bridge}"))));
-    let create = timed(site, &format!("ip -batch /run/batch; {TABLES}"));
-    group(site, "fb0 fb1 xfb0 xfb1");
-    Times { create, delete: timed(site, GONE) }
+    let create = format!("ip -batch /run/batch; {TABLES}");
+    floor(site, &create, || group(site, "fb0 fb1 xfb0 xfb1"), GONE)
 }
 
 /// One bridge carries both networks.
@@ -228,7 +275,6 @@ fn floor_ovs(site: &Site) -> Times {
             transaction += &format!(" -- add-port fb {network}t{tap}");
         }
     }
-    let create = timed(site, &format!("ip -batch /run/batch; {transaction}; {TABLES}"));
-    group(site, "");
-    Times { create, delete: timed(site, &format!("ovs-vsctl del-br fb; {GONE}")) }
+    let create = format!("ip -batch /run/batch; {transaction}; {TABLES}");
+    floor(site, &create, || group(site, ""), &format!("ovs-vsctl del-br fb; {GONE}"))
 }
