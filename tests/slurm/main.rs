@@ -7,6 +7,7 @@ mod world;
 mod alloc;
 mod batch;
 mod doctor;
+mod drives;
 mod ends;
 mod forward;
 mod luck;

@@ -1,0 +1,37 @@
+//! Persistent drives at a site.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use super::world::Site;
+
+#[test]
+fn a_drive_is_one_jobs_at_a_time_whoevers_it_is() {
+    let site = Site::up(1);
+    let before = site.snapshot();
+    // Both may write it: the rights of files do not keep them apart.
+    let drive = site.lab.home("drive");
+    fs::write(&drive, vec![0; 1 << 20]).unwrap();
+    fs::set_permissions(&drive, fs::Permissions::from_mode(0o666)).unwrap();
+    let templates = "kept: {image: tiny, persistent-drives: [/home/drive: {mmp: cluster}]}\n";
+    site.write("templates.yaml", templates);
+
+    let job = site.batch("alice", "-c1 --wait ssh -E 'echo ready; sleep 600' kept");
+    site.until("alice", &format!("cat job-{job}"), "ready\n");
+    let mine = format!("pavo ssh -j {job} vm0 'echo written > /dev/vdb'");
+    site.sh("alice", &mine);
+    let alloc = ["pavo", "alloc", "-c1", "-E", "true", "kept"];
+    let refused = site.run("bob", &alloc);
+    assert!(!refused.status.success(), "{refused:?}");
+    let said = format!("in use by job {job} of alice (vm0 on ");
+    assert!(refused.stderr.contains(&said), "{refused:?}");
+    assert!(refused.stderr.contains("taking the persistent drive `/home/drive`"), "{refused:?}");
+
+    site.sh("alice", &format!("pavo cancel -j {job}"));
+    site.ended(job);
+    // What the guest had in its memory only is there.
+    assert!(fs::read(&drive).unwrap().starts_with(b"written\n"));
+    let free = site.run("bob", &alloc);
+    assert!(free.status.success(), "{free:?}");
+    site.nothing_left(&before);
+}
