@@ -12,7 +12,7 @@ use crate::vm::save::Progress;
 /// Save the disk of a running VM
 ///
 /// It becomes the next revision of the image that the VM was started from, or a new image.
-/// The VM runs on. If an agent (qemu-guest-agent) runs in the guest, its file systems are
+/// The VM runs on; it may also have halted or powered off. If an agent (qemu-guest-agent) runs in the guest, its file systems are
 /// at rest for the moment that is saved; otherwise it is as if the power had failed then.
 #[derive(Debug, Args)]
 pub struct Save {

@@ -210,7 +210,7 @@ impl Session<'_> {
         app.out.status(&format!("{} {state}", fold(&all)));
         if self.args.wait == For::Stopped {
             return tokio::select! {
-                over = follow(app, cluster) => over.map(|()| Outcome::ShutDown),
+                over = follow(app, cluster, Cluster::is_down) => over.map(|()| Outcome::ShutDown),
                 why = signals.next() => Ok(Outcome::Signal(why)),
                 () = until(deadline) => Ok(Outcome::TimeLimit),
             };
@@ -244,7 +244,8 @@ impl Session<'_> {
                     why => Ok(Outcome::Signal(why)),
                 },
                 status = beside.wait() => return status.map(Outcome::Script),
-                over = follow(app, cluster) => over.map(|()| Outcome::ShutDown),
+                // Who is beside a guest that powers off may want to save its disk.
+                over = follow(app, cluster, Cluster::is_over) => over.map(|()| Outcome::ShutDown),
                 () = until(deadline) => Ok(Outcome::TimeLimit),
             };
         };
@@ -272,10 +273,10 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
-/// Follows a running cluster until every VM has ended. A failed VM is only a warning as
+/// Follows a running cluster until every VM has `ended`. A failed VM is only a warning as
 /// long as there is another.
-async fn follow(app: &App, cluster: &mut Cluster) -> Result<()> {
-    while !cluster.is_over() {
+async fn follow(app: &App, cluster: &mut Cluster, ended: fn(&Cluster) -> bool) -> Result<()> {
+    while !ended(cluster) {
         cluster.next_report().await?;
         while let Some((_, error)) = cluster.take_failure() {
             if cluster.is_over() {

@@ -185,5 +185,5 @@ fn ended(states: &[VmStatus], goal: Goal) -> Option<u32> {
     if goal == Goal::Stopped {
         return None;
     }
-    (0..).zip(states).find(|(_, status)| status.state.is_over()).map(|(rank, _)| rank)
+    (0..).zip(states).find(|(_, status)| status.state.is_down()).map(|(rank, _)| rank)
 }

@@ -87,7 +87,7 @@ pub struct VmStatus {
 ///    │           │            │          │  ▲     │
 ///    │           │            │          ▼  │     │
 ///    │           │            │         paused    │
-///    └───────────┴────────────┴──────────┴────────┴─► stopping ─► stopped | failed
+///    └───────────┴────────────┴──────────┴────────┴─► off ─► stopping ─► stopped | failed
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -104,6 +104,8 @@ pub enum VmState {
     Paused,
     /// An ssh banner was read.
     Ssh,
+    /// The guest has powered itself off; its disk can still be saved.
+    Off,
     /// It was told to end.
     Stopping,
     /// It ended as it should.
@@ -121,6 +123,7 @@ impl VmState {
             Self::Running => "running",
             Self::Paused => "paused",
             Self::Ssh => "ssh",
+            Self::Off => "off",
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
             Self::Failed => "failed",
@@ -130,6 +133,11 @@ impl VmState {
     /// Whether the VM has ended, one way or the other.
     pub fn is_over(self) -> bool {
         matches!(self, Self::Stopped | Self::Failed)
+    }
+
+    /// Whether the guest has ended: whether by itself, or with the VM.
+    pub fn is_down(self) -> bool {
+        self == Self::Off || self.is_over()
     }
 
     /// Whether the guest's CPUs run, as far as is known.

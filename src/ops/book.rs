@@ -263,6 +263,11 @@ impl Book {
     pub fn is_over(&self) -> bool {
         self.states.iter().all(|status| status.state.is_over())
     }
+
+    /// Whether every guest has ended; some VMs may be kept.
+    pub fn is_down(&self) -> bool {
+        self.states.iter().all(|status| status.state.is_down())
+    }
 }
 
 /// The job's directory, held.

@@ -107,6 +107,11 @@ impl Cluster {
         self.book.is_over()
     }
 
+    /// Whether every guest has ended; some VMs may be kept.
+    pub fn is_down(&self) -> bool {
+        self.book.is_down()
+    }
+
     /// Why the scheduler ends the cluster, if it does.
     pub fn ended(&self) -> Option<Ended> {
         match &self.ground {

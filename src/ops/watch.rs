@@ -41,7 +41,7 @@ impl Goal {
         match self {
             Self::Running => state.is_up(),
             Self::Ssh => state == VmState::Ssh,
-            Self::Stopped => state.is_over(),
+            Self::Stopped => state.is_down(),
         }
     }
 }
@@ -224,7 +224,7 @@ fn fail_if_any_failed(cluster: &mut Cluster, goal: Goal) -> Result<()> {
     if let Some((_, error)) = cluster.take_failure() {
         return Err(error);
     }
-    match (0_u32..).zip(&cluster.book.states).find(|(_, status)| status.state.is_over()) {
+    match (0_u32..).zip(&cluster.book.states).find(|(_, status)| status.state.is_down()) {
         Some((rank, status)) => Err(Error::system(format!(
             "vm{rank} ended before it reached `{}`: {}",
             goal.as_str(),

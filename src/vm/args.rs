@@ -47,7 +47,8 @@ pub fn qemu(spec: &VmSpec, at: &Wiring<'_>) -> Result<Vec<OsString>> {
     args.option("-name", format!("guest=pavo-{}-{}", spec.owner, spec.name()));
     args.flag("-nodefaults").flag("-no-user-config");
     args.option("-display", "none");
-    args.flag("-S").option("-rtc", "base=utc");
+    // A guest that powers off can still be saved.
+    args.flag("-S").flag("-no-shutdown").option("-rtc", "base=utc");
     args.option(
         "-sandbox",
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",

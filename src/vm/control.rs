@@ -34,7 +34,7 @@ use super::guest_ports::{Connected, GuestPorts};
 use super::machine::Stop;
 use super::{channel, dump, qmp, save, usage};
 use crate::error::{Context, Error, Result, WireError};
-use crate::model::job::VmStatus;
+use crate::model::job::{VmState, VmStatus};
 
 mod client;
 
@@ -406,7 +406,14 @@ impl Endpoint {
                 let doing = || format!("looking at what {} uses", self.name);
                 return usage.map(|usage| json!(usage)).while_doing(doing);
             }
-            Op::Reset => self.execute(qapi::qmp::system_reset {}).await,
+            Op::Reset => {
+                let was_off = self.status.borrow().state == VmState::Off;
+                match self.execute(qapi::qmp::system_reset {}).await {
+                    // Its processors stand still until they are told to run.
+                    Ok(()) if was_off => self.execute(qapi::qmp::cont {}).await,
+                    reset => reset,
+                }
+            }
             Op::Powerdown => self.execute(qapi::qmp::system_powerdown {}).await,
             Op::Pause => self.execute(qapi::qmp::stop {}).await,
             Op::Resume => self.execute(qapi::qmp::cont {}).await,
@@ -501,7 +508,6 @@ impl From<String> for Outcome<String> {
 mod tests {
     use super::*;
     use crate::error::Kind;
-    use crate::model::job::VmState;
     use tokio::net::UnixStream;
 
     struct Fixture {

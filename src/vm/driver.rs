@@ -450,7 +450,7 @@ async fn listen(
             }
             "RESUME" => Event::Resumed,
             "STOP" => Event::Suspended { why: why_suspended(disk_error.take()) },
-            "SHUTDOWN" => Event::ShuttingDown { why: why_shut_down(event.data()) },
+            "SHUTDOWN" => shut_down(event.data()),
             _ => continue,
         };
         let _ = post.send(event).await;
@@ -483,11 +483,18 @@ struct Shutdown {
     reason: String,
 }
 
-fn why_shut_down(shutdown: Option<Shutdown>) -> String {
+fn shut_down(shutdown: Option<Shutdown>) -> Event {
     match shutdown {
-        Some(Shutdown { guest: true, .. }) => "the guest shut down".into(),
-        Some(Shutdown { reason, .. }) => format!("QEMU ends ({reason})"),
-        None => "QEMU ends".into(),
+        Some(Shutdown { guest: true, reason }) if reason == "guest-shutdown" => {
+            Event::PoweredOff { why: "the guest powered off".into() }
+        }
+        Some(Shutdown { guest: true, .. }) => {
+            Event::ShuttingDown { why: "the guest shut down".into() }
+        }
+        Some(Shutdown { reason, .. }) => {
+            Event::ShuttingDown { why: format!("QEMU ends ({reason})") }
+        }
+        None => Event::ShuttingDown { why: "QEMU ends".into() },
     }
 }
 
@@ -577,6 +584,29 @@ mod tests {
         assert_eq!(text, "VM status: paused\r\n");
         vm.ask(Op::Quit).await;
         vm.until(VmState::Stopped).await;
+    }
+
+    /// A boot sector that powers off: `mov dx, 604h; mov ax, 2000h; out dx, ax; hlt`, the
+    /// sleep register of q35 and what puts it to its deepest sleep.
+    #[tokio::test]
+    async fn a_guest_that_powers_off_is_kept_with_its_disk() {
+        let mut vm = start(|spec| {
+            let mut disk = vec![0; 1 << 20];
+            disk[..8].copy_from_slice(&[0xba, 4, 6, 0xb8, 0, 0x20, 0xef, 0xf4]);
+            disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+            std::fs::write(&spec.disk.as_ref().unwrap().backing, disk).unwrap();
+        });
+        let report = vm.until(VmState::Off).await;
+        assert_eq!(report.detail, "the guest powered off");
+        let text = vm.ask(Op::Monitor { command: "info status".into() }).await;
+        assert_eq!(text, "VM status: paused (shutdown)\r\n");
+        // The button starts it, and it powers off again.
+        vm.ask(Op::Reset).await;
+        vm.until(VmState::Running).await;
+        vm.until(VmState::Off).await;
+        vm.ask(Op::Quit).await;
+        vm.until(VmState::Stopped).await;
+        vm.done.await.unwrap().unwrap();
     }
 
     #[tokio::test]

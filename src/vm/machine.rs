@@ -11,6 +11,9 @@
 //!      └──────────────► Over ◄────────────────┘
 //! ```
 //!
+//! A guest that powers itself off is `Off`: its QEMU is kept, so that its disk can still be
+//! saved, and ends by the way out like any other.
+//!
 //! There is one way out, with three doors. Each has a deadline, and what does not
 //! leave by one door in time is pushed through the next: the guest is asked to
 //! power down, QEMU is asked to quit, QEMU is killed. [`on`] is the whole policy;
@@ -62,6 +65,8 @@ pub enum State {
     Running,
     /// It ran when the scheduler suspended the job. Nobody else lets it go on by mistake.
     Held,
+    /// The guest has powered itself off. Its disk is as it left it.
+    Off,
     /// On its way out. With a fault it will have failed, without it stopped.
     Leaving {
         door: Door,
@@ -92,7 +97,9 @@ pub enum Event {
     Resumed,
     /// QMP's STOP, and why, where it is known.
     Suspended { why: String },
-    /// QMP's SHUTDOWN: QEMU is ending, and why.
+    /// QMP's SHUTDOWN, of the guest's own will: QEMU stays.
+    PoweredOff { why: String },
+    /// QMP's SHUTDOWN, for another reason: QEMU is to end.
     ShuttingDown { why: String },
     /// Somebody wants it to end, or to stand still.
     Asked(Order),
@@ -163,19 +170,31 @@ pub fn on(state: State, event: Event) -> (State, Vec<Action>) {
 
         (
             State::Starting | State::Paused | State::Running | State::Held,
+            Event::PoweredOff { why },
+        ) => (State::Off, vec![Disarm, Report(VmState::Off, why)]),
+        // Its reset button was pressed.
+        (State::Off, Event::Resumed) => {
+            (State::Running, vec![Report(VmState::Running, String::new())])
+        }
+        // QEMU was told to stay when its machine ends (see `args`): this time it is not to.
+        (
+            State::Starting | State::Paused | State::Running | State::Held | State::Off,
             Event::ShuttingDown { why },
         ) => {
             let state = State::Leaving { door: Door::Quit, fault: None };
-            (state, vec![Report(VmState::Stopping, why), Arm(QUIT)])
+            (state, vec![Report(VmState::Stopping, why), Quit, Arm(QUIT)])
         }
-        // It has begun to leave: what is armed now is QEMU's time to do so.
-        (State::Leaving { door: Door::Powerdown, fault }, Event::ShuttingDown { .. }) => {
-            (State::Leaving { door: Door::Quit, fault }, vec![Arm(QUIT)])
-        }
+        (
+            State::Leaving { door: Door::Powerdown, fault },
+            Event::ShuttingDown { .. } | Event::PoweredOff { .. },
+        ) => (State::Leaving { door: Door::Quit, fault }, vec![Quit, Arm(QUIT)]),
 
         // Mostly because QEMU is dying. It gets the time to: its own exit status
         // says more than that of a process which we killed.
-        (State::Starting | State::Paused | State::Running | State::Held, Event::Broken { why }) => {
+        (
+            State::Starting | State::Paused | State::Running | State::Held | State::Off,
+            Event::Broken { why },
+        ) => {
             let report = Report(VmState::Stopping, why.clone());
             (State::Leaving { door: Door::Quit, fault: Some(why) }, vec![report, Arm(QUIT)])
         }
@@ -207,7 +226,9 @@ fn on_stop(state: State, stop: Stop) -> (State, Vec<Action>) {
         // Without QMP there is only one door.
         (State::Starting, _) => leave(Door::Kill, None),
         // A guest that stands still cannot shut down.
-        (State::Paused, _) | (State::Running | State::Held, Stop::Now) => leave(Door::Quit, None),
+        (State::Paused | State::Off, _) | (State::Running | State::Held, Stop::Now) => {
+            leave(Door::Quit, None)
+        }
         (state @ (State::Running | State::Held), Stop::Graceful { deadline }) => {
             let report = Report(VmState::Stopping, "the guest is asked to power down".into());
             let first = (state == State::Held).then_some(Continue);
@@ -307,6 +328,31 @@ mod tests {
         actions.iter().filter(|action| matches!(action, Powerdown | Quit | Kill)).collect()
     }
 
+    fn powered_off() -> Event {
+        Event::PoweredOff { why: "the guest powered off".into() }
+    }
+
+    #[test]
+    fn a_guest_that_powers_off_is_kept_until_somebody_ends_it_or_starts_it_again() {
+        let stop = Event::Suspended { why: String::new() };
+        let (state, actions) = running([powered_off(), stop.clone(), HOLD, RELEASE]);
+        assert_eq!(state, State::Off);
+        assert_eq!(reports(&actions)[2..], [VmState::Off]);
+        assert_eq!(doors(&actions), Vec::<&Action>::new());
+        for wish in [GRACEFUL, NOW] {
+            let (state, actions) = running([powered_off(), wish, exited()]);
+            assert_eq!((state, doors(&actions)), (State::Over, vec![&Quit]));
+            assert_eq!(reports(&actions).last(), Some(&VmState::Stopped));
+        }
+        let (state, actions) = running([powered_off(), stop, Event::Resumed]);
+        assert_eq!((state, reports(&actions).last()), (State::Running, Some(&VmState::Running)));
+        let (_, actions) = running([powered_off(), died()]);
+        assert_eq!(reports(&actions).last(), Some(&VmState::Failed));
+        // It was asked to, because the cluster ends.
+        let (_, actions) = running([GRACEFUL, powered_off()]);
+        assert_eq!(doors(&actions), [&Powerdown, &Quit]);
+    }
+
     #[test]
     fn running_is_said_only_once_qemu_said_so() {
         let (state, actions) = after([Event::Started, Event::Greeted { run: true }]);
@@ -346,8 +392,8 @@ mod tests {
 
     #[test]
     fn a_guest_that_powers_down_in_time_is_not_pushed() {
-        let (_, actions) = running([GRACEFUL, shutting_down(), exited()]);
-        assert_eq!(doors(&actions), [&Powerdown]);
+        let (_, actions) = running([GRACEFUL, powered_off(), exited()]);
+        assert_eq!(doors(&actions), [&Powerdown, &Quit]);
         assert_eq!(reports(&actions).last(), Some(&VmState::Stopped));
     }
 
@@ -397,15 +443,15 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_shuts_itself_down_has_stopped() {
+    fn a_machine_that_ends_otherwise_has_stopped() {
         let (_, actions) = running([shutting_down(), exited()]);
         assert_eq!(reports(&actions)[2..], [VmState::Stopping, VmState::Stopped]);
-        assert!(doors(&actions).is_empty());
+        assert_eq!(doors(&actions), [&Quit]);
     }
 
     #[test]
     fn a_qemu_that_hangs_after_its_guest_shut_down_is_killed() {
-        assert_eq!(doors(&running([shutting_down(), Event::Deadline]).1), [&Kill]);
+        assert_eq!(doors(&running([shutting_down(), Event::Deadline]).1), [&Quit, &Kill]);
     }
 
     #[test]
@@ -454,6 +500,7 @@ mod tests {
             Event::Resumed,
             Event::Suspended { why: String::new() },
             shutting_down(),
+            powered_off(),
             GRACEFUL,
             NOW,
             HOLD,

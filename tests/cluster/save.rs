@@ -98,6 +98,41 @@ fn a_running_disk_becomes_a_revision_and_a_new_image() {
     });
 }
 
+/// A boot sector that waits for three seconds (the BIOS's call 15h, 86h) and powers off
+/// (the sleep register of q35).
+const MORTAL: [u8; 18] = [
+    0xb4, 0x86, 0xb9, 0x2d, 0, 0xba, 0xc0, 0xc6, 0xcd, 0x15, 0xba, 4, 6, 0xb8, 0, 0x20, 0xef, 0xf4,
+];
+
+#[test]
+fn a_guest_that_has_powered_off_is_saved_and_started_again() {
+    world(|world| {
+        own_images(world);
+        let mut disk = vec![0; 1 << 20];
+        disk[..MORTAL.len()].copy_from_slice(&MORTAL);
+        disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+        let file = world.path("home/mortal.raw");
+        fs::write(&file, disk).unwrap();
+        world.ok(&["image", "import", file.to_str().unwrap(), "mortal"]);
+        let alloc = world.idle(&["mortal"]);
+        world.ok(&["wait", "--for", "stopped"]);
+        let status = world.ok(&["status", "-o", "ndjson"]);
+        assert!(status.contains("\"state\":\"off\""), "{status}");
+        write(world, "vm0", "-P 0x17 600k 100k");
+        world.ok(&["save"]);
+        assert!(holds(world, "mortal@1", "-P 0x17 600k 100k"));
+        world.ok(&["reset", "vm0"]);
+        world.until("the guest runs", || world.ok(&["status"]).contains("running"));
+        world.ok(&["cancel"]);
+        assert_eq!(alloc.finish().code, Some(130));
+
+        // A job without anybody beside it ends with its guests.
+        let alloc = world.alloc(&["mortal", "--mem", "128", "--wait", "stopped"]);
+        let output = alloc.finish();
+        assert_eq!(output.code, Some(0), "{output}");
+    });
+}
+
 #[test]
 fn saves_at_once_make_a_revision_each() {
     world(|world| {
