@@ -16,6 +16,7 @@ mod forward;
 mod networks;
 mod probe;
 mod processes;
+mod recipe;
 mod refused;
 mod running;
 mod save;

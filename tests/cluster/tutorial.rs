@@ -85,6 +85,35 @@ fn the_tutorials_session() {
     });
 }
 
+/// To where the system on the disk has been found and started.
+#[test]
+fn the_image_starts_with_uefi_too() {
+    prepared_world(|world| {
+        debian(world);
+        let disk = world.path("own/disk.qcow2");
+        world.ok(&["image", "export", "debian@0", disk.to_str().unwrap()]);
+        // Its other half is where the firmware keeps what it is set to.
+        let variables = world.path("own/vars");
+        fs::copy("/usr/share/OVMF/OVMF_VARS_4M.fd", &variables).unwrap();
+        let console = world.path("own/console");
+        let mut qemu = Command::new("qemu-system-x86_64");
+        qemu.args(["-M", "q35", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "512"]);
+        qemu.args(["-nodefaults", "-display", "none", "-device", "virtio-rng-pci"]);
+        let flash = "if=pflash,format=raw,file=";
+        qemu.args(["-drive", &format!("{flash}/usr/share/OVMF/OVMF_CODE_4M.fd,readonly=on")]);
+        qemu.args(["-drive", &format!("{flash}{}", variables.display())]);
+        qemu.args(["-drive", &format!("if=virtio,file={},cache=unsafe", disk.display())]);
+        qemu.args(["-serial", &format!("file:{}", console.display())]);
+        let qemu = world.start(qemu);
+        until(|| {
+            let said = fs::read(&console).unwrap_or_default();
+            String::from_utf8_lossy(&said).contains("root: clean")
+        });
+        qemu.signal(nix::sys::signal::Signal::SIGKILL);
+        qemu.finish();
+    });
+}
+
 /// A cluster whose VMs answer ssh.
 fn up(world: &World, cluster: &str) -> Running {
     let limit = PATIENCE.as_secs().to_string();
@@ -167,13 +196,7 @@ fn debian(world: &World) {
 
 /// Builds as the account that owns nothing but subordinate ids.
 fn build(world: &World) -> Output {
-    for file in ["subuid", "subgid"] {
-        let ids = world.path(file);
-        fs::write(&ids, "nobody:2000000:65536\n").unwrap();
-        fs::set_permissions(&ids, fs::Permissions::from_mode(0o644)).unwrap();
-        let none = None::<&str>;
-        mount(Some(&ids), &*format!("/etc/{file}"), none, MsFlags::MS_BIND, none).unwrap();
-    }
+    give_ids(world);
     let packages = world.folder("packages");
     // What earlier builds of any image have downloaded.
     let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("debian.packages");
@@ -192,6 +215,17 @@ fn build(world: &World) -> Output {
         signal: None,
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Gives the account subordinate ids, in this world.
+pub fn give_ids(world: &World) {
+    for file in ["subuid", "subgid"] {
+        let ids = world.path(file);
+        fs::write(&ids, "nobody:2000000:65536\n").unwrap();
+        fs::set_permissions(&ids, fs::Permissions::from_mode(0o644)).unwrap();
+        let none = None::<&str>;
+        mount(Some(&ids), &*format!("/etc/{file}"), none, MsFlags::MS_BIND, none).unwrap();
     }
 }
 

@@ -1,6 +1,6 @@
 //! `pavo image build`
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 
@@ -41,24 +41,19 @@ impl Build {
     pub fn run(self, app: &App, library: &Library) -> Result<()> {
         let cache = self.cache.unwrap_or_else(|| app.env.home.join(".cache/pavo/packages"));
         let progress = |text: &str| app.out.progress(text);
-        let recipe = match self.recipe.as_str() {
-            "tiny" => None,
-            recipe => {
-                let (recipe, warnings) = Recipe::load(recipe, &config::sources(app))?;
-                warnings.iter().for_each(|warning| app.out.warn(&warning.to_string()));
-                Some(recipe)
-            }
+        let (name, user, cache, progress) = (&self.name, &app.env.user, &cache, &progress);
+        let image = if self.recipe == "tiny" {
+            library.create(name, user, self.force, |output, _| {
+                tiny::build(tiny::Options { cache, output, progress })
+            })?
+        } else {
+            let (recipe, warnings) = Recipe::load(&self.recipe, &config::sources(app))?;
+            warnings.iter().for_each(|warning| app.out.warn(&warning.to_string()));
+            let recipe = &recipe;
+            library.create(name, user, self.force, |output, scratch| {
+                build::build(build::Options { recipe, name, cache, scratch, output, progress })
+            })?
         };
-        let make = |output: &Path, scratch: &Path| {
-            let (cache, progress, name) = (&cache, &progress, &self.name);
-            match &recipe {
-                None => tiny::build(tiny::Options { cache, output, progress }),
-                Some(recipe) => {
-                    build::build(build::Options { recipe, name, cache, scratch, output, progress })
-                }
-            }
-        };
-        let image = library.create(&self.name, &app.env.user, self.force, make)?;
         app.out.status(&format!("Built {} ({})", image.uri, self.recipe));
         Ok(())
     }

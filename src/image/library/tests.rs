@@ -208,3 +208,42 @@ fn a_disk_may_come_compressed() {
     assert!(error.report().contains("it needs another file below it"), "{error:?}");
     assert_eq!(fs::read_dir(f.dir.path().join("user/.tmp")).unwrap().count(), 0);
 }
+
+/// Disks as distributions make them: whatever their qcow2 is like, the same comes in.
+#[test]
+fn what_distributions_make_is_imported_as_it_is() {
+    let f = fixture();
+    let raw = f.dir.path().join("disk");
+    // A guest's disk: data here and there, and much of nothing.
+    let disk = fs::File::create(&raw).unwrap();
+    disk.set_len(40 << 20).unwrap();
+    for at in [0, 3 << 20, (17 << 20) + 512, (40 << 20) - 4096] {
+        std::os::unix::fs::FileExt::write_all_at(&disk, &[at as u8 | 7; 4096], at).unwrap();
+    }
+    let kinds: [(&str, &[&str]); 8] = [
+        ("old.img", &["-o", "compat=0.10"]),
+        ("new.img", &["-o", "compat=1.1"]),
+        ("lazy.qcow2", &["-o", "compat=1.1,lazy_refcounts=on"]),
+        ("zlib.qcow2", &["-c"]),
+        ("zstd.qcow2", &["-c", "-o", "compression_type=zstd"]),
+        ("oldzlib.img", &["-c", "-o", "compat=0.10"]),
+        ("extended.qcow2", &["-o", "extended_l2=on,cluster_size=128k"]),
+        ("metadata.img", &["-o", "preallocation=metadata,refcount_bits=64"]),
+    ];
+    for (name, options) in kinds {
+        let source = f.dir.path().join(name);
+        let mut convert = Command::new("qemu-img");
+        convert.args(["convert", "-f", "raw", "-O", "qcow2"]).args(options);
+        assert!(convert.args([&raw, &source]).status().unwrap().success(), "{name}");
+        // As an upload to a mirror may leave it.
+        let file = fs::File::options().append(true).open(&source).unwrap();
+        file.set_len(file.metadata().unwrap().len().next_multiple_of(1 << 20)).unwrap();
+        let dest = format!("of-{name}");
+        let image = f.library.import(Source::of(source.to_str().unwrap()), &dest, "alice").unwrap();
+        assert_eq!(image.virtual_size, 40 << 20, "{name}");
+        assert_eq!(f.library.take_warnings(), Vec::<String>::new(), "{name}");
+        let mut compare = Command::new("qemu-img");
+        compare.args(["compare", "-q", "-f", "raw", "-F", "qcow2"]).args([&raw, &image.path]);
+        assert!(compare.status().unwrap().success(), "{name}");
+    }
+}
