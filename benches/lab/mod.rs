@@ -12,7 +12,8 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
-use pavo::config::Repo;
+use pavo::config::{Recipe, Repo, Sources};
+use pavo::image::build;
 use pavo::image::library::{Library, Resolved};
 use pavo::image::tiny;
 
@@ -48,13 +49,27 @@ impl Lab {
         fs::copy(env!("CARGO_BIN_EXE_pavo"), dir.path().join("pavo")).unwrap();
         let library = Library::open(&[Repo { name: "user".into(), path: repo }]);
         let copy = |target: &Path, _: &Path| {
-            fs::copy(disk(), target).expect("a copy");
+            fs::copy(kept("tiny", build_tiny), target).expect("a copy");
             Ok(())
         };
         let image = library.create("tiny", "bench", false, copy).unwrap();
         let lab = Self { dir, image };
         lab.give(lab.path());
         Some(lab)
+    }
+
+    /// The image `debian`, which is made here unless there is one newer than this program.
+    #[allow(dead_code, reason = "not every bench starts a distribution")]
+    pub fn debian(&self) -> Resolved {
+        let repo = self.path().join("repo");
+        let library = Library::open(&[Repo { name: "user".into(), path: repo.clone() }]);
+        let copy = |target: &Path, _: &Path| {
+            fs::copy(kept("debian", build_debian), target).expect("a copy");
+            Ok(())
+        };
+        let image = library.create("debian", "bench", false, copy).unwrap();
+        self.give(&repo);
+        image
     }
 
     /// Makes a folder, and all in it, the ordinary user's.
@@ -93,21 +108,40 @@ impl Lab {
     }
 }
 
-/// The demo image, built if there is none newer than this program.
-fn disk() -> PathBuf {
+/// An image, built if there is none newer than this program.
+fn kept(name: &str, build: fn(&Path, &Path)) -> PathBuf {
     let shared = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let lock = File::create(shared.join("tiny.lock")).unwrap();
+    let lock = File::create(shared.join(format!("{name}.lock"))).unwrap();
     let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno).unwrap();
-    let (image, new) = (shared.join("tiny.qcow2"), shared.join("tiny.new.qcow2"));
+    let image = shared.join(format!("{name}.qcow2"));
+    let new = shared.join(format!("{name}.new.qcow2"));
     let program = std::env::current_exe().unwrap().metadata().unwrap().modified().unwrap();
     if image.metadata().is_ok_and(|data| data.modified().unwrap() > program) {
         return image;
     }
     let _ = fs::remove_file(&new);
-    let cache = shared.join("packages");
-    tiny::build(tiny::Options { cache: &cache, output: &new, progress: &|_| () }).unwrap();
+    build(&shared.join("packages"), &new);
     fs::rename(new, &image).unwrap();
     image
+}
+
+fn build_tiny(cache: &Path, output: &Path) {
+    tiny::build(tiny::Options { cache, output, progress: &|_| () }).unwrap();
+}
+
+fn build_debian(cache: &Path, output: &Path) {
+    let scratch = tempfile::tempdir_in("/var/tmp").unwrap();
+    let nowhere = Sources {
+        system: "/nonexistent".into(),
+        user: None,
+        home: "/nonexistent".into(),
+        user_name: "bench".into(),
+        env: Default::default(),
+    };
+    let (recipe, _) = Recipe::load("debian", &nowhere).unwrap();
+    let (recipe, scratch, progress) = (&recipe, scratch.path(), &|_: &str| ());
+    build::build(build::Options { recipe, name: "debian", cache, scratch, output, progress })
+        .unwrap();
 }
 
 fn is_root() -> bool {
