@@ -1,4 +1,4 @@
-//! Ports of guests on other hosts.
+//! Ports, memory and usage of guests on other hosts.
 
 use super::world::Site;
 
@@ -13,6 +13,7 @@ fn a_port_of_a_guest_on_another_host_is_its_users_alone() {
         until [ -s ports ]; do sleep 0.1; done
         port=$(sed -n 's/^127.0.0.1:\\([0-9]*\\) -> vm1:22$/\\1/p' ports)
         exec 3<>/dev/tcp/127.0.0.1/$port; head -c 7 <&3; exec 3>&-; echo
+        pavo top --once -o json >used; pavo dump -z vm1 /tmp/memory
         touch ready; until [ -e seen ]; do sleep 0.1; done; kill -INT $!; wait $!
 END
 ";
@@ -32,6 +33,15 @@ END
             assert!(may("alice"), "on {host}");
             assert!(!may("bob"), "on {host}");
         }
+        let used: Vec<serde_json::Value> =
+            serde_json::from_str(&site.sh("alice", "cat used")).unwrap();
+        let host = |rank: usize| used[rank]["host"].as_str().unwrap().to_owned();
+        assert!(host(0).ends_with("n1") && host(1).ends_with("n2"), "{used:?}");
+        assert!(used.iter().all(|vm| vm["rates"]["cpu_percent"].is_number()), "{used:?}");
+        assert!(used.iter().all(|vm| vm["memory_bytes"].as_u64() > Some(32 << 20)), "{used:?}");
+        // Where the VM is, and its user's.
+        let held = site.lab.host("n2").sh("stat -c '%a %U' /tmp/memory; rm /tmp/memory").unwrap();
+        assert_eq!(held.trim(), "600 alice");
         let port = site.sh("alice", "sed -n 's/^.*:\\([0-9]*\\) -> vm1:22$/\\1/p' ports");
         let script = format!("exec 3<>/dev/tcp/127.0.0.1/{}; head -c 7 <&3", port.trim());
         let stranger = site.run("bob", &["bash", "-c", &script]);
