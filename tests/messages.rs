@@ -176,7 +176,10 @@ fn messages(code: &str) -> Vec<(&'static str, String)> {
 /// Whether a text is more than a name, a path or an option.
 fn is_sentence(text: &str) -> bool {
     let mut words = text.split(' ').filter(|word| word.chars().all(|it| it.is_alphabetic()));
-    words.next().is_some() && text.contains(' ') && !text.starts_with(['/', '-'])
+    // Several lines are a script, or a file.
+    let is_help = text.contains("help:") || text.contains("because:");
+    let is_script = text.contains("\\n") && !is_help;
+    words.next().is_some() && text.contains(' ') && !text.starts_with(['/', '-']) && !is_script
 }
 
 fn all_messages() -> String {

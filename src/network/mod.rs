@@ -190,7 +190,8 @@ pub struct Guest {
     pub rank: u32,
     pub mac: Mac,
     pub address: Ipv4Addr,
-    /// Whether what it sends elsewhere leaves by this network.
+    /// Whether what it sends elsewhere leaves by this network; of guests on other hosts no
+    /// matter here.
     pub default_route: bool,
 }
 
