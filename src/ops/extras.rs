@@ -230,26 +230,107 @@ impl Blueprint {
     pub fn check_here(&self, cores: u32, accel: Accel) -> Result<()> {
         for vm in &self.vms {
             let template = &vm.template;
+            let carrying = |key: &str| format!("carrying out {}", template.setting(key));
             let check = || {
                 check_allocation(template, cores)?;
                 check_accel(template, accel)?;
+                if let Some(kernel) = &template.kernel {
+                    attach::check_kernel(kernel).while_doing(|| carrying("kernel"))?;
+                }
                 let known = |path: &Path| !path.to_string_lossy().contains("%clusterdir");
                 let mut vars = vm.vars.clone();
                 vars = vars.with("clusterdir", "/%clusterdir");
                 for mount in mounts(template, &vars)?.iter().filter(|it| known(&it.path)) {
-                    attach::check_mount(mount).while_doing(|| {
-                        format!("carrying out {}", template.setting("mount-points"))
-                    })?;
+                    attach::check_mount(mount).while_doing(|| carrying("mount-points"))?;
                 }
                 for drive in drives(template, &vars)?.iter().filter(|it| known(&it.path)) {
-                    attach::check_drive(drive).while_doing(|| {
-                        format!("carrying out {}", template.setting("persistent-drives"))
-                    })?;
+                    attach::check_drive(drive).while_doing(|| carrying("persistent-drives"))?;
                 }
                 Ok::<_, Error>(())
             };
             check().while_doing(|| format!("resolving the template `{}`", template.name))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::local::Allocation;
+    use crate::config::{Ethernet, MountPoint};
+    use crate::model::owner::Owner;
+
+    fn vm(change: impl FnOnce(&mut Template)) -> VmBlueprint {
+        let mut template = Template::new("t", "templates.yaml");
+        change(&mut template);
+        VmBlueprint {
+            rank: 0,
+            template,
+            image: None,
+            user_data: None,
+            networks: vec!["nat".into()],
+            vars: Vars::default().with("vm_rank", "0"),
+        }
+    }
+
+    fn extras_of(vm: &VmBlueprint, cores: u32, first_cpu: Option<u32>) -> Result<Extras> {
+        extras(
+            vm,
+            &Job {
+                owner: Owner::local(1),
+                dir: Path::new("/job"),
+                cluster_dir: Path::new("/job"),
+                first_cpu,
+                allocation: &Allocation { cores, memory_mib: 64 },
+                accel: Accel::Tcg,
+                authorized_key: "",
+                host_keys: &[],
+                nonce: 0,
+            },
+        )
+    }
+
+    #[test]
+    fn networks_of_a_sensitive_vm_are_closed_or_have_to_be() {
+        let vms = [vm(|template| template.sensitive = true)];
+        let open = || vec![("nat".to_owned(), Network::Ethernet(Ethernet::default()))];
+        let mut config = Config::default();
+        let mut networks = open();
+        close_networks(&config, &vms, &mut networks).unwrap();
+        let Network::Ethernet(closed) = &networks[0].1 else { panic!() };
+        assert!(!closed.allow_outbound);
+        config.batch.manager = BatchManager::Slurm;
+        let error = close_networks(&config, &vms, &mut open()).unwrap_err();
+        assert!(error.to_string().contains("network `nat` is open to the outside"), "{error}");
+        close_networks(&config, &vms, &mut networks).unwrap();
+    }
+
+    #[test]
+    fn cpus_are_bound_where_they_are_allotted_or_where_it_is_asked_for() {
+        for (wish, first, bind) in [
+            (None, None, Bind::Allotted),
+            (None, Some(4), Bind::No),
+            (Some(true), None, Bind::Allotted),
+            (Some(true), Some(4), Bind::From(4)),
+            (Some(false), None, Bind::No),
+        ] {
+            let vm = vm(|template| template.bind_vcpus = wish);
+            assert_eq!(extras_of(&vm, 2, first).unwrap().cpus.bind, bind, "{wish:?} {first:?}");
+        }
+        let vm = vm(|template| template.emulator_cores = 2);
+        assert!(
+            extras_of(&vm, 2, None).unwrap_err().report().contains("help: ask for more: `-c 3`")
+        );
+    }
+
+    #[test]
+    fn paths_know_their_vm_and_their_job() {
+        let vm = vm(|template| {
+            let path = "%clusterdir/%{vm_rank}".to_owned();
+            let point = MountPoint { path, readonly: false, kind: MountKind::Virtio9p };
+            template.mount_points.insert("a".into(), point);
+        });
+        assert_eq!(extras_of(&vm, 1, None).unwrap().mounts[0].path, Path::new("/job/0"));
     }
 }

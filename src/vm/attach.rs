@@ -57,6 +57,9 @@ impl Attached {
     /// When this host lacks something, or the user may not use it: with the setting.
     pub fn make(spec: &VmSpec) -> Result<Self> {
         let mut attached = Self::default();
+        if let Some(kernel) = &spec.kernel {
+            check_kernel(&kernel.path).map_err(|error| wrong(spec, "kernel", error))?;
+        }
         for drive in &spec.extras.drives {
             let device =
                 check_drive(drive).map_err(|error| wrong(spec, "persistent-drives", error))?;
@@ -175,6 +178,19 @@ pub fn check_mount(mount: &Mount) -> Result<()> {
         access(path, AccessFlags::R_OK | AccessFlags::X_OK).map_err(Into::into)
     };
     let help = "name a folder that you can read";
+    usable().map_err(|error| Error::config(error.to_string()).help(help)).while_doing(doing)
+}
+
+/// The kernel must be a file that the user may read.
+pub fn check_kernel(path: &Path) -> Result<()> {
+    let doing = || format!("opening the kernel `{}`", path.display());
+    let usable = || {
+        if !fs::metadata(path)?.is_file() {
+            return Err(std::io::Error::other("it is no file"));
+        }
+        File::open(path).map(drop)
+    };
+    let help = "name a kernel that you can read; those in /boot are root's on some systems";
     usable().map_err(|error| Error::config(error.to_string()).help(help)).while_doing(doing)
 }
 

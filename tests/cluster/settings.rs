@@ -95,6 +95,7 @@ fn what_cannot_be_mounted_is_refused_with_its_place() {
             "absent: {{image: tiny, mount-points: {{a: /no/folder}}}}\n\
              file: {{image: tiny,\n  mount-points: {{a: {}}}}}\n\
              relative: {{image: tiny, mount-points: {{a: folder}}}}\n\
+             kernel: {{image: tiny, kernel: /no/kernel}}\n\
              fs: {{image: tiny, mount-points: {{a: {{path: /tmp, type: virtio-fs, readonly: yes}}}}}}\n",
             file.display()
         );
@@ -104,6 +105,8 @@ fn what_cannot_be_mounted_is_refused_with_its_place() {
         let error = refused(world, &["file"], 3);
         assert!(error.contains("templates.yaml:3)\n"), "{error}");
         assert!(error.contains("it is no folder"), "{error}");
+        let error = refused(world, &["kernel"], 3);
+        assert!(error.contains("opening the kernel `/no/kernel`"), "{error}");
         assert!(refused(world, &["relative"], 3).contains("`folder` is no absolute path"));
         assert!(refused(world, &["fs"], 3).contains("`mount-points` ("));
         assert!(refused(world, &["tiny", "--mount", "a"], 2).contains("names no folder"));

@@ -1,4 +1,4 @@
-//! Persistent drives at a site.
+//! Persistent drives and folders of hosts at a site.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -34,4 +34,22 @@ fn a_drive_is_one_jobs_at_a_time_whoevers_it_is() {
     let free = site.run("bob", &alloc);
     assert!(free.status.success(), "{free:?}");
     site.nothing_left(&before);
+}
+
+#[test]
+fn a_folder_is_opened_on_the_vms_host_as_the_user() {
+    let site = Site::up(1);
+    let mount = |folder: &str, script: &str| {
+        let mount = format!("data={folder},readonly=true");
+        site.run("alice", &["pavo", "alloc", "-c1", "--mount", &mount, "-E", script, "tiny"])
+    };
+    let devices = mount("/home/alice", "pavo monitor-cmd vm0 info qtree");
+    assert!(devices.stdout.contains("mount_tag = \"data\""), "{devices:?}");
+    // Root there could.
+    site.lab.host("n1").sh("mkdir -m 700 /home/roots").unwrap();
+    let refused = mount("/home/roots", "true");
+    assert!(!refused.status.success(), "{refused:?}");
+    for said in ["carrying out `mount-points` of template `tiny` (--mount)", "Permission denied"] {
+        assert!(refused.stderr.contains(said), "{refused:?}");
+    }
 }
