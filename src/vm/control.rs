@@ -15,13 +15,10 @@
 //! ← {"return":null}              then the connection to the guest's port
 //! ```
 
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -37,8 +34,10 @@ use crate::error::{Context, Error, Result, WireError};
 use crate::model::job::{VmState, VmStatus};
 
 mod client;
+mod socket;
 
 pub use client::{Client, Connection, Viewer};
+pub use socket::{connect, listen};
 
 /// The version of this protocol. A process answers requests of its own version
 /// and older ones.
@@ -123,37 +122,6 @@ enum Answer {
     Progress(save::Progress),
     Return(Value),
     Error(WireError),
-}
-
-/// Listens on `name` in `dir`, however long the directory's path is.
-///
-/// # Errors
-/// When the socket exists or cannot be made.
-pub fn listen(dir: &Path, name: &str) -> Result<std::os::unix::net::UnixListener> {
-    through_descriptor(dir, name, std::os::unix::net::UnixListener::bind)
-        .while_doing(|| format!("making the socket `{}`", dir.join(name).display()))
-}
-
-/// Connects to `name` in `dir`, however long the directory's path is.
-///
-/// # Errors
-/// When nobody listens there.
-pub fn connect(dir: &Path, name: &str) -> std::io::Result<tokio::net::UnixStream> {
-    let stream = through_descriptor(dir, name, std::os::unix::net::UnixStream::connect)?;
-    stream.set_nonblocking(true)?;
-    tokio::net::UnixStream::from_std(stream)
-}
-
-/// A socket's address holds 107 bytes only: name the directory by a descriptor.
-fn through_descriptor<T>(
-    dir: &Path,
-    name: &str,
-    call: impl FnOnce(PathBuf) -> std::io::Result<T>,
-) -> std::io::Result<T> {
-    // What lies in it need not be listed.
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
-    let dir = std::fs::File::options().read(true).custom_flags(flags.bits()).open(dir)?;
-    call(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()).into())
 }
 
 /// What requests act on.
@@ -550,7 +518,7 @@ mod tests {
     /// A connection of somebody who need not speak the protocol.
     fn connected(fixture: &Fixture) -> UnixStream {
         let connect = std::os::unix::net::UnixStream::connect;
-        let stream = through_descriptor(fixture.dir.path(), SOCKET, connect).unwrap();
+        let stream = socket::through_descriptor(fixture.dir.path(), SOCKET, connect).unwrap();
         stream.set_nonblocking(true).unwrap();
         UnixStream::from_std(stream).unwrap()
     }

@@ -46,6 +46,8 @@ pub fn in_netns(test: impl FnOnce(&Lab) + Send + 'static) {
     let path = dir.path().to_owned();
     let run = move || {
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("new namespaces");
+        // It is inherited from whatever this machine does.
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "0").expect("a namespace of our own");
         let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
         mount(None::<&str>, "/", None::<&str>, private, None::<&str>).expect("private mounts");
         if tap::open("probe").is_err() {

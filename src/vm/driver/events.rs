@@ -1,0 +1,85 @@
+//! What QEMU tells of itself by QMP, as events of the machine.
+
+use serde::Deserialize;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, watch};
+
+use super::super::machine::{self, Event};
+use super::super::qmp;
+
+/// Speaks QMP until it closes, and passes on what concerns the machine.
+pub(super) async fn listen(
+    stream: UnixStream,
+    client: watch::Sender<Option<qmp::Client>>,
+    post: mpsc::Sender<Event>,
+    run: bool,
+) {
+    // The machine has the deadline; this one only ends the task after it.
+    let connected = qmp::connect(stream, machine::START * 2).await;
+    let mut events = match connected {
+        Ok((connected, events)) => {
+            client.send_replace(Some(connected));
+            let _ = post.send(Event::Greeted { run }).await;
+            events
+        }
+        Err(failure) => {
+            let _ = post.send(Event::Broken { why: failure.to_string() }).await;
+            return;
+        }
+    };
+    let mut disk_error = None;
+    while let Some(event) = events.recv().await {
+        let event = match event.name.as_str() {
+            "BLOCK_IO_ERROR" => {
+                disk_error = event.data::<DiskError>();
+                continue;
+            }
+            "RESUME" => Event::Resumed,
+            "STOP" => Event::Suspended { why: why_suspended(disk_error.take()) },
+            "SHUTDOWN" => shut_down(event.data()),
+            _ => continue,
+        };
+        let _ = post.send(event).await;
+    }
+    client.send_replace(None);
+    let _ = post.send(Event::Broken { why: qmp::Failure::Lost.to_string() }).await;
+}
+
+/// The part of BLOCK_IO_ERROR that is shown.
+#[derive(Deserialize)]
+struct DiskError {
+    #[serde(default)]
+    nospace: bool,
+    reason: String,
+}
+
+fn why_suspended(error: Option<DiskError>) -> String {
+    match error {
+        Some(DiskError { nospace: true, .. }) => {
+            "the file system that holds its disk is full".into()
+        }
+        Some(error) => format!("its disk failed: {}", error.reason),
+        None => String::new(),
+    }
+}
+
+#[derive(Deserialize)]
+struct Shutdown {
+    guest: bool,
+    reason: String,
+}
+
+fn shut_down(shutdown: Option<Shutdown>) -> Event {
+    match shutdown {
+        Some(Shutdown { guest: true, reason }) if reason == "guest-shutdown" => {
+            Event::PoweredOff { why: "the guest powered off".into() }
+        }
+        Some(Shutdown { guest: true, .. }) => {
+            Event::ShuttingDown { why: "the guest shut down".into() }
+        }
+        Some(Shutdown { reason, .. }) => {
+            Event::ShuttingDown { why: format!("QEMU ends ({reason})") }
+        }
+        None => Event::ShuttingDown { why: "QEMU ends".into() },
+    }
+}
