@@ -200,6 +200,11 @@ pub fn check_drives(vms: &[VmBlueprint]) -> Result<()> {
     Ok(())
 }
 
+/// Says which setting it is that cannot be carried out.
+fn carry_out<T>(template: &Template, key: &str, outcome: Result<T>) -> Result<T> {
+    outcome.while_doing(|| format!("carrying out {}", template.setting(key)))
+}
+
 impl Blueprint {
     /// The drives that VMs want to have for their job alone; of one VM, or of all.
     pub fn claimed(&self, rank: Option<u32>, dir: &Path, host: &str) -> Result<Vec<Wanted>> {
@@ -230,21 +235,20 @@ impl Blueprint {
     pub fn check_here(&self, cores: u32, accel: Accel) -> Result<()> {
         for vm in &self.vms {
             let template = &vm.template;
-            let carrying = |key: &str| format!("carrying out {}", template.setting(key));
             let check = || {
                 check_allocation(template, cores)?;
                 check_accel(template, accel)?;
                 if let Some(kernel) = &template.kernel {
-                    attach::check_kernel(kernel).while_doing(|| carrying("kernel"))?;
+                    carry_out(template, "kernel", attach::check_kernel(kernel))?;
                 }
                 let known = |path: &Path| !path.to_string_lossy().contains("%clusterdir");
                 let mut vars = vm.vars.clone();
                 vars = vars.with("clusterdir", "/%clusterdir");
                 for mount in mounts(template, &vars)?.iter().filter(|it| known(&it.path)) {
-                    attach::check_mount(mount).while_doing(|| carrying("mount-points"))?;
+                    carry_out(template, "mount-points", attach::check_mount(mount))?;
                 }
                 for drive in drives(template, &vars)?.iter().filter(|it| known(&it.path)) {
-                    attach::check_drive(drive).while_doing(|| carrying("persistent-drives"))?;
+                    carry_out(template, "persistent-drives", attach::check_drive(drive))?;
                 }
                 Ok::<_, Error>(())
             };
