@@ -405,8 +405,11 @@ async fn commands_find_a_vm_on_another_host() {
     last.shows("!ready").await;
     last.types(b"Q");
     last.shows("bye").await;
-    last.ends_well().await;
     follower.shows("bye").await;
+    // It has powered off, and is kept until it is stopped.
+    vm.until(VmState::Off).await;
+    vm.sender.send(&ToTask::Stop(Stop::Now.into())).await.unwrap();
+    last.ends_well().await;
     follower.ends_well().await;
     vm.until(VmState::Stopped).await;
     (&mut vm.task).await.unwrap().unwrap();
