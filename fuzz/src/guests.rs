@@ -120,13 +120,14 @@ static SPEC: LazyLock<Spec> = LazyLock::new(|| {
             "name": format!("vm{rank}"),
             "mac": format!("52:54:00:00:00:0{rank}"),
             "address": format!("10.200.0.{}", 1 + rank),
+            "default_route": true,
         })
     };
     serde_json::from_value(serde_json::json!({
         "network": "nat", "interface": "gw", "gateway": "10.200.255.254",
         "subnet": "10.200.0.0/16", "mtu": 1450, "domain": "pavo.internal", "dns_search": ["a.b"],
         "ntp_server": "10.200.0.9", "guests": [guest(0), guest(1)], "others": [guest(7)],
-        "upstream": [], "publish": [],
+        "upstream": [], "publish": [], "dial": null,
     }))
     .unwrap()
 });
