@@ -180,8 +180,9 @@ fn the_store_outlives_one_member_but_not_two() {
     }
     let lab = Lab::up(Options { hosts: 0, etcd: Etcd::Three, slurmd: false, ..Options::default() })
         .unwrap();
-    lab.etcdctl(&["put", "k", "1"]).unwrap();
-    let put = |value| lab.etcdctl(&["--command-timeout=1s", "put", "k", value]);
+    // Each its own key: what nobody waited for any longer may still be written later.
+    let put = |key| lab.etcdctl(&["--command-timeout=1s", "put", key, "written"]);
+    put("1").unwrap();
 
     lab.host("e1").kill().unwrap();
     until("no new leader", || put("2").is_ok());
@@ -197,5 +198,5 @@ fn the_store_outlives_one_member_but_not_two() {
     until("no majority", || put("5").is_ok());
     etcd.resume().unwrap();
     lab.wait_store().unwrap();
-    assert_eq!(lab.etcdctl(&["get", "--print-value-only", "k"]).unwrap(), "5\n");
+    assert_eq!(lab.etcdctl(&["get", "--print-value-only", "5"]).unwrap(), "written\n");
 }
