@@ -17,7 +17,7 @@ use crate::model::owner::Manager;
 use crate::ops::queue::{self, Whose};
 
 /// How long a cluster may take to end.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(50);
 
 /// How often it is looked at.
 const PAUSE: Duration = Duration::from_millis(20);

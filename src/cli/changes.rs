@@ -54,6 +54,11 @@ impl ChangeArgs {
         let mut arguments = Vec::new();
         for Mount { tag, point } in &self.mounts {
             let path = whole(Path::new(&point.path))?;
+            if path.as_os_str().as_encoded_bytes().contains(&b',') {
+                let error =
+                    format!("`{}` has a comma, which a mount's path cannot", path.display());
+                return Err(Error::usage(error).help("name it by a symbolic link"));
+            }
             let (kind, readonly) = (point.kind.as_str(), point.readonly);
             let path = path.display();
             arguments.push(format!("--mount={tag}={path},type={kind},readonly={readonly}"));

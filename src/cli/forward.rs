@@ -137,25 +137,34 @@ async fn pump(app: &App, guest: Box<dyn Connection>) -> Result<()> {
     let (mut from, mut to) = tokio::io::split(guest);
     let mut stdin = super::terminal::input()?;
     let (mut typed, mut said) = (vec![0; 16 << 10], vec![0; 16 << 10]);
-    let mut open = true;
-    loop {
-        tokio::select! {
-            count = from.read(&mut said) => match count {
+    let hear = async {
+        loop {
+            match from.read(&mut said).await {
                 Ok(0) | Err(_) => return Ok(()),
                 Ok(count) => app.out.raw(&said[..count])?,
-            },
-            count = stdin.read(&mut typed), if open => {
-                let count = count.while_doing(|| "reading standard input".into())?;
-                let sent = async {
-                    if count == 0 {
-                        return to.shutdown().await;
-                    }
-                    to.write_all(&typed[..count]).await?;
-                    to.flush().await
-                };
-                // A guest that takes no more may still have something to say.
-                open = sent.await.is_ok() && count > 0;
             }
         }
+    };
+    // Beside the other, which must go on while the guest takes nothing: it may wait for us.
+    let tell = async {
+        let mut open = true;
+        while open {
+            let count = stdin.read(&mut typed).await;
+            let count = count.while_doing(|| "reading standard input".into())?;
+            let sent = async {
+                if count == 0 {
+                    return to.shutdown().await;
+                }
+                to.write_all(&typed[..count]).await?;
+                to.flush().await
+            };
+            // A guest that takes no more may still have something to say.
+            open = sent.await.is_ok() && count > 0;
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        heard = hear => heard,
+        told = tell => told,
     }
 }

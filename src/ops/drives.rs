@@ -22,14 +22,14 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::{Context, Error, Result};
 use crate::model::owner::Owner;
 use crate::store::{Change, Commit, LeaseId, MAX_OPERATIONS, Store, keys, list_all};
 
 /// How long a drive stays taken by a launcher that has died, or lost the store.
-const TTL: Duration = Duration::from_secs(60);
+const TTL: Duration = Duration::from_secs(90);
 /// File systems that several hosts see, by their magic numbers (statfs(2)): NFS, Lustre, GPFS,
 /// Ceph, BeeGFS, SMB, CIFS, AFS, OCFS2, GFS2, 9P, FUSE.
 const SHARED: [i64; 12] = [
@@ -175,9 +175,9 @@ impl<T> Default for Gate<T> {
 }
 
 impl<T> Gate<T> {
-    /// Keeps a task back until drives can be taken; gives back one that need not wait.
+    /// Keeps a task back until its drives are taken; gives back one that has none.
     pub fn keep(&mut self, task: T, must_claim: bool) -> Option<T> {
-        if !must_claim || self.claims.is_some() {
+        if !must_claim {
             return Some(task);
         }
         self.waiting.push_back(task);
@@ -190,9 +190,18 @@ impl<T> Gate<T> {
         Ok(())
     }
 
-    /// A task that has waited, and need not any more.
-    pub fn admit(&mut self) -> Option<T> {
-        self.claims.as_ref().and_then(|_| self.waiting.pop_front())
+    /// The first task that has waited, and need not any more. It stays the first until
+    /// [`admitted`](Self::admitted): who lets it in may be interrupted.
+    pub fn admit(&self) -> Option<T>
+    where
+        T: Clone,
+    {
+        self.claims.as_ref().and_then(|_| self.waiting.front().cloned())
+    }
+
+    /// It has been let in.
+    pub fn admitted(&mut self) {
+        self.waiting.pop_front();
     }
 
     /// Takes drives, where there is a store to take them in.
@@ -283,16 +292,20 @@ fn in_use(user: &str, owner: Owner, entry: &crate::store::Entry) -> Error {
         .help("wait for its end, or use another file; `mmp: no` does not look")
 }
 
-/// Keeps the lease alive; says so when it has run out.
+/// Keeps the lease alive; says so when it has run out, or is about to: guests must have
+/// written all they have before another job may take the drives.
 async fn keep(store: Arc<dyn Store>, lease: LeaseId, ttl: Duration, lost: mpsc::Sender<()>) {
+    let patience = ttl * 2 / 3;
     let mut last = Instant::now();
     loop {
-        sleep(ttl / 6).await;
-        match store.keep_alive(lease).await {
-            Ok(true) => last = Instant::now(),
-            Ok(false) => break,
-            Err(error) if last.elapsed() < ttl => tracing::info!("{}", error.report()),
-            Err(_) => break,
+        sleep(ttl / 9).await;
+        let asked = Instant::now();
+        let left = patience.saturating_sub(last.elapsed());
+        match timeout(left, store.keep_alive(lease)).await {
+            // It lasts from some moment after the question.
+            Ok(Ok(true)) => last = asked,
+            Ok(Err(error)) if last.elapsed() < patience => tracing::info!("{}", error.report()),
+            Ok(Ok(false) | Err(_)) | Err(_) => break,
         }
     }
     // At the end of the cluster nobody listens any more.
@@ -371,6 +384,21 @@ mod tests {
         assert!(!entries[0].key.contains("drive/ada/l1/drive"), "{}", entries[0].key);
         first.release().await;
         second.take(&wanted(&link), HOST).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_drive_stays_the_first_until_it_is_let_in() {
+        let (_temp, store, _) = setting().await;
+        let mut gate = Gate::default();
+        assert_eq!(gate.keep("none", false), Some("none"));
+        assert_eq!((gate.keep("a", true), gate.keep("b", true)), (None, None));
+        assert_eq!(gate.admit(), None, "there is no store yet");
+        gate.open(store, "alice", Owner::local(1)).await.unwrap();
+        assert_eq!(gate.admit(), Some("a"));
+        // Whoever let it in was interrupted.
+        assert_eq!(gate.admit(), Some("a"));
+        gate.admitted();
+        assert_eq!(gate.admit(), Some("b"));
     }
 
     #[tokio::test]

@@ -200,6 +200,7 @@ impl Step {
             if let Some((hello, orders)) = self.drives.admit() {
                 let rank = hello.rank;
                 self.welcome(book, hello, orders).await?;
+                self.drives.admitted();
                 return Ok(rank);
             }
             let srun = self.srun.as_mut().ok_or_else(|| Error::bug("there is no step"))?;

@@ -66,7 +66,8 @@ fn ssh_goes_through_nc(world: &World) {
 }
 
 fn nc_carries_both_ways_and_half_an_end(world: &World) {
-    let text: String = (0..150_000).map(|number| format!("{number}\n")).collect();
+    // More than all buffers on the way hold, from one who sends back before it takes more.
+    let text: String = (0..1_500_000).map(|number| format!("{number}\n")).collect();
     let input = world.write("numbers", &text);
     let mut command = world.pavo_command(&["nc", "vm0", "7000"]);
     command.stdin(fs::File::open(input).unwrap());

@@ -20,6 +20,8 @@ steps() {
   for step in "$BUILD/steps/$2"-*; do
     [ -e "$step" ] || continue
     say "$(sed -n '1s/^# //p' "$step")"
+    # What an earlier step may have put there is not followed.
+    rm -rf "$1/.pavo-step"
     cp "$step" "$1/.pavo-step"
     chroot "$1" /bin/sh -eu /.pavo-step </dev/null
     rm "$1/.pavo-step"
@@ -49,16 +51,19 @@ build() {
     "$BUILD/disk.raw" "$ROOT_KIB"k
 }
 
-# What no image may hold, since VMs are made of it.
+# What no image may hold, since VMs are made of it. In the new system: where its links lead
+# to is in it.
 finish() {
-  : >"$1/etc/machine-id"
-  rm -f "$1/etc/hostname" "$1"/etc/ssh/ssh_host_* "$1/etc/apt/apt.conf.d/99mmdebstrap" \
-    "$1/var/lib/dbus/machine-id" "$1/var/lib/systemd/random-seed"
+  chroot "$1" /bin/sh -eu <<'INSIDE'
+  : >/etc/machine-id
+  rm -f /etc/hostname /etc/ssh/ssh_host_* /etc/apt/apt.conf.d/99mmdebstrap \
+    /var/lib/dbus/machine-id /var/lib/systemd/random-seed
   # It holds time stamps, and is made again when it is missing.
-  rm -f "$1/var/cache/ldconfig/aux-cache" "$1"/var/log/*.log "$1"/var/log/apt/*
-  if [ -e "$1/lib/systemd/systemd-resolved" ]; then
-    ln -sf ../run/systemd/resolve/stub-resolv.conf "$1/etc/resolv.conf"
+  rm -f /var/cache/ldconfig/aux-cache /var/log/*.log /var/log/apt/*
+  if [ -e /lib/systemd/systemd-resolved ]; then
+    ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf
   fi
+INSIDE
   if [ -n "${SOURCE_DATE_EPOCH:-}" ]; then
     find "$1" -newermt "@$SOURCE_DATE_EPOCH" -exec touch -hd "@$SOURCE_DATE_EPOCH" {} +
   fi

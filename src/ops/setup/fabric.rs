@@ -362,6 +362,8 @@ pub async fn own(store: &dyn Store, holding: &Holding) -> Result<Option<Entry>> 
 pub async fn leave(store: &dyn Store, holding: &Holding, own: Option<Entry>) -> Result<()> {
     let (user, owner) = (&holding.user, holding.ask.owner());
     crash::point("leave.begin")?;
+    // A set-up that outlives its keeper may have said something since.
+    let own = if own.is_some() { own } else { self::own(store, holding).await? };
     if let Some(entry) = own {
         let of_it = |record: HostRecord| {
             let now = (record.step, record.restart) == (holding.ask.step, holding.ask.restart);
