@@ -9,6 +9,9 @@ use pavo::vm::guest_agent::Agent;
 
 use super::people::folder;
 
+#[path = "../../tests/shared/disks.rs"]
+mod disks;
+
 /// The header of a disk image; the first byte adds as many 64 KiB of zeros behind it.
 pub fn image(data: &[u8]) -> bool {
     let Some((zeros, head)) = data.split_first() else { return false };
@@ -27,90 +30,20 @@ pub fn image(data: &[u8]) -> bool {
     header.format != Format::Raw
 }
 
-/// `bytes` at their offsets in a head of `len` bytes, with `zeros` × 64 KiB behind.
-fn head(zeros: u8, len: usize, parts: &[(usize, &[u8])]) -> Vec<u8> {
-    let mut head = vec![0; len + 1];
-    head[0] = zeros;
-    for (at, bytes) in parts {
-        head[1 + at..1 + at + bytes.len()].copy_from_slice(bytes);
-    }
-    head
-}
-
 pub fn image_seeds() -> Vec<Vec<u8>> {
-    let qcow2: &[(usize, &[u8])] = &[
-        (0, b"QFI\xfb\0\0\0\x03"),
-        (20, &16_u32.to_be_bytes()),
-        (24, &(1_u64 << 30).to_be_bytes()),
-        (36, &2_u32.to_be_bytes()),
-        (40, &(3_u64 << 16).to_be_bytes()),
-        (48, &(1_u64 << 16).to_be_bytes()),
-        (56, &1_u32.to_be_bytes()),
-        (96, &4_u32.to_be_bytes()),
-        (100, &104_u32.to_be_bytes()),
-    ];
+    // What counts is in the first KiB; zeros are counted.
+    let seed = |image: Vec<u8>| {
+        let mut seed = vec![(image.len() >> 16) as u8];
+        seed.extend(&image[..image.len().min(1024)]);
+        seed
+    };
     let name: &[(usize, &[u8])] =
         &[(8, &120_u64.to_be_bytes()), (16, &4_u32.to_be_bytes()), (120, b"base")];
-    let named = [qcow2, name].concat();
-    vec![
-        head(4, 512, qcow2),
-        head(4, 512, &named),
-        head(
-            6,
-            512,
-            &[
-                (0, b"QED\0"),
-                (4, &65_536_u32.to_le_bytes()),
-                (8, &4_u32.to_le_bytes()),
-                (40, &(1_u64 << 16).to_le_bytes()),
-                (48, &(1_u64 << 30).to_le_bytes()),
-            ],
-        ),
-        head(
-            32,
-            512,
-            &[
-                (0x40, &0xbeda_107f_u32.to_le_bytes()),
-                (0x44, &0x0001_0001_u32.to_le_bytes()),
-                (0x4c, &1_u32.to_le_bytes()),
-                (0x154, &512_u32.to_le_bytes()),
-                (0x170, &(8_u64 << 20).to_le_bytes()),
-                (0x178, &(1_u32 << 20).to_le_bytes()),
-                (0x180, &8_u32.to_le_bytes()),
-            ],
-        ),
-        head(
-            16,
-            1024,
-            &[
-                (0, b"KDMV\x01\0\0\0"),
-                (12, &20_480_u64.to_le_bytes()),
-                (20, &128_u64.to_le_bytes()),
-                (28, &1_u64.to_le_bytes()),
-                (36, &20_u64.to_le_bytes()),
-                (44, &512_u32.to_le_bytes()),
-                (56, &26_u64.to_le_bytes()),
-                (512, b"# Disk DescriptorFile\nparentCID=ffffffff\nRW 20480 SPARSE \"a.vmdk\"\n"),
-            ],
-        ),
-        head(
-            16,
-            1024,
-            &[
-                (0, b"conectix"),
-                (12, &0x0001_0000_u32.to_be_bytes()),
-                (16, &512_u64.to_be_bytes()),
-                (48, &(1_u64 << 20).to_be_bytes()),
-                (60, &3_u32.to_be_bytes()),
-                (512, b"cxsparse"),
-                (528, &1536_u64.to_be_bytes()),
-                (540, &1_u32.to_be_bytes()),
-                (544, &(2_u32 << 20).to_be_bytes()),
-            ],
-        ),
-        head(0, 64, &[(0, b"# Disk DescriptorFile\n")]),
-        head(1, 0, &[]),
-    ]
+    let text = b"# Disk DescriptorFile\n".to_vec();
+    let layer = disks::patch(disks::qcow2(), name);
+    let vmdk = disks::vmdk(disks::VMDK_TEXT);
+    let images = [disks::qcow2(), layer, disks::qed(), disks::vdi(), vmdk, disks::vhd(3), text];
+    images.map(seed).into()
 }
 
 static SPEC: LazyLock<Spec> = LazyLock::new(|| {
