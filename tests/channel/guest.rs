@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use pavo::model::owner::Owner;
-use pavo::model::vm::{Accel, Disk, DiskCache, DiskFormat, DiskModel, VmSpec};
+use pavo::model::vm::VmSpec;
+
+use super::testing;
 
 /// Says `ready`, then echoes; to `F` it answers 128 Ki times `x` and a `!`, at `Q` it says
 /// `bye` and powers itself off.
@@ -31,36 +33,17 @@ pub const FLOOD: usize = 2 << 16;
 
 /// A VM of it, whose directory is `outer/node/vm0`.
 pub fn spec(outer: &Path) -> VmSpec {
-    let base = outer.join("base");
+    let spec = testing::spec(outer);
     let mut sector = ECHO.to_vec();
     sector.resize(510, 0);
     sector.extend([0x55, 0xaa]);
     sector.resize(1 << 20, 0);
-    std::fs::write(&base, sector).unwrap();
+    std::fs::write(&spec.disk.as_ref().unwrap().backing, sector).unwrap();
     VmSpec {
         owner: Owner::local(7),
-        rank: 0,
         template: "echo".into(),
         dir: outer.join("node").join("vm0"),
-        cores: 1,
-        memory_mib: 64,
-        accel: Accel::Tcg,
-        qemu_bin: "qemu-system-x86_64".into(),
-        machine_type: "q35".into(),
-        cpu_model: None,
-        disk: Some(Disk {
-            backing: base,
-            backing_format: DiskFormat::Raw,
-            virtual_size: 1 << 20,
-            model: DiskModel::Virtio,
-            cache: DiskCache::Unsafe,
-        }),
-        nics: Vec::new(),
         seed: None,
-        kernel: None,
-        custom_args: Vec::new(),
-        dial: None,
-        paused: false,
-        extras: Default::default(),
+        ..spec
     }
 }

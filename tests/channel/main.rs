@@ -4,6 +4,9 @@
 //! The guest is a boot sector that echoes what it is sent by its serial port. Needs QEMU.
 
 mod guest;
+#[path = "../../src/vm/testing.rs"]
+#[expect(dead_code, reason = "the library's own tests use more of it")]
+mod testing;
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,6 +21,8 @@ use pavo::host::process::current;
 use pavo::model::job::{JobRecord, VmRecord, VmReport, VmState};
 use pavo::model::owner::Owner;
 use pavo::model::vm::Accel;
+// `testing` finds it as the library does.
+use pavo::model;
 use pavo::store::{Change, Commit, Store, embedded, keys};
 use pavo::vm::channel::{Identity, Listener};
 use pavo::vm::control::{Client, Op};
