@@ -8,6 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
+use nix::sys::time::{TimeVal, TimeValLike};
 use rtnetlink::sys::Socket;
 
 use super::netns;
@@ -49,6 +51,8 @@ pub async fn delete_tables(namespace: Option<&Path>, tables: Vec<Name>) -> Resul
         None => Socket::new(NETLINK_NETFILTER),
     };
     let socket = opened.while_doing(|| "opening a netfilter socket".into())?;
+    let limit = TimeVal::seconds(LIMIT.as_secs().cast_signed());
+    setsockopt(&socket, ReceiveTimeout, &limit).while_doing(|| "limiting its patience".into())?;
     let asking = tokio::task::spawn_blocking(move || {
         let answer = delete_present(&socket, tables);
         // Closing it takes until all CPUs have let go of the tables, some 15 ms: others
@@ -56,10 +60,12 @@ pub async fn delete_tables(namespace: Option<&Path>, tables: Vec<Name>) -> Resul
         drop(tokio::task::spawn_blocking(move || drop(socket)));
         answer
     });
-    let answer = tokio::time::timeout(LIMIT, asking).await.map_err(|_| {
-        Error::system(format!("the kernel did not answer on netfilter for {} s", LIMIT.as_secs()))
-    })?;
-    answer.map_err(io::Error::other).and_then(|answer| answer).while_doing(|| "asking".into())
+    let answer = asking.await.map_err(io::Error::other).and_then(|answer| answer);
+    if answer.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+        let error = format!("the kernel did not answer on netfilter for {} s", LIMIT.as_secs());
+        return Err(Error::system(error).help("`dmesg` on this host may say why"));
+    }
+    answer.while_doing(|| "asking".into())
 }
 
 /// A batch with a table that is not there deletes none: it says which.
