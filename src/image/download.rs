@@ -198,8 +198,7 @@ impl Transfer<'_> {
             progress(self.done, total);
             match reader.read(&mut block) {
                 Ok(0) if total.is_some_and(|total| self.done < total) => {
-                    let text = format!("it broke off after {} bytes", self.done);
-                    return Err(Broken::Lost(Error::system(text)));
+                    return Err(Broken::Lost(self.broke_off()));
                 }
                 Ok(0) => return Ok(()),
                 Ok(count) => {
@@ -207,11 +206,17 @@ impl Transfer<'_> {
                     self.done += count as u64;
                 }
                 Err(error) => {
-                    let text = format!("it broke off after {} bytes", self.done);
-                    return Err(Broken::Lost(Error::system(text).because(error)));
+                    return Err(Broken::Lost(self.broke_off().because(error)));
                 }
             }
         }
+    }
+}
+
+impl Transfer<'_> {
+    fn broke_off(&self) -> Error {
+        Error::system(format!("it broke off after {} bytes", self.done))
+            .help("try again, or fetch it by other means and import the file")
     }
 }
 
@@ -225,16 +230,22 @@ enum Broken {
 impl Broken {
     fn of(error: ureq::Error) -> Self {
         match error {
-            ureq::Error::StatusCode(404 | 410) => {
-                Self::Refused(Error::not_found("the server has no such file"))
-            }
-            ureq::Error::StatusCode(code) => {
-                Self::Refused(Error::system(format!("the server refused (status {code})")))
-            }
-            ureq::Error::RequireHttpsOnly(_) => {
-                Self::Refused(Error::system("it leads to a place without TLS"))
-            }
-            other => Self::Lost(Error::system("the server cannot be reached").because(other)),
+            ureq::Error::StatusCode(404 | 410) => Self::Refused(
+                Error::not_found("the server has no such file")
+                    .help("look at the address; older files are taken away"),
+            ),
+            ureq::Error::StatusCode(code) => Self::Refused(
+                Error::system(format!("the server refused (status {code})"))
+                    .help("try again later, or fetch it with a browser and import the file"),
+            ),
+            ureq::Error::RequireHttpsOnly(_) => Self::Refused(
+                Error::system("it leads to a place without TLS")
+                    .help("look for the image's own address; `http:` needs `--sha256`"),
+            ),
+            other => Self::Lost(Error::system("the server cannot be reached").because(other).help(
+                "look at its name, your network and `https_proxy`; whom this machine trusts \
+                     is in ca-certificates, or in `SSL_CERT_FILE`",
+            )),
         }
     }
 
