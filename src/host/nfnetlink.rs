@@ -5,7 +5,6 @@
 
 use std::io;
 use std::path::Path;
-use std::time::Duration;
 
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
@@ -17,8 +16,8 @@ use super::nft::Family;
 use super::step::Outcome;
 use crate::error::{Context, Error, Result};
 
-/// How long one transaction may take.
-const LIMIT: Duration = Duration::from_secs(30);
+/// How long the kernel may take to answer.
+const LIMIT_SECONDS: i64 = 30;
 
 const NETLINK_NETFILTER: isize = 12;
 /// The part of it that is nftables.
@@ -51,7 +50,7 @@ pub async fn delete_tables(namespace: Option<&Path>, tables: Vec<Name>) -> Resul
         None => Socket::new(NETLINK_NETFILTER),
     };
     let socket = opened.while_doing(|| "opening a netfilter socket".into())?;
-    let limit = TimeVal::seconds(LIMIT.as_secs().cast_signed());
+    let limit = TimeVal::seconds(LIMIT_SECONDS);
     setsockopt(&socket, ReceiveTimeout, &limit).while_doing(|| "limiting its patience".into())?;
     let asking = tokio::task::spawn_blocking(move || {
         let answer = delete_present(&socket, tables);
@@ -62,7 +61,7 @@ pub async fn delete_tables(namespace: Option<&Path>, tables: Vec<Name>) -> Resul
     });
     let answer = asking.await.map_err(io::Error::other).and_then(|answer| answer);
     if answer.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
-        let error = format!("the kernel did not answer on netfilter for {} s", LIMIT.as_secs());
+        let error = format!("the kernel did not answer on netfilter for {LIMIT_SECONDS} s");
         return Err(Error::system(error).help("`dmesg` on this host may say why"));
     }
     answer.while_doing(|| "asking".into())
