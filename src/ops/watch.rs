@@ -1,6 +1,7 @@
 //! Waiting for VMs, with the reason shown and an end.
 
 use std::net::SocketAddr;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -46,13 +47,38 @@ impl Goal {
     }
 }
 
-/// How often a silent ssh port is tried again, and how long one try may take. A try is
-/// one packet to a guest that is still booting.
-const SSH_RETRY: Duration = Duration::from_millis(50);
-const SSH_PATIENCE: Duration = Duration::from_millis(1500);
-/// Tries under way at once. OpenSSH turns away everybody, the user too, from ten
-/// connections that have not logged in (`MaxStartups`).
-const SSH_TRIES: usize = 4;
+/// How an ssh port is asked for its banner.
+///
+/// A guest that boots loses the first packets of its network, so that a fresh try often is
+/// quicker than what the kernel sends again. But a try costs a guest that takes it a process,
+/// whose banner nobody waits for any more if it comes late: a slow guest, asked as often as one
+/// that does not answer at all, is kept so busy that it never answers. One try is therefore
+/// patient. Once that has lasted longer than the responder waits for a guest to take a
+/// connection, the guest has taken it, and is slow: from then on tries are few, and all are
+/// patient.
+#[derive(Clone, Copy, Debug)]
+struct Asking {
+    /// Between tries, and how long each may take, while no guest is known to be there.
+    retry: Duration,
+    patience: Duration,
+    /// How long the patient try lasts until the guest is known to be slow.
+    slow: Duration,
+    /// Between tries, and how long each may take, from then on. Not one try for ever: a guest
+    /// that was reset knows nothing of the connections it had.
+    slow_retry: Duration,
+    slow_patience: Duration,
+}
+
+const SSH: Asking = Asking {
+    retry: Duration::from_millis(50),
+    patience: Duration::from_millis(1500),
+    slow: Duration::from_secs(6),
+    slow_retry: Duration::from_secs(5),
+    slow_patience: Duration::from_secs(60),
+};
+/// Tries under way at once, beside the patient one. OpenSSH turns away everybody, the user
+/// too, from ten connections that have not logged in (`MaxStartups`).
+const SSH_TRIES: usize = 3;
 
 /// Asks the VMs of a cluster for their ssh banners, until each has answered.
 #[derive(Debug)]
@@ -76,7 +102,8 @@ impl Probes {
         let at = vm.rank as usize;
         if !self.asked[at] {
             self.asked[at] = true;
-            self.tries.push(ssh_banner(vm.rank, published_ssh(vm)?).boxed());
+            let (rank, address) = (vm.rank, published_ssh(vm)?);
+            self.tries.push(ssh_banner(address, SSH).map(move |()| rank).boxed());
         }
         Ok(())
     }
@@ -286,26 +313,44 @@ fn published_ssh(vm: &VmRecord) -> Result<SocketAddr> {
     Ok((port.host_address, port.host_port).into())
 }
 
-/// Returns `rank` once the server at `address` has sent `SSH-`. The first bytes of the
-/// guest's network are lost while it boots, so tries overlap: a fresh one every
-/// [`SSH_RETRY`] until one is answered.
-async fn ssh_banner(rank: u32, address: SocketAddr) -> u32 {
+/// Returns once the server at `address` has sent `SSH-`.
+async fn ssh_banner(address: SocketAddr, asking: Asking) {
+    let since = Mutex::new(Instant::now());
+    let patient = async {
+        while !matches!(timeout(asking.slow_patience, one_banner(address)).await, Ok(true)) {
+            sleep(asking.retry).await;
+            *since.lock().expect("nobody panics with it") = Instant::now();
+        }
+    };
+    tokio::select! {
+        () = patient => {}
+        () = overlapping_tries(address, asking, &since) => {}
+    }
+}
+
+/// Tries beside the patient one, which is under way since then.
+async fn overlapping_tries(address: SocketAddr, asking: Asking, since: &Mutex<Instant>) {
     let mut tries = FuturesUnordered::new();
     loop {
-        if tries.len() < SSH_TRIES {
-            tries.push(timeout(SSH_PATIENCE, one_banner(address)));
-        }
-        let pause = sleep(SSH_RETRY);
+        let slow = since.lock().expect("nobody panics with it").elapsed() > asking.slow;
+        let (pause, patience) = match slow {
+            false => (asking.retry, asking.patience),
+            true => (asking.slow_retry, asking.slow_patience),
+        };
+        let pause = sleep(pause);
         tokio::pin!(pause);
         loop {
             tokio::select! {
                 Some(answer) = tries.next(), if !tries.is_empty() => {
                     if matches!(answer, Ok(true)) {
-                        return rank;
+                        return;
                     }
                 }
                 () = &mut pause => break,
             }
+        }
+        if tries.len() < SSH_TRIES {
+            tries.push(timeout(patience, one_banner(address)));
         }
     }
 }
@@ -321,6 +366,64 @@ async fn one_banner(address: SocketAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A server that answers connections one after the other, each after `slow`, but the
+    /// first `mute` never; and how many it took.
+    async fn slow_server(
+        slow: Duration,
+        mute: usize,
+    ) -> (SocketAddr, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
+        use tokio::io::AsyncWriteExt;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let taken = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = taken.clone();
+        tokio::spawn(async move {
+            let mut silent = Vec::new();
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                if count.fetch_add(1, std::sync::atomic::Ordering::Relaxed) < mute {
+                    silent.push(stream);
+                    continue;
+                }
+                sleep(slow).await;
+                // The client may have gone: that is what this is about.
+                let _ = stream.write_all(b"SSH-2.0-slow\r\n").await;
+            }
+        });
+        (address, taken)
+    }
+
+    /// A hundredth of what holds, so that the test does not take a minute.
+    const HASTY: Asking = Asking {
+        retry: Duration::from_millis(5),
+        patience: Duration::from_millis(30),
+        slow: Duration::from_millis(120),
+        slow_retry: Duration::from_millis(100),
+        slow_patience: Duration::from_secs(1),
+    };
+
+    #[tokio::test]
+    async fn a_guest_slower_than_a_try_is_not_kept_from_answering() {
+        let (address, _) = slow_server(HASTY.patience * 4, 0).await;
+        timeout(Duration::from_secs(10), ssh_banner(address, HASTY)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_takes_connections_and_is_slow_is_asked_seldom() {
+        let (address, taken) = slow_server(Duration::ZERO, usize::MAX).await;
+        let asked = timeout(Duration::from_secs(2), ssh_banner(address, HASTY)).await;
+        assert!(asked.is_err(), "it never answers");
+        // Before it was known to be slow: three in each 30 ms of 120, and four that are slow.
+        let taken = taken.load(std::sync::atomic::Ordering::Relaxed);
+        assert!(taken < 30, "{taken} connections");
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_forgot_its_connections_is_found_again() {
+        let (address, _) = slow_server(Duration::ZERO, 20).await;
+        timeout(Duration::from_secs(20), ssh_banner(address, HASTY)).await.unwrap();
+    }
 
     fn states(all: &[VmState]) -> Vec<VmStatus> {
         let status = |state: &VmState| VmStatus { state: *state, since: 0, detail: String::new() };
