@@ -160,7 +160,8 @@ fn meta_data(seed: &Seed) -> Value {
 }
 
 /// Netplan's format, version 2. Interfaces are known by their MAC, whatever the
-/// guest calls them; where nobody answers DHCP, booting does not wait for them.
+/// guest calls them, but cloud-init renders the overrides for systemd-networkd only where it
+/// calls them so, too. Where nobody answers DHCP, booting does not wait for them.
 fn network_config(nics: &[Nic]) -> Value {
     let interface = |nic: &Nic| {
         let mut settings = json!({
@@ -169,13 +170,15 @@ fn network_config(nics: &[Nic]) -> Value {
         });
         if nic.ipv4.is_some() {
             settings["dhcp-identifier"] = "mac".into();
+            // systemd-networkd takes no domain of a DHCP server unless it is told to.
+            settings["dhcp4-overrides"] = json!({ "use-domains": true });
         } else {
             settings["optional"] = true.into();
             settings["mtu"] = nic.mtu.into();
         }
         settings
     };
-    let named = nics.iter().enumerate().map(|(index, nic)| (format!("nic{index}"), interface(nic)));
+    let named = nics.iter().enumerate().map(|(index, nic)| (format!("eth{index}"), interface(nic)));
     json!({ "version": 2, "ethernets": named.collect::<serde_json::Map<_, _>>() })
 }
 
@@ -418,10 +421,10 @@ mod tests {
         let config: Value =
             serde_json::from_slice(&written(&seed(None))["network-config"]).unwrap();
         let nics = &config["ethernets"];
-        assert_eq!(nics["nic0"]["match"]["macaddress"], "52:54:00:00:00:00");
-        assert_eq!(nics["nic0"]["dhcp4"], true);
-        assert_eq!(nics["nic1"]["dhcp4"], false);
-        assert_eq!(nics["nic1"]["mtu"], 1450);
+        assert_eq!(nics["eth0"]["match"]["macaddress"], "52:54:00:00:00:00");
+        assert_eq!(nics["eth0"]["dhcp4"], true);
+        assert_eq!(nics["eth1"]["dhcp4"], false);
+        assert_eq!(nics["eth1"]["mtu"], 1450);
     }
 
     #[test]

@@ -38,6 +38,8 @@ mine:
       - echo \"set up on $(hostname)\" >/root/done
 ";
 
+const OWN_NAME: &str = "vm0.pavo.internal\n10.200.0.1\n";
+
 #[test]
 fn the_tutorials_session() {
     prepared_world(|world| {
@@ -57,6 +59,8 @@ fn the_tutorials_session() {
         let size: u64 = vm0("df --output=size -k / | tail -n 1").trim().parse().unwrap();
         assert!(size > 4 << 20, "the root file system has {size} KiB");
         assert_eq!(vm0("systemctl is-system-running; true").trim(), "running");
+        // What MPI, Slurm and others ask of their host.
+        assert_eq!(vm0("hostname -f; getent hosts vm0 | cut -d' ' -f1"), OWN_NAME);
         the_console_is_a_root_shell(world);
 
         vm0("echo kept >/root/kept && sync");

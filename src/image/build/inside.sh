@@ -61,7 +61,9 @@ finish() {
   # It holds time stamps, and is made again when it is missing.
   rm -f /var/cache/ldconfig/aux-cache /var/log/*.log /var/log/apt/*
   if [ -e /lib/systemd/systemd-resolved ]; then
-    ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf
+    # Programs ask the cluster's responder. The stub would answer the guest's own name by
+    # itself: with its link-local address, and without its domain.
+    ln -sf ../run/systemd/resolve/resolv.conf /etc/resolv.conf
   fi
 INSIDE
   if [ -n "${SOURCE_DATE_EPOCH:-}" ]; then
