@@ -89,10 +89,14 @@ fn site(hosts: u8, switch: Switch) -> Site {
 
 /// Starts a cluster on all hosts.
 fn alloc(site: &Site) -> Output {
+    alloc_with(site, "true")
+}
+
+fn alloc_with(site: &Site, script: &str) -> Output {
     let count = site.lab.computes().count();
     let timeout = format!("--timeout={}", TIMEOUT * patience());
     let (nodes, cluster) = (format!("-N{count}"), format!("halt:{count}"));
-    site.run("alice", &["pavo", "alloc", "-c1", &nodes, &timeout, "-E", "true", &cluster])
+    site.run("alice", &["pavo", "alloc", "-c1", &nodes, &timeout, "-E", script, &cluster])
 }
 
 /// The processes that hang on this host.
@@ -268,7 +272,10 @@ fn every_moment_comes(switch: Switch, known: Vec<&'static str>) {
     for host in &hosts {
         host.sh(&format!("mkdir -p /run/pavo; touch {seen}; chmod 666 {seen}")).unwrap();
     }
-    let output = alloc(&site);
+    // A cluster does not wait until the site's store has let it in: this one does.
+    let stored =
+        format!("timeout 60 sh -c 'until grep -qx launch.stored {seen}; do sleep 0.1; done'");
+    let output = alloc_with(&site, &stored);
     assert!(output.status.success(), "{output:?}");
     let failing = Case { switch, point: "setup.planned", action: Action::Fail, host: "n1" };
     failing.arm(&site);
