@@ -17,7 +17,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,26 +26,28 @@ use tokio::process::{Child, ChildStdin};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use super::book::{Book, JobDir, random};
+use super::book::{Book, JobDir};
 use super::children::failed;
 use super::cleanup;
 use super::complaints::{Complaints, Ended, REPORT_TIME};
 use super::drives::Gate;
-use super::reach::{IDENTITY, Secrets};
-use super::resolve::{Blueprint, Job};
+use super::reach::IDENTITY;
+use super::resolve::Blueprint;
 use super::srun;
-use super::ssh::{self, SshFiles};
+use super::ssh;
 use crate::batch::local::Allocation;
 use crate::error::{Context, Error, Result};
 use crate::host::crash;
 use crate::host::file::write_atomically;
 use crate::host::limits::raise_open_files;
 use crate::model::job::VmReport;
-use crate::model::vm::{HostKey, Nic};
+use crate::model::vm::HostKey;
 use crate::store::Store;
 use crate::vm::channel::{Identity, Listener};
 use crate::vm::link::{self, Bootstrap, Hello, ToLauncher, ToTask, Wish};
 use crate::vm::machine::Stop;
+
+mod welcome;
 
 /// How long tasks may take to end beyond their guests' grace.
 const END_LIMIT: Duration = Duration::from_secs(8);
@@ -189,18 +190,7 @@ impl Step {
     /// Waits for the next news of a VM and records it; returns its rank. Safe to drop.
     pub async fn next(&mut self, book: &mut Book) -> Result<u32> {
         loop {
-            if let Some(store) = self.store.clone() {
-                book.attach(store.clone(), &self.secrets()?).await?;
-                if self.wanted.blueprint.keeps_data() {
-                    self.drives.open(store, &book.record.user, book.record.owner).await?;
-                }
-                self.store = None;
-                crash::point("launch.stored")?;
-            }
-            if let Some((hello, orders)) = self.drives.admit() {
-                let rank = hello.rank;
-                self.welcome(book, hello, orders).await?;
-                self.drives.admitted();
+            if let Some(rank) = self.let_in(book).await? {
                 return Ok(rank);
             }
             let srun = self.srun.as_mut().ok_or_else(|| Error::bug("there is no step"))?;
@@ -234,112 +224,17 @@ impl Step {
             };
             match news {
                 News::Hello(hello, orders) => {
-                    let rank = hello.rank;
-                    if let Some(error) = self.unwelcome(rank) {
-                        tracing::warn!("{}", error.report());
-                        let _ = orders.try_send(ToTask::Refused { error: error.to_wire() });
-                        continue;
-                    }
-                    let must_claim =
-                        self.wanted.blueprint.keeps_data() && self.wanted.log_in.is_some();
-                    if let Some((hello, orders)) = self.drives.keep((*hello, orders), must_claim) {
-                        self.welcome(book, hello, orders).await?;
+                    if let Some(rank) = self.greet(book, *hello, orders).await? {
                         return Ok(rank);
                     }
-                    self.log_in();
                 }
-                News::Report(report) => {
-                    return book.report(report).await;
-                }
+                News::Report(report) => return book.report(report).await,
                 News::Trouble(rank, error) => book.trouble(rank, &error),
                 News::Gone(rank) => self.gone.push_back((Instant::now() + REPORT_TIME, rank)),
                 News::Said(line) => self.complaints.hear(&line, &self.met),
                 // Kept until it is done: who waits for news may be interrupted.
                 News::Store(store) => self.store = Some(store?),
             }
-        }
-    }
-
-    /// Why a task of this rank gets no VM.
-    fn unwelcome(&mut self, rank: u32) -> Option<Error> {
-        let vms = self.wanted.blueprint.vms.len();
-        if rank as usize >= vms {
-            return Some(Error::system(format!("the cluster has {vms} VMs, and no vm{rank}")));
-        }
-        let twice = !self.met.insert(rank);
-        twice.then(|| Error::system(format!("vm{rank} has a process already")))
-    }
-
-    /// A task has said who it is: its VM's record is completed and its spec sent.
-    async fn welcome(
-        &mut self,
-        book: &mut Book,
-        hello: Hello,
-        orders: mpsc::Sender<ToTask>,
-    ) -> Result<()> {
-        crash::point("launch.hello")?;
-        let rank = hello.rank as usize;
-        let (Some(vm), Some((key, host_keys))) =
-            (self.wanted.blueprint.vms.get(rank), self.keys.as_ref())
-        else {
-            return Err(Error::bug(format!("a task of rank {rank} was let in")));
-        };
-        let allocation = Allocation { cores: hello.cores, memory_mib: hello.memory_mib };
-        let mut record = vm.record(&allocation, &hello.host);
-        record.addresses =
-            hello.nics.iter().filter_map(|nic| Some(nic.ipv4.as_ref()?.address)).collect();
-        record.ports = hello.ports.clone();
-        record.control = hello.control;
-        book.record.vms[rank] = record;
-        book.touch();
-        let job = Job {
-            owner: book.record.owner,
-            // The task knows where its host has room.
-            dir: &PathBuf::new(),
-            cluster_dir: &book.record.dir,
-            first_cpu: None,
-            allocation: &allocation,
-            accel: hello.accel,
-            authorized_key: &key.openssh_public,
-            host_keys,
-            nonce: random()?,
-        };
-        // Root's side knows networks, not templates.
-        let model = |nic: Nic| Nic { model: vm.template.nic_model.clone(), ..nic };
-        let spec = vm.spec(&job, hello.nics.iter().cloned().map(model).collect())?;
-        let drives = self.wanted.blueprint.claimed(Some(vm.rank), &book.record.dir, &hello.host)?;
-        self.drives.take(&drives, &book.record.host).await?;
-        // A task that is gone says so by itself.
-        let _ = orders.send(ToTask::Spec(Box::new(spec))).await;
-        crash::point("launch.spec")?;
-        self.tasks.insert(hello.rank, orders);
-        if self.tasks.len() == self.wanted.blueprint.vms.len() {
-            self.write_ssh_files(book)?;
-        }
-        self.log_in();
-        Ok(())
-    }
-
-    /// What commands on other hosts need.
-    fn secrets(&self) -> Result<Secrets> {
-        let keys = self.keys.clone();
-        let (key, host_keys) = keys.ok_or_else(|| Error::bug("a step without keys has tasks"))?;
-        let identity = self.wanted.identity.clone();
-        Ok(Secrets { identity, key, known: ssh::public(&host_keys) })
-    }
-
-    fn write_ssh_files(&self, book: &Book) -> Result<()> {
-        let Some((key, host_keys)) = &self.keys else { return Ok(()) };
-        let known = ssh::public(host_keys);
-        SshFiles::of_job(&book.record.dir).write(key, &book.record.vms, &known)
-    }
-
-    /// Once a host has been set up, the site knows the person.
-    fn log_in(&mut self) {
-        if let (Some(log_in), false) = (&self.wanted.log_in, self.logging_in) {
-            self.logging_in = true;
-            let (log_in, tell) = (log_in(), self.tell.clone());
-            tokio::spawn(async move { tell.send(News::Store(log_in.await)).await });
         }
     }
 
