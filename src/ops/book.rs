@@ -183,6 +183,15 @@ impl Book {
         self.troubles.insert(rank, text);
     }
 
+    /// Says why a VM that waits cannot begin yet.
+    pub fn hold_up(&mut self, rank: u32, why: String) {
+        match self.states.get_mut(rank as usize) {
+            Some(status) if status.detail != why => status.detail = why,
+            _ => return,
+        }
+        self.touch();
+    }
+
     /// Begins to write to the site's store. What an earlier job of the same id has left
     /// there is removed first.
     pub async fn attach(&mut self, store: Arc<dyn Store>, secrets: &Secrets) -> Result<()> {
@@ -243,7 +252,7 @@ impl Book {
         Ok(())
     }
 
-    /// Removes all that is stored of the job.
+    /// Removes what is stored of the job.
     pub async fn forget(&self) -> Result<()> {
         match &self.store {
             Some(store) => {

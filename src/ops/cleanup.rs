@@ -36,13 +36,20 @@ pub struct JobFiles {
 pub async fn remove(files: &JobFiles) -> Result<()> {
     remove_dir(&files.dir)?;
     match embedded::open_existing(&files.store).await? {
-        Some(store) => forget(&store, &files.user, files.owner).await,
+        Some(store) => forget_all(&store, &files.user, files.owner).await,
         None => Ok(()),
     }
 }
 
-/// Deletes all that is stored of a job.
+/// Deletes what is stored of a job, but for its claims to persistent drives. Those end with
+/// their lease: on a host that nobody reaches any more its guests may still write.
 pub async fn forget(store: &dyn Store, user: &str, owner: Owner) -> Result<()> {
+    let prefix = keys::job(user, owner);
+    store.commit(&[], &[Change::DeletePrefix { prefix }]).await.map(drop)
+}
+
+/// Deletes all that is stored of a job of this machine: its guests ended with its launcher.
+async fn forget_all(store: &dyn Store, user: &str, owner: Owner) -> Result<()> {
     let places = [keys::job(user, owner), keys::job_drives(user, owner)];
     let changes = places.map(|prefix| Change::DeletePrefix { prefix });
     store.commit(&[], &changes).await.map(drop)
@@ -124,7 +131,7 @@ pub async fn sweep(store: &dyn Store, user: &str) -> Result<Vec<JobRecord>> {
         } else {
             tracing::info!("removing what job {} left", remains.owner.job);
             remove_dir(&remains.dir)?;
-            forget(store, user, remains.owner).await?;
+            forget_all(store, user, remains.owner).await?;
         }
     }
     Ok(alive)

@@ -6,6 +6,10 @@
 //! it ends with the job's launcher, and drives are named by a digest: everybody reads that a
 //! drive is in use, nobody where it is.
 //!
+//! A job that the scheduler starts again is told from its earlier start by the lease: what
+//! that start has is waited for, as its guests may still write, and nobody but that start or
+//! the end of its lease gives it back.
+//!
 //! A store on one machine is one person's. There the launcher locks the file as well, which
 //! holds between persons; at a site QEMU's own locks do, where the file system has any.
 
@@ -26,10 +30,17 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::{Context, Error, Result};
 use crate::model::owner::Owner;
-use crate::store::{Change, Commit, LeaseId, MAX_OPERATIONS, Store, keys, list_all};
+use crate::store::{
+    Change, Check, Commit, Entry, LeaseId, MAX_OPERATIONS, Revision, Store, keys, list_all,
+};
 
 /// How long a drive stays taken by a launcher that has died, or lost the store.
 const TTL: Duration = Duration::from_secs(90);
+/// How long an earlier start of the job is waited for. One that has died has lost its drives
+/// by then.
+const EARLIER: Duration = Duration::from_secs(120);
+/// How often the store is asked whether it has.
+const AGAIN: Duration = Duration::from_secs(2);
 /// File systems that several hosts see, by their magic numbers (statfs(2)): NFS, Lustre, GPFS,
 /// Ceph, BeeGFS, SMB, CIFS, AFS, OCFS2, GFS2, 9P, FUSE.
 const SHARED: [i64; 12] = [
@@ -72,6 +83,27 @@ struct Holder {
     owner: Owner,
 }
 
+/// How asking for drives has gone.
+#[derive(Debug)]
+#[must_use]
+pub enum Asked {
+    Taken,
+    /// An earlier start of the job has one of them.
+    Held(Error),
+}
+
+/// Why drives are not ours.
+enum Refusal {
+    Earlier(Entry),
+    Other(Error),
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
+}
+
 /// The drives of a job, as long as it holds this.
 #[derive(Debug)]
 pub struct Claims {
@@ -102,23 +134,25 @@ impl Claims {
     ///
     /// # Errors
     /// When another job has one of them: then none of these is taken.
-    pub async fn take(&mut self, wanted: &[Wanted], this_host: &str) -> Result<()> {
+    pub async fn take(&mut self, wanted: &[Wanted], this_host: &str) -> Result<Asked> {
         let claim = |drive: &Wanted| {
             let claim = Claim { vm: drive.vm.clone(), host: drive.host.clone() };
             (identity(&drive.path, &drive.host, this_host), claim)
         };
         let mut claims: Vec<(String, Claim)> = wanted.iter().map(claim).collect();
         claims.retain(|(drive, _)| !self.held.iter().any(|(held, _)| held == drive));
-        let taken = self.holder.claim(&claims, self.lease).await;
-        taken.map_err(|(drive, error)| {
-            let path = wanted.iter().find(|it| identity(&it.path, &it.host, this_host) == drive);
-            let path = path.map(|it| it.path.display().to_string()).unwrap_or_default();
-            Err::<(), _>(error)
-                .while_doing(|| format!("taking the persistent drive `{path}`"))
-                .expect_err("it was one")
-        })?;
-        self.held.extend(claims);
-        Ok(())
+        let Err((drive, refusal)) = self.holder.claim(&claims, self.lease).await else {
+            self.held.extend(claims);
+            return Ok(Asked::Taken);
+        };
+        let path = wanted.iter().find(|it| identity(&it.path, &it.host, this_host) == drive);
+        let path = path.map(|it| it.path.display().to_string()).unwrap_or_default();
+        match refusal {
+            Refusal::Earlier(entry) => Ok(Asked::Held(held_by_earlier(&path, &entry))),
+            Refusal::Other(error) => {
+                Err(error).while_doing(|| format!("taking the persistent drive `{path}`"))
+            }
+        }
     }
 
     /// Locks the files, too, against other persons of this machine.
@@ -166,11 +200,14 @@ impl Claims {
 pub struct Gate<T> {
     claims: Option<Claims>,
     waiting: VecDeque<T>,
+    /// Since when an earlier start of the job has been waited for, and until when nobody asks.
+    held: Option<(Instant, Instant)>,
+    patience: Duration,
 }
 
 impl<T> Default for Gate<T> {
     fn default() -> Self {
-        Self { claims: None, waiting: VecDeque::new() }
+        Self { claims: None, waiting: VecDeque::new(), held: None, patience: EARLIER }
     }
 }
 
@@ -196,7 +233,18 @@ impl<T> Gate<T> {
     where
         T: Clone,
     {
-        self.claims.as_ref().and_then(|_| self.waiting.front().cloned())
+        let rests = self.held.is_some_and(|(_, until)| Instant::now() < until);
+        self.claims.as_ref().filter(|_| !rests).and_then(|_| self.waiting.front().cloned())
+    }
+
+    /// All tasks that wait.
+    pub fn waiting(&self) -> impl Iterator<Item = &T> {
+        self.waiting.iter()
+    }
+
+    /// Lets none of them in any more.
+    pub fn dismiss(&mut self) {
+        self.waiting.clear();
     }
 
     /// It has been let in.
@@ -204,12 +252,32 @@ impl<T> Gate<T> {
         self.waiting.pop_front();
     }
 
-    /// Takes drives, where there is a store to take them in.
-    pub async fn take(&mut self, wanted: &[Wanted], this_host: &str) -> Result<()> {
-        match &mut self.claims {
-            Some(claims) => claims.take(wanted, this_host).await,
-            None => Ok(()),
+    /// When it is time to ask again for drives that an earlier start of the job has.
+    pub fn again(&self) -> Option<Instant> {
+        self.held.map(|(_, until)| until)
+    }
+
+    /// Takes drives, where there is a store to take them in; or says who has them still.
+    /// Then nobody is let in until it is [time](Self::again) to ask again.
+    ///
+    /// # Errors
+    /// When another job has one of them, or an earlier start of this one for too long.
+    pub async fn take(&mut self, wanted: &[Wanted], this_host: &str) -> Result<Option<Error>> {
+        let Some(claims) = &mut self.claims else { return Ok(None) };
+        let Asked::Held(why) = claims.take(wanted, this_host).await? else {
+            self.held = None;
+            return Ok(None);
+        };
+        let since = self.held.map_or_else(Instant::now, |(since, _)| since);
+        if since.elapsed() >= self.patience {
+            let waited = self.patience.as_secs();
+            return Err(Error::system(format!("{why}, and has not ended within {waited} s")).help(
+                "its launcher lives: is the host where it ran cut off from the others? end it \
+                 there, then start the job anew",
+            ));
         }
+        self.held = Some((since, Instant::now() + AGAIN));
+        Ok(Some(why))
     }
 
     /// As [`Claims::lost`]; pending while there is none.
@@ -234,46 +302,93 @@ impl Holder {
         &self,
         claims: &[(String, Claim)],
         lease: LeaseId,
-    ) -> std::result::Result<(), (String, Error)> {
-        if claims.is_empty() {
-            return Ok(());
-        }
-        let any = |error| (claims[0].0.clone(), error);
-        let key = |drive: &str| keys::drive_claim(&self.user, self.owner, drive);
+    ) -> std::result::Result<(), (String, Refusal)> {
+        let Some((first, _)) = claims.first() else { return Ok(()) };
+        let mut said = Vec::new();
+        let mut outcome = Ok(());
         for some in claims.chunks(MAX_OPERATIONS) {
-            let puts = some
-                .iter()
-                .map(|(drive, claim)| Ok(Change::put_json(key(drive), claim)?.with_lease(lease)));
-            let puts: Vec<Change> = puts.collect::<Result<_>>().map_err(any)?;
-            let Commit::Done(_) = self.store.commit(&[], &puts).await.map_err(any)? else {
-                return Err(any(Error::bug("a commit without checks had a conflict")));
-            };
+            outcome = self.say(some, lease, &mut said).await;
+            if outcome.is_err() {
+                break;
+            }
         }
-        let Err(refusal) = self.look(claims).await else { return Ok(()) };
-        for some in claims.chunks(MAX_OPERATIONS) {
-            let deletes: Vec<Change> =
-                some.iter().map(|(drive, _)| Change::delete(key(drive))).collect();
-            // They end with the lease, too.
-            let _ = self.store.commit(&[], &deletes).await.map(drop);
+        let outcome = outcome.map_err(|refusal| match refusal {
+            Refusal::Earlier(entry) => {
+                let drive = keys::parse_drive_claim(&entry.key).map(|(_, _, drive)| drive);
+                (drive.unwrap_or_default(), Refusal::Earlier(entry))
+            }
+            other => (first.clone(), other),
+        });
+        let outcome = match outcome {
+            Ok(()) => self.look(claims, lease).await.map_err(|(drive, e)| (drive, e.into())),
+            refused => refused,
+        };
+        if outcome.is_err() {
+            for some in said.chunks(MAX_OPERATIONS) {
+                let ours = some.iter().map(|(key, at)| Check::Revision(key.clone(), *at));
+                let deletes = some.iter().map(|(key, _)| Change::delete(key.clone()));
+                let (ours, deletes) = (Vec::from_iter(ours), Vec::from_iter(deletes));
+                // They end with the lease, too.
+                let _ = self.store.commit(&ours, &deletes).await.map(drop);
+            }
         }
-        Err(refusal)
+        outcome
     }
 
-    async fn look(&self, claims: &[(String, Claim)]) -> std::result::Result<(), (String, Error)> {
+    /// Says that these drives are used, and adds to `said` the keys and their revisions.
+    async fn say(
+        &self,
+        claims: &[(String, Claim)],
+        lease: LeaseId,
+        said: &mut Vec<(String, Revision)>,
+    ) -> std::result::Result<(), Refusal> {
+        let key = |drive: &str| keys::drive_claim(&self.user, self.owner, drive);
+        let mut new = Vec::new();
+        for (drive, claim) in claims {
+            new.push((key(drive), Change::put_json(key(drive), claim)?.with_lease(lease)));
+        }
+        while !new.is_empty() {
+            let checks = new.iter().map(|(key, _)| Check::Absent(key.clone()));
+            let puts = new.iter().map(|(_, put)| put.clone());
+            let (checks, puts) = (Vec::from_iter(checks), Vec::from_iter(puts));
+            match self.store.commit(&checks, &puts).await? {
+                Commit::Done(at) => {
+                    said.extend(new.drain(..).map(|(key, _)| (key, at)));
+                }
+                Commit::Conflict(found) => {
+                    // Whoever was interrupted had said it already.
+                    let (ours, others): (Vec<_>, Vec<_>) =
+                        found.into_iter().partition(|entry| entry.lease == Some(lease));
+                    if let Some(entry) = others.into_iter().next() {
+                        return Err(Refusal::Earlier(entry));
+                    }
+                    new.retain(|(key, _)| !ours.iter().any(|entry| entry.key == *key));
+                    said.extend(ours.into_iter().map(|entry| (entry.key, entry.revision)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn look(
+        &self,
+        claims: &[(String, Claim)],
+        lease: LeaseId,
+    ) -> std::result::Result<(), (String, Error)> {
         let any = |error| (claims[0].0.clone(), error);
         let (all, _) = list_all(&*self.store, &keys::all_drives()).await.map_err(any)?;
-        let of = |entry: &crate::store::Entry| keys::parse_drive_claim(&entry.key);
-        let is_ours = |user: &str, owner: Owner| user == self.user && owner == self.owner;
+        let of = |entry: &Entry| keys::parse_drive_claim(&entry.key);
+        let is_ours = |entry: &Entry| entry.lease == Some(lease);
         for (drive, _) in claims {
             let same = || {
                 let same = all.iter().filter_map(|entry| Some((of(entry)?, entry)));
                 same.filter(|((_, _, other), _)| other == drive)
             };
-            let ours = same().find(|((user, owner, _), _)| is_ours(user, *owner));
+            let ours = same().find(|(_, entry)| is_ours(entry));
             let Some((_, ours)) = ours else {
                 return Err((drive.clone(), Error::system("the lease has run out meanwhile")));
             };
-            let theirs = same().filter(|((user, owner, _), _)| !is_ours(user, *owner));
+            let theirs = same().filter(|(_, entry)| !is_ours(entry));
             if let Some(((user, owner, _), entry)) = theirs
                 .min_by_key(|(_, entry)| entry.created)
                 .filter(|it| it.1.created < ours.created)
@@ -285,11 +400,25 @@ impl Holder {
     }
 }
 
-fn in_use(user: &str, owner: Owner, entry: &crate::store::Entry) -> Error {
+/// Which VM uses it, and where.
+fn place(entry: &Entry) -> String {
     let place = entry.json::<Claim>().map(|claim| format!(" ({} on {})", claim.vm, claim.host));
-    let job = owner.job;
-    Error::system(format!("it is in use by job {job} of {user}{}", place.unwrap_or_default()))
-        .help("wait for its end, or use another file; `mmp: no` does not look")
+    place.unwrap_or_default()
+}
+
+fn in_use(user: &str, owner: Owner, entry: &Entry) -> Error {
+    let (job, place, ttl) = (owner.job, place(entry), TTL.as_secs());
+    Error::system(format!("it is in use by job {job} of {user}{place}")).help(format!(
+        "wait for its end, and {ttl} s more if it was killed; or use another file; `mmp: no` \
+         does not look"
+    ))
+}
+
+fn held_by_earlier(path: &str, entry: &Entry) -> Error {
+    let place = place(entry);
+    Error::system(format!(
+        "the persistent drive `{path}` is in use by an earlier start of this job{place}"
+    ))
 }
 
 /// Keeps the lease alive; says so when it has run out, or is about to: guests must have
@@ -357,6 +486,13 @@ mod tests {
         Claims::new(store.clone(), user, Owner::local(job)).await.unwrap()
     }
 
+    async fn take(claims: &mut Claims, path: &Path) -> Result<()> {
+        match claims.take(&wanted(path), HOST).await? {
+            Asked::Taken => Ok(()),
+            Asked::Held(why) => panic!("{why:?}"),
+        }
+    }
+
     async fn setting() -> (tempfile::TempDir, Arc<dyn Store>, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let store = embedded::open(&dir.path().join("store")).await.unwrap();
@@ -369,13 +505,13 @@ mod tests {
     async fn a_drive_is_one_jobs_until_it_is_given_back() {
         let (dir, store, drive) = setting().await;
         let mut first = claims(&store, "ada", 1).await;
-        first.take(&wanted(&drive), HOST).await.unwrap();
-        first.take(&wanted(&drive), HOST).await.unwrap();
+        take(&mut first, &drive).await.unwrap();
+        take(&mut first, &drive).await.unwrap();
         // By another name, too.
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&drive, &link).unwrap();
         let mut second = claims(&store, "bob", 1).await;
-        let report = second.take(&wanted(&link), HOST).await.unwrap_err().report();
+        let report = take(&mut second, &link).await.unwrap_err().report();
         assert!(report.contains("`\n") || report.contains("link`"), "{report}");
         assert!(report.contains("in use by job 1 of ada (vm0 on n1)"), "{report}");
         // Who was refused is no hindrance.
@@ -383,7 +519,7 @@ mod tests {
         assert_eq!(entries.len(), 1);
         assert!(!entries[0].key.contains("drive/ada/l1/drive"), "{}", entries[0].key);
         first.release().await;
-        second.take(&wanted(&link), HOST).await.unwrap();
+        take(&mut second, &link).await.unwrap();
     }
 
     #[tokio::test]
@@ -402,13 +538,65 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_job_that_comes_again_waits_for_what_its_earlier_start_has() {
+        let (_temp, store, drive) = setting().await;
+        let (owner, ttl) = (Owner::local(1), Duration::from_secs(3));
+        let mut earlier = Claims::with(store.clone(), "ada", owner, ttl).await.unwrap();
+        take(&mut earlier, &drive).await.unwrap();
+        // Its launcher has died, and nobody knows of its guests.
+        earlier.keeper.abort();
+        super::super::cleanup::forget(&*store, "ada", owner).await.unwrap();
+
+        let mut gate = Gate::default();
+        assert_eq!(gate.keep("vm0", true), None);
+        gate.open(store.clone(), "ada", owner).await.unwrap();
+        let mut asked = 0;
+        loop {
+            assert_eq!(gate.admit(), Some("vm0"));
+            let Some(why) = gate.take(&wanted(&drive), HOST).await.unwrap() else { break };
+            let report = why.report();
+            assert!(report.contains("/drive` is in use by an earlier start of"), "{report}");
+            assert!(report.contains("this job (vm0 on n1)"), "{report}");
+            assert_eq!(gate.admit(), None);
+            tokio::time::sleep_until(gate.again().unwrap()).await;
+            asked += 1;
+        }
+        assert!(asked > 0);
+        // Now it is this start's, and asking again changes nothing.
+        assert!(gate.take(&wanted(&drive), HOST).await.unwrap().is_none());
+        let (entries, _) = list_all(&*store, &keys::all_drives()).await.unwrap();
+        assert_eq!((entries.len(), entries[0].lease), (1, Some(gate.claims.unwrap().lease)));
+    }
+
+    #[tokio::test]
+    async fn an_earlier_start_that_lives_is_not_waited_for_without_end() {
+        let (_temp, store, drive) = setting().await;
+        let mut earlier = claims(&store, "ada", 1).await;
+        take(&mut earlier, &drive).await.unwrap();
+        let mut gate = Gate::<()> { patience: Duration::ZERO, ..Gate::default() };
+        gate.open(store.clone(), "ada", Owner::local(1)).await.unwrap();
+        let report = gate.take(&wanted(&drive), HOST).await.unwrap_err().report();
+        assert!(report.contains("earlier start of this job (vm0 on n1), and has"), "{report}");
+        assert!(report.contains("its launcher lives"), "{report}");
+    }
+
+    #[tokio::test]
+    async fn what_was_said_before_an_interruption_is_ours() {
+        let (_temp, store, drive) = setting().await;
+        let mut claims = claims(&store, "ada", 1).await;
+        take(&mut claims, &drive).await.unwrap();
+        claims.held.clear();
+        take(&mut claims, &drive).await.unwrap();
+    }
+
+    #[tokio::test]
     async fn of_many_at_once_one_has_it() {
         let (_dir, store, drive) = setting().await;
         let tasks = (0..20).map(|job| {
             let (store, drive) = (store.clone(), drive.clone());
             tokio::spawn(async move {
                 let mut claims = claims(&store, "ada", job).await;
-                claims.take(&wanted(&drive), HOST).await.map(|()| claims)
+                take(&mut claims, &drive).await.map(|()| claims)
             })
         });
         let outcomes = futures_util::future::join_all(tasks).await;
@@ -420,12 +608,12 @@ mod tests {
         let (_dir, store, drive) = setting().await;
         let ttl = Duration::from_secs(1);
         let mut first = Claims::with(store.clone(), "ada", Owner::local(1), ttl).await.unwrap();
-        first.take(&wanted(&drive), HOST).await.unwrap();
+        take(&mut first, &drive).await.unwrap();
         sleep(ttl * 2).await;
         let mut second = claims(&store, "bob", 2).await;
-        second.take(&wanted(&drive), HOST).await.unwrap_err();
+        take(&mut second, &drive).await.unwrap_err();
         store.revoke(first.lease).await.unwrap();
-        second.take(&wanted(&drive), HOST).await.unwrap();
+        take(&mut second, &drive).await.unwrap();
         assert!(first.lost().await.to_string().contains("have run out"));
     }
 

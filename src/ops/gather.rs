@@ -44,8 +44,9 @@ pub async fn gather(
         let seconds = start.elapsed().as_secs();
         if seconds >= shown + progress.every {
             shown = seconds;
-            let absent = absent(cluster, hosts);
-            (progress.say)(&format!("Configuring hosts... (waiting for {absent}, {seconds} s)"));
+            let waiting = || format!("waiting for {}", absent(cluster, hosts));
+            let waiting = held_up(cluster).unwrap_or_else(waiting);
+            (progress.say)(&format!("Configuring hosts... ({waiting}, {seconds} s)"));
         }
         tokio::select! {
             report = cluster.next_report() => drop(report?),
@@ -56,12 +57,24 @@ pub async fn gather(
                     None => std::future::pending().await,
                 }
             } => {
-                let (absent, seconds) = (absent(cluster, hosts), limit.as_secs());
+                let seconds = limit.as_secs();
+                if let Some(held) = held_up(cluster) {
+                    return Err(Error::system(format!("{held} (for {seconds} s)"))
+                        .help("wait longer: `--timeout`"));
+                }
+                let absent = absent(cluster, hosts);
                 return Err(Error::system(format!("{absent} did not come within {seconds} s"))
                     .help("slurmd's log there says why; or wait longer: `--timeout`"));
             }
         }
     }
+}
+
+/// What keeps a VM from beginning whose process is there.
+fn held_up(cluster: &Cluster) -> Option<String> {
+    let mut vms = cluster.book.record.vms.iter().zip(&cluster.book.states);
+    let held = vms.find(|(vm, status)| vm.host.is_empty() && !status.detail.is_empty());
+    held.map(|(vm, status)| format!("vm{} waits: {}", vm.rank, status.detail))
 }
 
 /// Who has not come: hosts, and VMs that may be anywhere.

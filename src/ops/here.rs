@@ -21,7 +21,7 @@ use tokio::time::{Instant, timeout};
 use super::book::{Book, JobDir, random};
 use super::cell::{News, Order, SetUp};
 use super::cleanup::{self, JobFiles};
-use super::drives::Claims;
+use super::drives::{Asked, Claims};
 use super::pasta;
 use super::program;
 use super::publish::{self, Bound};
@@ -119,7 +119,9 @@ impl Here {
         let claimed = self.wanted.blueprint.claimed(None, &record.dir, &record.host)?;
         let Some(store) = book.store().filter(|_| !claimed.is_empty()) else { return Ok(None) };
         let mut claims = Claims::new(store, &record.user, record.owner).await?;
-        claims.take(&claimed, &record.host).await?;
+        if let Asked::Held(error) = claims.take(&claimed, &record.host).await? {
+            return Err(error);
+        }
         claims.lock(&claimed)?;
         Ok(Some(claims))
     }

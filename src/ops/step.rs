@@ -193,6 +193,7 @@ impl Step {
             if let Some(rank) = self.let_in(book).await? {
                 return Ok(rank);
             }
+            let again = self.drives.again();
             let srun = self.srun.as_mut().ok_or_else(|| Error::bug("there is no step"))?;
             let news = tokio::select! {
                 // What was said comes before that it is over.
@@ -203,6 +204,7 @@ impl Step {
                     continue;
                 }
                 error = self.drives.lost() => return Err(error),
+                () = until(again) => continue,
                 () = self.complaints.due() => {
                     match self.complaints.verdict(&self.met) {
                         Some(error) => return Err(error),
@@ -291,6 +293,8 @@ impl Step {
             Duration::ZERO => Stop::Now,
             deadline => Stop::Graceful { deadline },
         };
+        // Those have no guest that could shut down.
+        self.drives.dismiss();
         for orders in self.tasks.values() {
             let _ = orders.try_send(ToTask::Stop(Wish::from(stop)));
         }
@@ -317,6 +321,14 @@ impl Step {
             tracing::warn!("{}", error.report());
         }
         Ok(())
+    }
+}
+
+/// Pending while there is no such moment.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -351,12 +363,17 @@ async fn converse(stream: crate::vm::channel::Stream, tell: mpsc::Sender<News>) 
         return;
     }
     // Until it is told what it is to be, it has nothing to say.
-    match inbox.recv().await {
-        None => return,
-        Some(ToTask::Refused { error }) => return link::refuse(sender, &error.into()).await,
-        Some(order) => {
-            if sender.send(&order).await.is_err() {
-                return drop(tell.send(News::Gone(rank)).await);
+    loop {
+        match inbox.recv().await {
+            None => return,
+            Some(ToTask::Refused { error }) => return link::refuse(sender, &error.into()).await,
+            Some(order) => {
+                if sender.send(&order).await.is_err() {
+                    return drop(tell.send(News::Gone(rank)).await);
+                }
+                if order != ToTask::Wait {
+                    break;
+                }
             }
         }
     }

@@ -195,13 +195,13 @@ pub fn drives(user: &str) -> String {
     format!("{}{}/", all_drives(), escape(user))
 }
 
-/// The drives that a job uses. Deleted as a whole when it ends.
+/// The drives that a job uses. They end with their leases; on one machine, with the job.
 pub fn job_drives(user: &str, job: Owner) -> String {
     format!("{}{job}/", drives(user))
 }
 
 /// That a job uses the drive of this digest. Written by the job's launcher, with a lease,
-/// and read by everybody; deleted with the job.
+/// and read by everybody; ends with that.
 pub fn drive_claim(user: &str, job: Owner, drive: &str) -> String {
     format!("{}{}", job_drives(user, job), escape(drive))
 }

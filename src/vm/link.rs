@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! task → launcher   {"hello":{"version":1,"rank":3,…}}   then   {"report":{…}}  …
-//! launcher → task   {"spec":{…}}   or   {"refused":{"error":{…}}}   then   {"stop":{…}}
+//! launcher → task   "wait" …   {"spec":{…}}   or   {"refused":{"error":{…}}}   then   {"stop":{…}}
 //! ```
 //!
 //! One JSON value a line. Before that, the launcher gives each task the [`Bootstrap`] on
@@ -75,6 +75,8 @@ pub struct Hello {
 #[serde(rename_all = "kebab-case")]
 pub enum ToTask {
     Spec(Box<VmSpec>),
+    /// What the VM needs is another's still: said now and then, until it is not.
+    Wait,
     /// There is no VM for this task.
     Refused {
         error: WireError,
@@ -305,15 +307,18 @@ pub async fn join(
     let stream = channel::connect(addresses, identity, limit).await;
     let (mut sender, mut receiver) = halves(stream.while_doing(doing)?);
     sender.send(&ToLauncher::Hello(hello)).await.while_doing(doing)?;
-    let answer = timeout(FIRST_TIME, receiver.receive::<ToTask>()).await;
-    let answer = answer
-        .map_err(|_| Error::system(format!("it has not answered within {FIRST_TIME:?}")))
-        .and_then(|answer| answer);
-    match answer.while_doing(doing)? {
-        Some(ToTask::Spec(spec)) => Ok((*spec, sender, receiver)),
-        Some(ToTask::Refused { error }) => Err(Error::from(error)).while_doing(doing),
-        Some(ToTask::Stop(_)) | None => {
-            Err(Error::system("the launcher ended before it gave a VM"))
+    loop {
+        let answer = timeout(FIRST_TIME, receiver.receive::<ToTask>()).await;
+        let answer = answer
+            .map_err(|_| Error::system(format!("it has not answered within {FIRST_TIME:?}")))
+            .and_then(|answer| answer);
+        match answer.while_doing(doing)? {
+            Some(ToTask::Wait) => {}
+            Some(ToTask::Spec(spec)) => return Ok((*spec, sender, receiver)),
+            Some(ToTask::Refused { error }) => return Err(Error::from(error)).while_doing(doing),
+            Some(ToTask::Stop(_)) | None => {
+                return Err(Error::system("the launcher ended before it gave a VM"));
+            }
         }
     }
 }
@@ -430,6 +435,7 @@ mod tests {
         let launcher = async {
             let (said, mut sender, mut receiver) = greet(listener.accept().await).await.unwrap();
             assert_eq!(said, hello());
+            sender.send(&ToTask::Wait).await.unwrap();
             sender.send(&ToTask::Spec(Box::new(spec.clone()))).await.unwrap();
             sender.send(&ToTask::Stop(Stop::Now.into())).await.unwrap();
             let report = receiver.receive::<ToLauncher>().await.unwrap();

@@ -81,7 +81,7 @@ pub async fn task(
     let (stop, stops) = mpsc::channel(4);
     let read = |line: &[u8]| match serde_json::from_slice(line)? {
         ToTask::Stop(wish) => Ok(wish.into()),
-        ToTask::Spec(_) | ToTask::Refused { .. } => {
+        ToTask::Spec(_) | ToTask::Wait | ToTask::Refused { .. } => {
             Err(serde::de::Error::custom("it has a VM already"))
         }
     };

@@ -33,7 +33,38 @@ fn a_drive_is_one_jobs_at_a_time_whoevers_it_is() {
     assert!(fs::read(&drive).unwrap().starts_with(b"written\n"));
     let free = site.run("bob", &alloc);
     assert!(free.status.success(), "{free:?}");
+    a_start_waits_for_what_an_earlier_one_has(&site);
     site.nothing_left(&before);
+}
+
+fn a_start_waits_for_what_an_earlier_one_has(site: &Site) {
+    let etcdctl = |words: &[&str]| site.lab.etcdctl(words).unwrap();
+    let job = site.batch("alice", "-c1 kept");
+    // Guests that have booted shut down at once.
+    let booted = || {
+        site.until("alice", &format!("pavo status -j {job} || true"), "vm0\trunning");
+        site.sh("alice", &format!("pavo wait -j {job} --for ssh"));
+    };
+    booted();
+    let claim = etcdctl(&["get", "--prefix", "/pavo/v1/drive/"]);
+    let (key, value) = claim.split_once('\n').unwrap();
+    let value = value.lines().next().unwrap();
+    site.sh("alice", &format!("scontrol requeue {job}"));
+    site.until("alice", "pavo ps", "\tpending\t(BeginTime)\t");
+    site.lab.wait_idle().unwrap();
+    // As if its launcher were somewhere out of reach, where nobody has ended its guest.
+    let granted = etcdctl(&["lease", "grant", "600"]);
+    let lease = granted.split(' ').nth(1).unwrap();
+    etcdctl(&["put", &format!("--lease={lease}"), key, value]);
+    site.sh("alice", &format!("pavo ps; scontrol update jobid={job} StartTime=now"));
+    let said = "in use by an earlier start of this job (vm0 on ";
+    site.until("alice", &format!("pavo status -j {job} || true"), said);
+    site.until("alice", &format!("cat job-{job}"), "Configuring hosts... (vm0 waits: the persist");
+    assert!(etcdctl(&["get", key]).ends_with(&format!("{value}\n")));
+    etcdctl(&["lease", "revoke", lease]);
+    booted();
+    site.sh("alice", &format!("pavo cancel -j {job}"));
+    site.ended(job);
 }
 
 #[test]

@@ -30,9 +30,25 @@ impl Step {
         }
         let Some((hello, orders)) = self.drives.admit() else { return Ok(None) };
         let rank = hello.rank;
+        if let Some(why) = self.take_drives(book, &hello).await? {
+            book.hold_up(rank, why.to_string());
+            for (_, orders) in self.drives.waiting() {
+                // One that is gone says so by itself.
+                let _ = orders.try_send(ToTask::Wait);
+            }
+            return Ok(None);
+        }
+        book.hold_up(rank, String::new());
         self.welcome(book, hello, orders).await?;
         self.drives.admitted();
         Ok(Some(rank))
+    }
+
+    /// Takes the drives of a VM; or says why not yet.
+    async fn take_drives(&mut self, book: &Book, hello: &Hello) -> Result<Option<Error>> {
+        let blueprint = &self.wanted.blueprint;
+        let drives = blueprint.claimed(Some(hello.rank), &book.record.dir, &hello.host)?;
+        self.drives.take(&drives, &book.record.host).await
     }
 
     /// A task has said hello; its rank if it is let in at once.
@@ -104,8 +120,6 @@ impl Step {
         // Root's side knows networks, not templates.
         let model = |nic: Nic| Nic { model: vm.template.nic_model.clone(), ..nic };
         let spec = vm.spec(&job, hello.nics.iter().cloned().map(model).collect())?;
-        let drives = self.wanted.blueprint.claimed(Some(vm.rank), &book.record.dir, &hello.host)?;
-        self.drives.take(&drives, &book.record.host).await?;
         // A task that is gone says so by itself.
         let _ = orders.send(ToTask::Spec(Box::new(spec))).await;
         crash::point("launch.spec")?;
