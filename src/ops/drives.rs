@@ -13,17 +13,15 @@
 //! A store on one machine is one person's. There the launcher locks the file as well, which
 //! holds between persons; at a site QEMU's own locks do, where the file system has any.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
-use nix::sys::statfs::statfs;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -34,6 +32,10 @@ use crate::store::{
     Change, Check, Commit, Entry, LeaseId, MAX_OPERATIONS, Revision, Store, keys, list_all,
 };
 
+mod names;
+
+use names::{is_shared, names};
+
 /// How long a drive stays taken by a launcher that has died, or lost the store.
 const TTL: Duration = Duration::from_secs(90);
 /// How long an earlier start of the job is waited for. One that has died has lost its drives
@@ -41,23 +43,6 @@ const TTL: Duration = Duration::from_secs(90);
 const EARLIER: Duration = Duration::from_secs(120);
 /// How often the store is asked whether it has.
 const AGAIN: Duration = Duration::from_secs(2);
-/// File systems that several hosts see, by their magic numbers (statfs(2)): NFS, Lustre, GPFS,
-/// Ceph, BeeGFS, SMB, CIFS, AFS, OCFS2, GFS2, 9P, FUSE.
-const SHARED: [i64; 12] = [
-    0x6969,
-    0x0BD0_0BD0,
-    0x4750_4653,
-    0x00C3_6400,
-    0x1983_0326,
-    0xFE53_4D42,
-    0xFF53_4D42,
-    0x5346_414F,
-    0x7461_636f,
-    0x0116_1970,
-    0x0102_1997,
-    0x6573_5546,
-];
-
 /// A drive that a VM is about to use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
@@ -66,6 +51,15 @@ pub struct Wanted {
     pub vm: String,
     /// Where the VM runs.
     pub host: String,
+    /// Whether no other VM may have it, of this cluster neither.
+    pub alone: bool,
+}
+
+/// One that the job has, and what else it is called.
+#[derive(Debug)]
+struct Held {
+    drive: Wanted,
+    names: BTreeSet<String>,
 }
 
 /// What is stored of it. Everybody reads it.
@@ -73,6 +67,12 @@ pub struct Wanted {
 struct Claim {
     vm: String,
     host: String,
+}
+
+impl Held {
+    fn is(&self, name: &str) -> bool {
+        self.names.contains(name)
+    }
 }
 
 /// Whose they are.
@@ -109,7 +109,7 @@ impl From<Error> for Refusal {
 pub struct Claims {
     holder: Holder,
     lease: LeaseId,
-    held: Vec<(String, Claim)>,
+    held: Vec<Held>,
     keeper: JoinHandle<()>,
     lost: mpsc::Receiver<()>,
     files: Vec<Flock<File>>,
@@ -135,18 +135,26 @@ impl Claims {
     /// # Errors
     /// When another job has one of them: then none of these is taken.
     pub async fn take(&mut self, wanted: &[Wanted], this_host: &str) -> Result<Asked> {
-        let claim = |drive: &Wanted| {
-            let claim = Claim { vm: drive.vm.clone(), host: drive.host.clone() };
-            (identity(&drive.path, &drive.host, this_host), claim)
+        let is_new = |drive: &&Wanted| !self.held.iter().any(|held| held.drive == **drive);
+        let held = |drive: &Wanted| {
+            let names = names(&drive.path, &drive.host, this_host);
+            Held { drive: drive.clone(), names }
         };
-        let mut claims: Vec<(String, Claim)> = wanted.iter().map(claim).collect();
-        claims.retain(|(drive, _)| !self.held.iter().any(|(held, _)| held == drive));
-        let Err((drive, refusal)) = self.holder.claim(&claims, self.lease).await else {
-            self.held.extend(claims);
+        let new: Vec<Held> = wanted.iter().filter(is_new).map(held).collect();
+        self.check_own(&new)?;
+        let mut claims = BTreeMap::new();
+        for Held { drive, names } in &new {
+            let claim = Claim { vm: drive.vm.clone(), host: drive.host.clone() };
+            let unheld = names.iter().filter(|name| !self.held.iter().any(|it| it.is(name)));
+            claims.extend(unheld.map(|name| (name.clone(), claim.clone())));
+        }
+        let claims = Vec::from_iter(claims);
+        let Err((name, refusal)) = self.holder.claim(&claims, self.lease).await else {
+            self.held.extend(new);
             return Ok(Asked::Taken);
         };
-        let path = wanted.iter().find(|it| identity(&it.path, &it.host, this_host) == drive);
-        let path = path.map(|it| it.path.display().to_string()).unwrap_or_default();
+        let path = new.iter().find(|it| it.is(&name)).map(|it| it.drive.path.display().to_string());
+        let path = path.unwrap_or_default();
         match refusal {
             Refusal::Earlier(entry) => Ok(Asked::Held(held_by_earlier(&path, &entry))),
             Refusal::Other(error) => {
@@ -155,15 +163,34 @@ impl Claims {
         }
     }
 
+    /// Refuses drives of which VMs of the job itself would write to one.
+    fn check_own(&self, new: &[Held]) -> Result<()> {
+        for (at, one) in new.iter().enumerate() {
+            let both = |other: &&Held| {
+                (one.drive.alone || other.drive.alone) && !one.names.is_disjoint(&other.names)
+            };
+            if let Some(other) = self.held.iter().chain(&new[..at]).find(both) {
+                let [path, known] = [one, other].map(|it| it.drive.path.display());
+                return Err(Error::config(format!(
+                    "{} would write to `{path}`, the same file as `{known}` of {}",
+                    one.drive.vm, other.drive.vm
+                ))
+                .help("give each its own, with `%{vm_rank}` in the path, or set `mmp: cluster`"));
+            }
+        }
+        Ok(())
+    }
+
     /// Locks the files, too, against other persons of this machine.
     pub fn lock(&mut self, wanted: &[Wanted]) -> Result<()> {
-        let mut paths: Vec<PathBuf> =
-            wanted.iter().map(|it| it.path.canonicalize().unwrap_or(it.path.clone())).collect();
-        paths.sort();
-        paths.dedup();
-        for path in paths.iter().filter(|path| !is_shared(path)) {
+        let mut locked = BTreeSet::new();
+        for path in wanted.iter().map(|it| &it.path).filter(|path| !is_shared(path)) {
             let doing = || format!("taking the persistent drive `{}`", path.display());
             let file = File::options().read(true).write(true).open(path).while_doing(doing)?;
+            let about = file.metadata().while_doing(doing)?;
+            if !locked.insert((about.dev(), about.ino())) {
+                continue;
+            }
             let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
             let locked = locked.map_err(|_| {
                 Error::system("it is in use by somebody else's cluster on this machine")
@@ -441,45 +468,17 @@ async fn keep(store: Arc<dyn Store>, lease: LeaseId, ttl: Duration, lost: mpsc::
     let _ = lost.send(()).await;
 }
 
-/// The same for the same drive, from whichever host it is seen, and telling nothing else.
-fn identity(path: &Path, host: &str, this_host: &str) -> String {
-    let real = path.canonicalize().ok();
-    let name = match (&real, path.metadata()) {
-        (Some(real), Ok(metadata)) if is_shared(real) => {
-            format!("{}\0{}", source(real).unwrap_or_default(), metadata.ino())
-        }
-        // Another host may have something else there.
-        (Some(real), _) if host == this_host => format!("{host}\0{}", real.display()),
-        _ => format!("{host}\0{}", path.display()),
-    };
-    Sha256::digest(name).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn is_shared(path: &Path) -> bool {
-    statfs(path).is_ok_and(|about| SHARED.contains(&(about.filesystem_type().0)))
-}
-
-/// What is mounted where the file is, such as `nfs1:/work`.
-fn source(path: &Path) -> Option<String> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let sources = mounts.lines().filter_map(|line| {
-        let (about, rest) = line.split_once(" - ")?;
-        let target = about.split(' ').nth(4)?;
-        let source = rest.split(' ').nth(1)?;
-        path.starts_with(target).then_some((target.len(), source))
-    });
-    sources.max_by_key(|(length, _)| *length).map(|(_, source)| source.to_owned())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::store::embedded;
 
     const HOST: &str = "n1";
 
     fn wanted(path: &Path) -> [Wanted; 1] {
-        [Wanted { path: path.into(), vm: "vm0".into(), host: HOST.into() }]
+        [Wanted { path: path.into(), vm: "vm0".into(), host: HOST.into(), alone: true }]
     }
 
     async fn claims(store: &Arc<dyn Store>, user: &str, job: u32) -> Claims {
@@ -516,10 +515,45 @@ mod tests {
         assert!(report.contains("in use by job 1 of ada (vm0 on n1)"), "{report}");
         // Who was refused is no hindrance.
         let (entries, _) = list_all(&*store, &keys::all_drives()).await.unwrap();
-        assert_eq!(entries.len(), 1);
-        assert!(!entries[0].key.contains("drive/ada/l1/drive"), "{}", entries[0].key);
+        assert!(!entries.is_empty());
+        assert!(entries.iter().all(|it| it.key.contains("/ada/l1/")), "{entries:?}");
+        assert!(!entries.iter().any(|it| it.key.contains("/l1/drive")), "{entries:?}");
         first.release().await;
         take(&mut second, &link).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn two_names_of_a_file_are_one_drive_within_a_cluster_too() {
+        let (dir, store, drive) = setting().await;
+        let second = dir.path().join("second");
+        std::fs::hard_link(&drive, &second).unwrap();
+        let both = |alone: bool| {
+            let of = |(vm, path): (&str, &PathBuf)| Wanted {
+                path: path.clone(),
+                vm: vm.into(),
+                host: HOST.into(),
+                alone,
+            };
+            [("vm0", &drive), ("vm1", &second)].map(of)
+        };
+        let mut claims = claims(&store, "ada", 1).await;
+        let report = claims.take(&both(true), HOST).await.unwrap_err().report();
+        assert!(report.contains("vm1 would write to `"), "{report}");
+        assert!(report.contains("/second`, the same file as `"), "{report}");
+        assert!(report.contains("/drive` of vm0\n"), "{report}");
+        // One after the other, as tasks of a step come.
+        let [first, next] = both(true);
+        assert!(matches!(claims.take(&[first], HOST).await.unwrap(), Asked::Taken));
+        claims.take(&[next], HOST).await.unwrap_err();
+
+        // Guests that know how to share it may.
+        let (_other_dir, store, _) = setting().await;
+        let mut sharing = super::tests::claims(&store, "ada", 1).await;
+        assert!(matches!(sharing.take(&both(false), HOST).await.unwrap(), Asked::Taken));
+        sharing.lock(&both(false)).unwrap();
+        // By any of its names it is another's.
+        let mut other = super::tests::claims(&store, "bob", 2).await;
+        take(&mut other, &second).await.unwrap_err();
     }
 
     #[tokio::test]
@@ -565,7 +599,8 @@ mod tests {
         // Now it is this start's, and asking again changes nothing.
         assert!(gate.take(&wanted(&drive), HOST).await.unwrap().is_none());
         let (entries, _) = list_all(&*store, &keys::all_drives()).await.unwrap();
-        assert_eq!((entries.len(), entries[0].lease), (1, Some(gate.claims.unwrap().lease)));
+        let lease = gate.claims.unwrap().lease;
+        assert!(entries.iter().all(|entry| entry.lease == Some(lease)), "{entries:?}");
     }
 
     #[tokio::test]
@@ -628,13 +663,5 @@ mod tests {
         assert!(report.contains("somebody else's cluster"), "{report}");
         drop(first);
         second.lock(&wanted(&drive)).unwrap();
-    }
-
-    #[test]
-    fn on_another_host_a_local_file_is_another() {
-        let dir = tempfile::tempdir().unwrap();
-        let here = identity(dir.path(), "n1", "n1");
-        assert_ne!(here, identity(dir.path(), "n2", "n1"));
-        assert_eq!(here.len(), 32);
     }
 }

@@ -186,7 +186,9 @@ pub fn check_drives(vms: &[VmBlueprint]) -> Result<()> {
         let drives = drives(&vm.template, &vars)?;
         for (drive, wanted) in drives.into_iter().zip(&vm.template.persistent_drives) {
             let path = drive.path.display().to_string();
-            let Some((other, mmp)) = users.insert(drive.path, (vm, wanted.mmp)) else { continue };
+            // Whatever leads there, as far as it can be seen from here.
+            let real = drive.path.canonicalize().unwrap_or(drive.path);
+            let Some((other, mmp)) = users.insert(real, (vm, wanted.mmp)) else { continue };
             if wanted.mmp == Mmp::Yes || mmp == Mmp::Yes {
                 let setting = vm.template.setting("persistent-drives");
                 return Err(Error::config(format!(
@@ -213,10 +215,11 @@ impl Blueprint {
             let vars = vm.vars.clone().with("clusterdir", dir.to_string_lossy());
             let all = drives(&vm.template, &vars)?.into_iter().zip(&vm.template.persistent_drives);
             let held = all.filter(|(_, wanted)| wanted.mmp != Mmp::No);
-            claimed.extend(held.map(|(drive, _)| Wanted {
+            claimed.extend(held.map(|(drive, wanted)| Wanted {
                 path: drive.path,
                 vm: format!("vm{}", vm.rank),
                 host: host.to_owned(),
+                alone: wanted.mmp == Mmp::Yes,
             }));
         }
         Ok(claimed)
