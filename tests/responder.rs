@@ -301,6 +301,53 @@ fn who_dials_gets_to_ports_of_guests_here_and_nowhere_else() {
 }
 
 #[test]
+fn who_dials_beyond_the_limit_is_told_so_and_others_are_served() {
+    let Some(world) = World::new() else { return };
+    let [server, other] = world.guest.run(|| {
+        world::configure_guest();
+        world::ip("addr add 10.200.0.2/16 dev eth0");
+        [GUEST, [10, 200, 0, 2].into()].map(|address| world::listen((address, 80).into()))
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("dial-nat");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let _running = world.start(|spec| {
+        let number = spec.inherit(listener);
+        spec.dial = Some(number);
+    });
+    let dial = |request: &str, answer: &str| {
+        let mut caller = UnixStream::connect(&path).unwrap();
+        caller.set_read_timeout(Some(world::LIMIT)).unwrap();
+        caller.write_all(request.as_bytes()).unwrap();
+        let mut said = vec![0; answer.len()];
+        caller.read_exact(&mut said).unwrap();
+        assert_eq!(String::from_utf8_lossy(&said), answer);
+        caller
+    };
+    let limit = pavo::model::dial::PER_GUEST;
+    let open: Vec<(UnixStream, TcpStream)> = (0..limit)
+        .map(|_| (dial("10.200.0.1 80\n", "connected\n"), server.accept().unwrap().0))
+        .collect();
+    dial("10.200.0.1 80\n", "busy\n");
+    dial("10.200.0.2 80\n", "connected\n");
+    other.accept().unwrap();
+    drop(open);
+    // The places are free as soon as their ends were seen.
+    let end = Instant::now() + world::LIMIT;
+    loop {
+        let mut caller = UnixStream::connect(&path).unwrap();
+        caller.write_all(b"10.200.0.1 80\n").unwrap();
+        let mut said = [0; 4];
+        caller.read_exact(&mut said).unwrap();
+        match &said {
+            b"conn" => break,
+            said => assert_eq!(said, b"busy"),
+        }
+        assert!(Instant::now() < end, "the places stay taken");
+    }
+}
+
+#[test]
 fn it_keeps_no_right_and_ends_with_its_life_line() {
     let Some(world) = World::new() else { return };
     for drop_to in [None, world::unprivileged()] {

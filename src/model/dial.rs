@@ -14,6 +14,10 @@ use std::net::Ipv4Addr;
 /// The longest line of either side, with its end.
 pub const MAX_LINE: usize = 64;
 
+/// Connections at once to one guest, and to all guests that a network has on a host.
+pub const PER_GUEST: usize = 128;
+pub const PER_NETWORK: usize = 512;
+
 /// The name of a network's socket in its folder.
 pub fn socket(network: &str) -> String {
     format!("dial-{network}")
@@ -47,14 +51,17 @@ pub enum Answer {
     Silent,
     /// No guest here has this address.
     Unknown,
+    /// As many connections as there may be are open already.
+    Busy,
 }
 
 impl Answer {
-    const ALL: [(Self, &str); 4] = [
+    const ALL: [(Self, &str); 5] = [
         (Self::Connected, "connected\n"),
         (Self::Refused, "refused\n"),
         (Self::Silent, "silent\n"),
         (Self::Unknown, "unknown\n"),
+        (Self::Busy, "busy\n"),
     ];
 
     pub fn line(self) -> &'static str {

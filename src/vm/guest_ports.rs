@@ -15,11 +15,9 @@ use tokio::time::timeout;
 
 use super::control;
 use crate::error::{Context, Error, Result};
-use crate::model::dial::{self, Answer, MAX_LINE};
+use crate::model::dial::{self, Answer, MAX_LINE, PER_GUEST, PER_NETWORK};
 use crate::model::vm::VmSpec;
 
-/// Connections to one guest at once.
-const AT_ONCE: usize = 128;
 /// How long the responder may take, the guest's time included.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -50,7 +48,7 @@ impl GuestPorts {
             name: spec.name(),
             dir: spec.dial.clone().unwrap_or_else(outer),
             addresses: spec.nics.iter().filter_map(address).collect(),
-            room: Arc::new(Semaphore::new(AT_ONCE)),
+            room: Arc::new(Semaphore::new(PER_GUEST)),
         }
     }
 
@@ -60,7 +58,7 @@ impl GuestPorts {
     /// When none does: what is wrong with the first.
     pub async fn connect(&self, port: u16) -> Result<Connected> {
         let room = self.room.clone().try_acquire_owned().map_err(|_| {
-            Error::system(format!("{AT_ONCE} connections to {} are open already", self.name))
+            Error::system(format!("{PER_GUEST} connections to {} are open already", self.name))
                 .help("close some of them, or wait until they end")
         })?;
         let mut first = None;
@@ -100,6 +98,11 @@ impl GuestPorts {
                 .help(format!("start it in the guest: `pavo console {}`", self.name))),
             Some(Answer::Silent) => Err(Error::system(format!("{address} does not answer"))
                 .help("wait until the guest has booted: `pavo wait`; does it filter packets?")),
+            Some(Answer::Busy) => Err(Error::system(format!(
+                "as many connections to guests of network `{network}` are open on this host as \
+                 there may be: {PER_GUEST} to one, {PER_NETWORK} to all"
+            ))
+            .help("close some of them, or wait until they end")),
             Some(Answer::Unknown) | None => Err(ended()),
         }
     }

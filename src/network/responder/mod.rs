@@ -168,10 +168,8 @@ async fn start(lifeline: &mut BufReader<UnixStream>) -> Result<Parts> {
         upstream,
     );
     let dhcp = (dhcp::Server::new(&spec)?, sockets::dhcp(&spec)?);
-    confine::confine(
-        spec.drop_to,
-        publish::descriptors(ports.len() + usize::from(dial.is_some())),
-    )?;
+    let dialled = dial.as_ref().map_or(0, dial::Dial::descriptors);
+    confine::confine(spec.drop_to, publish::descriptors(ports.len()) + dialled)?;
     Ok(Parts { dhcp, dns, ports, dial })
 }
 
@@ -203,7 +201,7 @@ async fn serve(parts: Parts, mut lifeline: BufReader<UnixStream>) -> Result<()> 
         tasks.spawn(port.serve(budget.clone()));
     }
     if let Some(dial) = parts.dial {
-        tasks.spawn(dial.serve(budget));
+        tasks.spawn(dial.serve());
     }
     let mut ignored = [0; 64];
     loop {

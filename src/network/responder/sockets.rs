@@ -69,8 +69,7 @@ pub fn dial(spec: &Spec) -> Result<Option<Dial>> {
     let listener = std::os::unix::net::UnixListener::from(adopt_listener(number)?);
     listener.set_nonblocking(true).while_doing(doing)?;
     let listener = UnixListener::from_std(listener).while_doing(doing)?;
-    let guests = spec.guests.iter().map(|guest| guest.address).collect();
-    Ok(Some(Dial::new(listener, guests)))
+    Ok(Some(Dial::new(listener, spec.guests.iter().map(|guest| guest.address))))
 }
 
 /// Makes ours the Unix socket that our parent left open under this number.
