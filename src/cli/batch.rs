@@ -15,8 +15,9 @@ use crate::error::{Error, Result};
 /// Submit a cluster of VMs as a job that nobody waits for
 ///
 /// With `-E COMMAND` the command runs beside the cluster, on its first host, and the cluster
-/// ends with it; without, when all VMs have shut down or the job's time is up. What the
-/// command and pavo say is in the job's output file.
+/// ends with it: not with its guests, whose disks the command may save once they are off.
+/// Without one the job ends when all guests are off. What the command and pavo say is in the
+/// job's output file.
 ///
 /// Options that are not pavo's are sbatch's, and so is what is printed: `Submitted batch job
 /// 42`, or with `--parsable` only the number. Mistakes in the cluster are found before the job

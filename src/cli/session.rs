@@ -210,7 +210,9 @@ impl Session<'_> {
         app.out.status(&format!("{} {state}", fold(&all)));
         if self.args.wait == For::Stopped {
             return tokio::select! {
-                over = follow(app, cluster, Cluster::is_down) => over.map(|()| Outcome::ShutDown),
+                over = follow(app, cluster, Cluster::is_down, |_| {}) => {
+                    over.map(|()| Outcome::ShutDown)
+                }
                 why = signals.next() => Ok(Outcome::Signal(why)),
                 () = until(deadline) => Ok(Outcome::TimeLimit),
             };
@@ -232,6 +234,18 @@ impl Session<'_> {
         };
         let at_terminal = std::io::stdin().is_terminal();
         let mut beside = Beside::start(&program, &cluster.book.record, at_terminal)?;
+        // Who is beside a guest that powers off may want to save its disk.
+        let (mut off, what) = (false, if self.args.script.is_some() { "script" } else { "shell" });
+        let mut watch = |cluster: &Cluster| {
+            let down = cluster.is_down() && !cluster.is_over();
+            if down && !off {
+                app.out.status(&format!(
+                    "All guests are off; the cluster stays until the {what} ends: they can be \
+                     saved, or started again with `pavo reset`"
+                ));
+            }
+            off = down;
+        };
         let outcome = loop {
             break tokio::select! {
                 // A terminal that closes ends the shell, too: the signal is the reason.
@@ -244,8 +258,9 @@ impl Session<'_> {
                     why => Ok(Outcome::Signal(why)),
                 },
                 status = beside.wait() => return status.map(Outcome::Script),
-                // Who is beside a guest that powers off may want to save its disk.
-                over = follow(app, cluster, Cluster::is_over) => over.map(|()| Outcome::ShutDown),
+                over = follow(app, cluster, Cluster::is_over, &mut watch) => {
+                    over.map(|()| Outcome::ShutDown)
+                }
                 () = until(deadline) => Ok(Outcome::TimeLimit),
             };
         };
@@ -273,10 +288,16 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
-/// Follows a running cluster until every VM has `ended`. A failed VM is only a warning as
-/// long as there is another.
-async fn follow(app: &App, cluster: &mut Cluster, ended: fn(&Cluster) -> bool) -> Result<()> {
+/// Follows a running cluster until every VM has `ended`, and lets `watch` see what comes of
+/// it. A failed VM is only a warning as long as there is another.
+async fn follow(
+    app: &App,
+    cluster: &mut Cluster,
+    ended: fn(&Cluster) -> bool,
+    mut watch: impl FnMut(&Cluster),
+) -> Result<()> {
     while !ended(cluster) {
+        watch(cluster);
         cluster.next_report().await?;
         while let Some((_, error)) = cluster.take_failure() {
             if cluster.is_over() {

@@ -126,6 +126,16 @@ fn a_guest_that_has_powered_off_is_saved_and_started_again() {
         world.ok(&["cancel"]);
         assert_eq!(alloc.finish().code, Some(130));
 
+        // With a script it is the script that ends it, and it may save them.
+        let pavo = world.program().display();
+        let script =
+            format!("{pavo} wait --for stopped && {pavo} save vm0 >&2; echo saved $?; exit 3");
+        let alloc = world.alloc(&["mortal", "--mem", "128", "-E", &script]);
+        let output = alloc.finish();
+        assert_eq!((output.code, &*output.stdout), (Some(3), "saved 0\n"), "{output}");
+        let said = "All guests are off; the cluster stays until the script ends";
+        assert_eq!(output.stderr.matches(said).count(), 1, "{output}");
+
         // A job without anybody beside it ends with its guests.
         let alloc = world.alloc(&["mortal", "--mem", "128", "--wait", "stopped"]);
         let output = alloc.finish();

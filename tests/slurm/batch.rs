@@ -32,7 +32,23 @@ fn a_batch_job_runs_its_script_and_mistakes_cost_no_job() {
     site.until("bob", "scontrol show job 2", "JobState=COMPLETED");
     let said = site.sh("bob", "cat out");
     assert!(said.contains("\ttiny:1\t1\trunning\t"), "{said}");
+    guests_that_are_off_end_a_job_without_a_script_only(&site);
     site.nothing_left(&before);
+}
+
+fn guests_that_are_off_end_a_job_without_a_script_only(site: &Site) {
+    let script = "pavo powerdown vm0; pavo wait --for stopped; pavo status; sleep 2; exit 4";
+    let with = site.batch("alice", &format!("-c1 --wait ssh -E '{script}' tiny"));
+    let without = site.batch("alice", "-c1 tiny");
+    site.sh("alice", &format!("pavo wait -j {without} --for ssh"));
+    site.sh("alice", &format!("pavo powerdown -j {without} vm0"));
+    site.until("alice", &format!("scontrol show job {without}"), "ExitCode=0:0");
+    site.until("alice", &format!("scontrol show job {without}"), "JobState=COMPLETED");
+    site.until("alice", &format!("scontrol show job {with}"), "ExitCode=4:0");
+    let said = site.sh("alice", &format!("cat job-{with}"));
+    for expected in ["vm0\toff\t", "All guests are off; the cluster stays until the script ends"] {
+        assert!(said.contains(expected), "{expected} in {said}");
+    }
 }
 
 fn mistakes_are_found_before_there_is_a_job(site: &Site) {
