@@ -6,6 +6,7 @@ use std::net::{Shutdown, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::Signal;
 
 use super::running::Running;
@@ -40,6 +41,7 @@ fn ports_of_a_guest_are_reached_and_by_its_user_alone() {
         let forward = forward(world, &["vm0", "0:7000", "0:22"]);
         programs_here_reach_the_guest(&forward);
         a_strangers_do_not(&forward);
+        where_other_machines_are_let_in_so_is_everybody_here(world);
         world.ok(&["cancel"]);
         alloc.finish();
         let output = forward.finish();
@@ -129,6 +131,38 @@ fn a_strangers_do_not(forward: &Running) {
     let output = stranger.output().unwrap();
     assert_eq!(output.stdout, b"", "{output:?}");
     forward.wait_for(&format!("turned away a program of another user (uid {STRANGER})"));
+}
+
+/// In a network of its own, which no other machine reaches.
+fn where_other_machines_are_let_in_so_is_everybody_here(world: &World) {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let outside = fs::File::open("/proc/thread-self/ns/net").unwrap();
+    unshare(CloneFlags::CLONE_NEWNET).unwrap();
+    let up = "ip link set lo up && ip address add 192.0.2.1/32 dev lo";
+    assert!(Command::new("sh").args(["-c", up]).status().unwrap().success());
+    let open = forward(world, &["vm0", "0.0.0.0:0:7000", "127.0.0.1:0:7000"]);
+    open.wait_for("127.0.0.1:");
+    let said = open.stdout();
+    let ports: Vec<&str> =
+        said.lines().map(|line| line.split([':', ' ']).nth(1).unwrap()).collect();
+    let [open_to_all, own] = *ports else { panic!("{said}") };
+    for (host, port, answer) in [
+        ("192.0.2.1", open_to_all, "hello\n"),
+        // It came by loopback, and is of another user all the same.
+        ("127.0.0.1", open_to_all, "hello\n"),
+        ("127.0.0.1", own, ""),
+    ] {
+        let script = format!("exec 3<>/dev/tcp/{host}/{port}; echo hello >&3; head -n 1 <&3; true");
+        let mut stranger = Command::new("bash");
+        stranger.args(["-c", &script]).uid(STRANGER).gid(STRANGER);
+        let output = stranger.output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), answer, "{host}:{port} {output:?}");
+    }
+    open.signal(Signal::SIGINT);
+    assert_eq!(open.finish().code, Some(0));
+    setns(&outside, CloneFlags::CLONE_NEWNET).unwrap();
 }
 
 #[test]
