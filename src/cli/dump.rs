@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::App;
+use super::copying::Copying;
 use super::job::{JobSelector, one_vm};
 use crate::error::{Context, Result};
 use crate::model::vmset::VmSet;
@@ -50,13 +51,8 @@ impl Dump {
         let (rank, dumped) = app.block_on(async {
             let (known, job) = self.job.find(app).await?;
             let rank = one_vm(&self.vm, &job)?;
-            let mut said = None;
-            let mut told = |at: Progress| {
-                let percent = at.done * 100 / at.total.max(1);
-                if said.replace(percent) != Some(percent) {
-                    app.out.progress(&format!("Writing the memory of vm{rank}: {percent} %"));
-                }
-            };
+            let mut copying = Copying::new(&app.out, format!("Writing the memory of vm{rank}"));
+            let mut told = |at: Progress| copying.at(at);
             let dump = async {
                 let vm = reach(known.store(), &job, rank).await?;
                 vm.connect().await?.dump(wish, &mut told).await

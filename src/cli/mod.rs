@@ -16,6 +16,7 @@ mod changes;
 mod completion;
 mod config;
 mod console;
+mod copying;
 mod doctor;
 mod dump;
 mod forward;

@@ -3,6 +3,7 @@
 use clap::Args;
 
 use super::App;
+use super::copying::Copying;
 use super::job::{JobSelector, one_vm};
 use crate::error::{Error, Result};
 use crate::model::vmset::VmSet;
@@ -52,7 +53,11 @@ impl Save {
             let rank = one_vm(&self.vm, &job)?;
             let order =
                 Order { rank, dest: self.dest.as_deref(), full: self.full, safe: self.safe };
-            let mut told = |progress: Progress| app.out.progress(&text(rank, progress));
+            let mut copying = Copying::new(&app.out, format!("Saving vm{rank}"));
+            let mut told = |progress: Progress| match progress.total {
+                0 => copying.waits(format!("Waiting for another save of vm{rank}")),
+                _ => copying.at(progress),
+            };
             save(known.store(), &job, &library, order, &mut told).await.map(|done| (rank, done))
         });
         app.warn_of(&library);
@@ -64,12 +69,5 @@ impl Save {
         let revision = if revision.is_empty() { "" } else { &format!(" revision {revision}") };
         app.out.status(&format!("vm{rank} disk successfully saved to {name}{revision}"));
         Ok(0)
-    }
-}
-
-fn text(rank: u32, progress: Progress) -> String {
-    match progress.total {
-        0 => format!("Waiting for another save of vm{rank}"),
-        total => format!("Saving vm{rank}: {} %", progress.done * 100 / total),
     }
 }
