@@ -92,6 +92,14 @@ fn what_is_wrong_on_a_host_is_named_and_nothing_else() {
     let visit = Visit::on(n1, None, &[]);
     visit.well(&[&SLURM[..], &STORE].concat());
     visit.well(&["init", "qemu", "tun", "network", "forward", "bridge-nf", "switch", "limits"]);
+    visit.well(&["tunnels"]);
+    let ports = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+    n1.sh(&format!("echo 80 >{ports}")).unwrap();
+    let visit = Visit::on(n1, None, &[]);
+    assert_eq!(visit.findings["tunnels"]["verdict"], "warn");
+    visit.says("tunnels", "ports 80 and above: from 512 to 1023");
+    visit.says("tunnels", "net.ipv4.ip_unprivileged_port_start=1024");
+    n1.sh(&format!("echo 1024 >{ports}")).unwrap();
     visit.says("plugstack", "for Slurm 22.05");
     Visit::on(n1, Some("alice"), &["--as", "alone"]).well(&["network", "pasta", "qemu", "tun"]);
     let text = login.run(Some("alice"), &["pavo", "doctor"]).unwrap().stdout;

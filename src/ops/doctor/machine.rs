@@ -13,6 +13,7 @@ use nix::sys::statvfs::statvfs;
 use super::{Good, Outcome, Patient, Role, at_once, ok, run, warn};
 use crate::config::SwitchChoice;
 use crate::error::{Context, Error};
+use crate::host::tunnel::SOURCE_PORTS;
 use crate::host::{Host, firewall};
 use crate::network::{self, Switch};
 use crate::ops::cleanup::NETNS_DIR;
@@ -20,6 +21,8 @@ use crate::ops::rehearsal::rehearse;
 use crate::ops::setup::{BRIDGES_CALL_IPTABLES, holding::SCRATCH_DIR, underlay};
 use crate::vm::kvm;
 
+/// The first port that needs no privilege (ip-sysctl.rst).
+const UNPRIVILEGED_PORTS: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
 const PROBE: Duration = Duration::from_secs(3);
 const REHEARSAL: Duration = Duration::from_secs(9);
 /// A cluster's disks grow to the size of its images.
@@ -44,6 +47,9 @@ pub(super) fn checks(patient: &Patient) -> Vec<(&'static str, BoxFuture<'_, Outc
         checks.push(("switch", switch(patient).boxed()));
     } else if patient.role == Role::Alone {
         checks.push(("pasta", pasta().boxed()));
+    }
+    if patient.role == Role::Node {
+        checks.push(("tunnels", at_once(tunnel_ports())));
     }
     checks.push(("bridge-nf", at_once(bridge_nf())));
     checks.push(("space", at_once(space(patient))));
@@ -116,6 +122,24 @@ fn bridge_nf() -> Outcome {
     let found = lines.next().unwrap_or_default().to_owned();
     let help = lines.map(|line| line.trim_start_matches("help: ").to_owned()).collect();
     Ok(Good::Warn(found, help))
+}
+
+/// Whether only root sends from the ports by which hosts know each other's tunnels.
+fn tunnel_ports() -> Outcome {
+    let start = fs::read_to_string(UNPRIVILEGED_PORTS)
+        .while_doing(|| format!("reading `{UNPRIVILEGED_PORTS}`"))?;
+    let (first, last) = SOURCE_PORTS;
+    match start.trim().parse::<u32>() {
+        Ok(start) if start <= last.into() => warn(
+            format!(
+                "every user may send from ports {start} and above: from {first} to {last} that \
+                 passes for another host's tunnel, and gets into others' clusters"
+            ),
+            "`sysctl -w net.ipv4.ip_unprivileged_port_start=1024`, and so in /etc/sysctl.d; let a \
+             program that needs such a port have CAP_NET_BIND_SERVICE",
+        ),
+        _ => ok(format!("only root sends from ports {first} to {last}")),
+    }
 }
 
 /// What carries frames here, and why.
