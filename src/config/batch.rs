@@ -12,6 +12,7 @@ pub const SETTINGS: &[&str] = &[
     "etcd-auth-type",
     "batch-args",
     "switch",
+    "responder-uids",
 ];
 
 pub fn read(file: &Item) -> Batch {
@@ -32,6 +33,7 @@ pub fn read(file: &Item) -> Batch {
     let switches =
         [("auto", SwitchChoice::Auto), ("linux", SwitchChoice::Linux), ("ovs", SwitchChoice::Ovs)];
     settings.read("switch", &mut batch.switch, |item| item.word(&switches));
+    settings.read("responder-uids", &mut batch.responder_uids, Item::parse);
     // One machine needs no etcd; but a site may run local jobs against its own.
     if batch.manager == BatchManager::Slurm || settings.get("etcd-servers").is_some() {
         batch.etcd = etcd(&settings);

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use serde::Serialize;
 
+use crate::error::Error;
 use crate::model::address::{MacPrefix, Subnet};
 use crate::model::vm::{DiskCache, DiskFormat, DiskModel, Firmware, MountKind};
 
@@ -31,6 +33,54 @@ pub struct Batch {
     pub batch_args: Vec<String>,
     pub etcd: Option<Etcd>,
     pub switch: SwitchChoice,
+    pub responder_uids: ServiceUsers,
+}
+
+/// Users without a name, as whom responders run: those of each cluster on a host as another,
+/// so that none can do anything to another's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceUsers {
+    first: u32,
+    last: u32,
+}
+
+/// Systemd leaves this range alone, it lies above what `adduser` gives to people, and Debian
+/// has given nothing in it away.
+impl Default for ServiceUsers {
+    fn default() -> Self {
+        Self { first: 60_578, last: 61_183 }
+    }
+}
+
+impl ServiceUsers {
+    /// How many there are: as many clusters a host has at once.
+    pub fn count(self) -> u32 {
+        self.last - self.first + 1
+    }
+
+    /// The user, and the group, of the cluster with this number on its host.
+    pub fn of(self, cluster: u32) -> (u32, u32) {
+        let uid = self.first + cluster % self.count();
+        (uid, uid)
+    }
+}
+
+impl FromStr for ServiceUsers {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let ends = text.split_once('-');
+        let ends = ends.and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?)));
+        let Some((first, last)) = ends.filter(|(first, last): &(u32, u32)| first <= last) else {
+            return Err(Error::config("expected two user ids, such as `60578-61183`"));
+        };
+        let all = first..=last;
+        // Root, nobody, and what system calls take for `as it is`.
+        match [0, 65_534, 65_535, u32::MAX].into_iter().find(|uid| all.contains(uid)) {
+            Some(uid) => Err(Error::config(format!("the user id {uid} has a meaning of its own"))),
+            None => Ok(Self { first, last }),
+        }
+    }
 }
 
 /// What carries guests' frames on the hosts of a site.
@@ -266,4 +316,28 @@ pub enum Mmp {
 pub struct Repo {
     pub name: String,
     pub path: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn responders_of_two_clusters_are_two_users_of_the_sites_choice() {
+        for (text, count) in [("60578-61183", 606), ("70000-70001", 2), ("7-7", 1)] {
+            let users: ServiceUsers = text.parse().unwrap();
+            assert_eq!(users.count(), count);
+            let all: BTreeSet<_> = (0..count).map(|cluster| users.of(cluster)).collect();
+            assert_eq!(all.len(), count as usize);
+            assert!(all.iter().all(|(uid, gid)| uid == gid), "{all:?}");
+            assert!(all.contains(&users.of(u32::MAX)));
+        }
+        let usual: ServiceUsers = "60578-61183".parse().unwrap();
+        assert_eq!(usual, ServiceUsers::default());
+        for wrong in ["", "7", "9-8", "-1-5", "0-5", "60000-70000", "65534-65534", "8-4294967295"] {
+            assert!(wrong.parse::<ServiceUsers>().is_err(), "{wrong}");
+        }
+    }
 }

@@ -17,7 +17,7 @@ use super::host_report::{HostReport, LocalVm};
 use super::preview::{Action, Preview};
 use super::release::{Patience, release, sweep};
 use super::{SITE_DIR, site_config};
-use crate::config::{self, Config, Network, SwitchChoice};
+use crate::config::{self, Config, Network, ServiceUsers, SwitchChoice};
 use crate::error::{Context, Error, Kind, Result};
 use crate::host::Host;
 use crate::host::crash;
@@ -30,18 +30,6 @@ use crate::ops::{site, site_store};
 use crate::store::etcd::Etcd;
 use crate::store::secret::{Letter, Secret, SiteKey};
 use crate::vm::channel::Identity;
-
-/// Users without a name, as whom responders run: those of each cluster on a host as
-/// another, so that none can do anything to another's. systemd leaves this range alone, it
-/// lies above what `adduser` gives to people, and Debian has given nothing in it away.
-const SERVICE_USERS: std::ops::RangeInclusive<u32> = 60_578..=61_183;
-
-/// The user, and the group, of a cluster's responders.
-fn service_user(slot: u32) -> (u32, u32) {
-    let (first, last) = SERVICE_USERS.into_inner();
-    let uid = first + slot % (last - first + 1);
-    (uid, uid)
-}
 
 /// Makes all that the local VMs need, or nothing.
 ///
@@ -74,7 +62,7 @@ pub async fn create(ask: &Ask) -> Result<()> {
 /// As [`create`], as far as nothing has to be made to know.
 pub async fn create_preview(ask: &Ask) -> Result<Preview> {
     let wanted = Wanted::new(&site_config()?, ask)?;
-    let slots = network::uplink_slots(&wanted.networks);
+    let slots = wanted.slots();
     let holding = Holding::wanted(ask, &user_name(ask.uid)?, slots)?;
     let count = wanted.networks.len();
     let switch = wanted.switch(&Host::new(NETNS_DIR.into()), None).await?;
@@ -93,7 +81,7 @@ pub async fn create_preview(ask: &Ask) -> Result<Preview> {
 
 async fn set_up(config: &Config, ask: &Ask, user: &str) -> Result<()> {
     let wanted = Wanted::new(config, ask)?;
-    let slots = network::uplink_slots(&wanted.networks);
+    let slots = wanted.slots();
     let mut claim = Claim::wait(ask.patience())?;
     crash::point("setup.claimed")?;
     let holding = Holding::begin(&mut claim, ask, user, slots)?;
@@ -129,6 +117,7 @@ struct Wanted {
     sets: BTreeMap<String, Vec<String>>,
     etcd: Option<config::Etcd>,
     switch: SwitchChoice,
+    users: ServiceUsers,
 }
 
 impl Wanted {
@@ -155,8 +144,19 @@ impl Wanted {
         let sets = ask.sets.iter().filter_map(|(name, _)| {
             Some((name.clone(), config.resource_sets.get(name)?.networks.clone()))
         });
-        let (etcd, switch) = (config.batch.etcd.clone(), config.batch.switch);
-        Ok(Self { networks, sets: sets.collect(), etcd, switch })
+        let batch = &config.batch;
+        Ok(Self {
+            networks,
+            sets: sets.collect(),
+            etcd: batch.etcd.clone(),
+            switch: batch.switch,
+            users: batch.responder_uids,
+        })
+    }
+
+    /// How many clusters there may be on a host.
+    fn slots(&self) -> u32 {
+        network::uplink_slots(&self.networks).min(self.users.count())
     }
 
     async fn build(self, mut holding: Holding) -> Result<()> {
@@ -169,6 +169,7 @@ impl Wanted {
             Some((fabric, switch)) => (Some(fabric), switch),
             None => (None, self.switch(&host, None).await?),
         };
+        let users = self.users;
         let plan = self.plan(&holding, fabric, switch)?;
         crash::point("setup.planned")?;
         make_scratch(&holding)?;
@@ -178,7 +179,7 @@ impl Wanted {
         let bound = publish::bind_all(&plan, address)?;
         crash::point("setup.bound")?;
         let vms = local_vms(&plan, &bound);
-        start_guard(&mut holding, &plan, bound).await?;
+        start_guard(&mut holding, &plan, bound, users).await?;
         crash::point("setup.guarded")?;
         tell_user(&holding, address, vms, letter.map(|it| it.member))?;
         holding.pending = false;
@@ -291,11 +292,15 @@ fn local_vms(plan: &NetworkPlan, bound: &[Bound]) -> Vec<LocalVm> {
 
 /// Starts what answers the guests; without an L3 network there is nothing to answer, but
 /// the guard still waits for the step's end.
-async fn start_guard(holding: &mut Holding, plan: &NetworkPlan, bound: Vec<Bound>) -> Result<()> {
+async fn start_guard(
+    holding: &mut Holding,
+    plan: &NetworkPlan,
+    bound: Vec<Bound>,
+    users: ServiceUsers,
+) -> Result<()> {
     let upstream = publish::name_servers();
-    let dir = Path::new(NETNS_DIR);
-    let responders =
-        publish::responders(plan, dir, &bound, &upstream, Some(service_user(holding.slot)));
+    let (dir, user) = (Path::new(NETNS_DIR), users.of(holding.slot));
+    let responders = publish::responders(plan, dir, &bound, &upstream, Some(user));
     let mut handed: Vec<OwnedFd> = bound.into_iter().map(|b| b.bound.listener).collect();
     handed.extend(upstream);
     guard::start(holding, responders, handed).await
@@ -363,19 +368,4 @@ fn tell_user(
     crash::point("setup.report")?;
     let (uid, gid) = (Uid::from_raw(holding.ask.uid), Gid::from_raw(holding.ask.gid));
     chown(&path, Some(uid), Some(gid)).while_doing(|| format!("handing over `{}`", path.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::BTreeSet;
-
-    #[test]
-    fn responders_of_two_clusters_are_two_users() {
-        let users: BTreeSet<(u32, u32)> = (0..600).map(service_user).collect();
-        assert_eq!(users.len(), 600);
-        assert!(users.iter().all(|(uid, gid)| SERVICE_USERS.contains(uid) && uid == gid));
-        // More than addresses allow for.
-        assert!(SERVICE_USERS.contains(&service_user(u32::MAX).0));
-    }
 }

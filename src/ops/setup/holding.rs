@@ -196,8 +196,10 @@ impl Holding {
         let taken: BTreeSet<u32> =
             taken.chain(wrecks.iter().filter_map(|wreck| wreck.slot)).collect();
         let slot = (0..slots).find(|slot| !taken.contains(slot)).ok_or_else(|| {
-            Error::system(format!("{slots} clusters are on this host already"))
-                .help("`ext-network` in networks.yaml has no addresses for another: widen it")
+            Error::system(format!("{slots} clusters are on this host already")).help(
+                "widen `ext-network` in networks.yaml, or `responder-uids` in batch.yaml: there \
+                     is none left for another",
+            )
         })?;
         let (ask, user) = (ask.clone(), user.to_owned());
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
