@@ -196,7 +196,7 @@ pub struct Guest {
 }
 
 /// How many jobs at once, at most, find a pair of addresses for their uplinks in every
-/// `ext_network` of these. At least 1.
+/// `ext_network` of these. At least 1; where none of them has an uplink nothing bounds them.
 pub fn uplink_slots(networks: &[(String, Network)]) -> u32 {
     let slots = networks.iter().filter_map(|(_, network)| match network {
         Network::Ethernet(ethernet) if ethernet.layer == Layer::L3 => {
@@ -205,7 +205,7 @@ pub fn uplink_slots(networks: &[(String, Network)]) -> u32 {
         }
         _ => None,
     });
-    slots.min().unwrap_or(1).max(1)
+    slots.min().unwrap_or(u32::MAX).max(1)
 }
 
 /// Plans the networks of a job on one host. Pure: the same request gives the same
@@ -217,4 +217,21 @@ pub fn uplink_slots(networks: &[(String, Network)]) -> u32 {
 /// addresses do not suffice.
 pub fn plan(request: &Request) -> Result<NetworkPlan> {
     ethernet::plan(request)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_without_an_uplink_bound_no_number_of_clusters() {
+        let network = |layer| {
+            let ethernet = crate::config::Ethernet { layer, ..Default::default() };
+            ("net".to_owned(), Network::Ethernet(ethernet))
+        };
+        let slots = uplink_slots(&[network(Layer::L3)]);
+        assert!((2..u32::MAX).contains(&slots), "{slots}");
+        assert_eq!(uplink_slots(&[network(Layer::L3), network(Layer::L2)]), slots);
+        assert_eq!(uplink_slots(&[network(Layer::L2)]), u32::MAX);
+    }
 }
