@@ -252,12 +252,10 @@ impl Book {
         Ok(())
     }
 
-    /// Removes what is stored of the job.
+    /// Removes what this start of the job has stored.
     pub async fn forget(&self) -> Result<()> {
         match &self.store {
-            Some(store) => {
-                super::cleanup::forget(&**store, &self.record.user, self.record.owner).await
-            }
+            Some(store) => super::cleanup::forget_start(&**store, &self.record).await,
             None => Ok(()),
         }
     }

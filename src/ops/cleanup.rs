@@ -16,7 +16,7 @@ use crate::error::{Context, Result};
 use crate::host::{Host, journal::Journal, process};
 use crate::model::job::JobRecord;
 use crate::model::owner::Owner;
-use crate::store::{Change, Store, embedded, keys};
+use crate::store::{Change, Check, Commit, Store, embedded, get_json, keys};
 
 /// Where root's plans are remembered, and namespaces named.
 pub const JOURNAL_DIR: &str = "/run/pavo/journal";
@@ -46,6 +46,27 @@ pub async fn remove(files: &JobFiles) -> Result<()> {
 pub async fn forget(store: &dyn Store, user: &str, owner: Owner) -> Result<()> {
     let prefix = keys::job(user, owner);
     store.commit(&[], &[Change::DeletePrefix { prefix }]).await.map(drop)
+}
+
+/// As [`forget`], but only what this start of the job has stored: the scheduler may have begun
+/// it again under the same id.
+pub async fn forget_start(store: &dyn Store, job: &JobRecord) -> Result<()> {
+    let key = keys::job_record(&job.user, job.owner);
+    loop {
+        let Some((stored, revision)) = get_json::<JobRecord>(store, &key).await? else {
+            return Ok(());
+        };
+        if (&stored.host, stored.launcher) != (&job.host, job.launcher) {
+            return Ok(());
+        }
+        let ours = [Check::Revision(key.clone(), revision)];
+        let prefix = keys::job(&job.user, job.owner);
+        match store.commit(&ours, &[Change::DeletePrefix { prefix }]).await? {
+            Commit::Done(_) => return Ok(()),
+            // Changed meanwhile: by whom?
+            Commit::Conflict(_) => {}
+        }
+    }
 }
 
 /// Deletes all that is stored of a job of this machine: its guests ended with its launcher.
@@ -146,6 +167,31 @@ pub async fn sweep_host() -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_start_that_ends_late_leaves_the_next_one_its_record() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = embedded::open(&temp.path().join("state")).await.unwrap();
+        let owner = Owner::local(3);
+        let start = |pid: i32| -> JobRecord {
+            let record = serde_json::json!({
+                "version": 1, "owner": owner, "name": "x", "user": "alice", "definition": "tiny",
+                "started": 1, "time_limit": null, "launcher": { "pid": pid, "start_time": 1 },
+                "dir": temp.path(), "host": "login", "vms": [],
+            });
+            serde_json::from_value(record).unwrap()
+        };
+        let [earlier, later] = [7, 8].map(start);
+        let key = keys::job_record("alice", owner);
+        let put = Change::put_json(key.clone(), &later).unwrap();
+        assert!(matches!(store.commit(&[], &[put]).await.unwrap(), Commit::Done(_)));
+        forget_start(&store, &earlier).await.unwrap();
+        assert!(store.get(&key).await.unwrap().is_some());
+        forget_start(&store, &later).await.unwrap();
+        assert!(store.get(&key).await.unwrap().is_none());
+        // Once more is no error.
+        forget_start(&store, &later).await.unwrap();
+    }
 
     #[tokio::test]
     async fn what_a_job_of_another_version_left_is_removed() {
