@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
-use super::{News, Step};
+use super::{News, REPORT_TIME, Step};
 use crate::batch::local::Allocation;
 use crate::error::{Error, Result};
 use crate::host::crash;
@@ -120,10 +121,13 @@ impl Step {
         // Root's side knows networks, not templates.
         let model = |nic: Nic| Nic { model: vm.template.nic_model.clone(), ..nic };
         let spec = vm.spec(&job, hello.nics.iter().cloned().map(model).collect())?;
-        // A task that is gone says so by itself.
-        let _ = orders.send(ToTask::Spec(Box::new(spec))).await;
+        let sent = orders.send(ToTask::Spec(Box::new(spec))).await;
         crash::point("launch.spec")?;
         self.tasks.insert(hello.rank, orders);
+        // One that ended while it waited has said so when it was nobody's yet.
+        if sent.is_err() {
+            self.gone.push_back((Instant::now() + REPORT_TIME, hello.rank));
+        }
         if self.tasks.len() == self.wanted.blueprint.vms.len() {
             self.write_ssh_files(book)?;
         }
