@@ -15,7 +15,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::model::vmset::VmSet;
 use crate::ops::forward::{self, Listening};
 use crate::ops::reach::{Reach, reach};
-use crate::vm::control::Connection;
+use crate::vm::control::{Client, Connection};
 
 /// How long the VM's process may take to answer again, before the VM counts as ended.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -78,12 +78,9 @@ impl Forward {
     }
 
     async fn serve(self, app: &App, way: &Arc<Reach>, rank: u32) -> Result<()> {
-        let listen = |kind| signal(kind).while_doing(|| "listening for signals".into());
-        let mut interrupt = listen(SignalKind::interrupt())?;
-        let mut terminate = listen(SignalKind::terminate())?;
         // A VM that is not there is said before anything listens.
-        let mut end = Box::pin(way.connect().await?.attend());
-        let (trouble, mut troubles) = mpsc::channel(1);
+        let end = way.connect().await?;
+        let (trouble, troubles) = mpsc::channel(1);
         let (mut ports, mut lines) = (JoinSet::new(), String::new());
         for forward in self.forwards {
             let listening = Listening::bind(forward).await?;
@@ -91,21 +88,36 @@ impl Forward {
             ports.spawn(listening.serve(way.clone(), trouble.clone()));
         }
         app.out.data(&lines)?;
-        let mut said = String::new();
-        loop {
-            tokio::select! {
-                _ = interrupt.recv() => return Ok(()),
-                _ = terminate.recv() => return Ok(()),
-                _ = &mut end => {
-                    end = Box::pin(still_there(way, rank).await?.attend());
-                }
-                Some(error) = troubles.recv() => {
-                    // A program that tries again and again is told of once.
-                    let report = error.report();
-                    if report != said {
-                        app.out.warn(report.strip_prefix("error: ").unwrap_or(&report));
-                        said = report;
-                    }
+        until_over(app, way, rank, end, troubles).await
+    }
+}
+
+/// Until Ctrl-C, or the VM's end, which `vm` sees; says meanwhile what goes wrong.
+pub(super) async fn until_over(
+    app: &App,
+    way: &Reach,
+    rank: u32,
+    vm: Client,
+    mut troubles: mpsc::Receiver<Error>,
+) -> Result<()> {
+    let listen = |kind| signal(kind).while_doing(|| "listening for signals".into());
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut end = Box::pin(vm.attend());
+    let mut said = String::new();
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => return Ok(()),
+            _ = terminate.recv() => return Ok(()),
+            _ = &mut end => {
+                end = Box::pin(still_there(way, rank).await?.attend());
+            }
+            Some(error) = troubles.recv() => {
+                // A program that tries again and again is told of once.
+                let report = error.report();
+                if report != said {
+                    app.out.warn(report.strip_prefix("error: ").unwrap_or(&report));
+                    said = report;
                 }
             }
         }
@@ -113,7 +125,7 @@ impl Forward {
 }
 
 /// A connection that has ended may have been the network's fault.
-async fn still_there(way: &Reach, rank: u32) -> Result<crate::vm::control::Client> {
+async fn still_there(way: &Reach, rank: u32) -> Result<Client> {
     tokio::time::sleep(AGAIN).await;
     way.connect().await.map_err(|error| {
         Error::new(Kind::NotFound, format!("vm{rank} has ended, or the way to it")).because(error)

@@ -17,6 +17,7 @@ mod completion;
 mod config;
 mod console;
 mod copying;
+mod display;
 mod doctor;
 mod dump;
 mod forward;
@@ -69,6 +70,7 @@ enum Command {
     Wait(wait::Wait),
     Cancel(cancel::Cancel),
     Console(console::Console),
+    Display(display::Display),
     Ssh(ssh::Ssh),
     Scp(ssh::Scp),
     SshConfig(ssh::SshConfig),
@@ -103,6 +105,7 @@ impl Command {
             Self::Wait(verb) => verb.run(app),
             Self::Cancel(verb) => verb.run(app),
             Self::Console(verb) => verb.run(app),
+            Self::Display(verb) => verb.run(app),
             Self::Ssh(verb) => verb.run(app),
             Self::Scp(verb) => verb.run(app),
             Self::SshConfig(verb) => verb.run(app),
@@ -182,6 +185,8 @@ pub struct Environment {
     pub state_home: Option<PathBuf>,
     /// The job whose shell this is: `$PAVO_JOB_ID`.
     pub job_id: Option<String>,
+    /// Whether there is a desktop: `$DISPLAY` or `$WAYLAND_DISPLAY`.
+    pub graphical: bool,
     /// What Slurm says of the job and the task we are in: `$SLURM…`.
     pub slurm: Vec<(String, String)>,
 }
@@ -296,6 +301,7 @@ fn environment() -> Result<Environment> {
         state: path("PAVO_STATE_DIR"),
         state_home: path("XDG_STATE_HOME"),
         job_id: variable("PAVO_JOB_ID").and_then(|id| id.into_string().ok()),
+        graphical: ["DISPLAY", "WAYLAND_DISPLAY"].iter().any(|name| variable(name).is_some()),
         slurm: std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .filter(|(name, _)| name.starts_with("SLURM"))

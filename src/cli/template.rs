@@ -12,7 +12,7 @@ use super::config::{Findings, load, sources};
 use super::out::{Column, OutputArgs};
 use crate::config::{self, UserData, nearest};
 use crate::error::{Context, Error, Result};
-use crate::model::vm::{DiskCache, DiskFormat, DiskModel, Firmware};
+use crate::model::vm::{DiskCache, DiskFormat, DiskModel, Firmware, RemoteDisplay};
 use crate::ops::resolve::{templates, unknown_template};
 
 /// Look at the kinds of VM that a cluster may be made of
@@ -102,7 +102,7 @@ struct View<'a> {
     emulator_cores: u32,
     bind_vcpus: Option<bool>,
     full_node: bool,
-    remote_display: Option<&'a str>,
+    remote_display: Option<RemoteDisplay>,
     kernel: Option<String>,
     firmware: Firmware,
     iothreads: u32,
@@ -169,7 +169,7 @@ impl<'a> From<&'a config::Template> for View<'a> {
             emulator_cores: t.emulator_cores,
             bind_vcpus: t.bind_vcpus,
             full_node: t.full_node,
-            remote_display: t.remote_display.as_deref(),
+            remote_display: t.remote_display,
             kernel: t.kernel.as_ref().map(|path| path.display().to_string()),
             firmware: t.firmware,
             iothreads: t.iothreads,

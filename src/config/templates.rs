@@ -7,7 +7,7 @@ use super::read::{Fields, Item};
 use super::resources::Resources;
 use super::types::{Mmp, MountPoint, PersistentDrive, Template, UserData};
 use crate::model::cluster::plain_name;
-use crate::model::vm::{DiskCache, DiskFormat, DiskModel, Firmware, MountKind};
+use crate::model::vm::{DiskCache, DiskFormat, DiskModel, Firmware, MountKind, RemoteDisplay};
 
 pub const SETTINGS: &[&str] = &[
     "image",
@@ -252,7 +252,7 @@ fn read_machine(fields: &Fields, template: &mut Template, default: &Template) {
     set(fields, "bind-vcpus", &mut t.bind_vcpus, None, |item| item.boolean().map(Some));
     set(fields, "full-node", &mut t.full_node, default.full_node, Item::boolean);
     set(fields, "remote-display", &mut t.remote_display, None, |item| {
-        item.word(&[("spice", "spice")]).map(|word| Some(word.into()))
+        item.word(&[("spice", RemoteDisplay::Spice), ("vnc", RemoteDisplay::Vnc)]).map(Some)
     });
 }
 

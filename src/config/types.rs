@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::error::Error;
 use crate::model::address::{MacPrefix, Subnet};
-use crate::model::vm::{DiskCache, DiskFormat, DiskModel, Firmware, MountKind};
+use crate::model::vm::{DiskCache, DiskFormat, DiskModel, Firmware, MountKind, RemoteDisplay};
 
 /// Everything that was configured, checked as a whole.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -220,7 +220,7 @@ pub struct Template {
     /// Where it is not said: if CPUs were allotted.
     pub bind_vcpus: Option<bool>,
     pub full_node: bool,
-    pub remote_display: Option<String>,
+    pub remote_display: Option<RemoteDisplay>,
     pub kernel: Option<PathBuf>,
     pub firmware: Firmware,
     pub iothreads: u32,

@@ -77,6 +77,8 @@ pub struct Extras {
     pub huge_pages: bool,
     /// Whether there is a TPM 2.0, new with each VM.
     pub tpm: bool,
+    /// How its screen is shown, if it has one.
+    pub display: Option<RemoteDisplay>,
     pub cpus: Cpus,
     /// Where settings of the template stand, as `FILE:LINE`, by their keys.
     pub places: BTreeMap<String, String>,
@@ -137,6 +139,23 @@ pub enum Firmware {
     #[default]
     Bios,
     Uefi,
+}
+
+/// What viewers of the guest's screen speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RemoteDisplay {
+    Spice,
+    Vnc,
+}
+
+impl RemoteDisplay {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Spice => "spice",
+            Self::Vnc => "vnc",
+        }
+    }
 }
 
 /// Which of the host's CPUs the VM runs on.

@@ -22,10 +22,6 @@ pub fn check(template: &Template) -> Result<()> {
     let refuse = |key: &str, why: &str, help: &str| {
         Err(Error::config(format!("{} {why}", template.setting(key))).help(help))
     };
-    if template.remote_display.is_some() {
-        let why = "is not carried out by this version";
-        return refuse("remote-display", why, "use a template without it");
-    }
     let fs = |point: &&crate::config::MountPoint| point.kind == MountKind::VirtioFs;
     if template.mount_points.values().filter(fs).any(|point| point.readonly) {
         let why = "asks for a virtio-fs that cannot be written, which there is not";
@@ -116,6 +112,7 @@ pub fn extras(vm: &VmBlueprint, job: &Job<'_>) -> Result<Extras> {
         iothreads: template.iothreads,
         huge_pages: template.huge_pages,
         tpm: template.tpm,
+        display: template.remote_display,
         cpus: Cpus { emulator: template.emulator_cores, bind, full_node: template.full_node },
         places: template.places.clone(),
     })

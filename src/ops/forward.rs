@@ -1,4 +1,4 @@
-//! Ports of this machine that lead to a guest's.
+//! Ports of this machine that lead to a guest's, or to its screen.
 //!
 //! Each connection to one becomes a connection to the VM's process, as `console` makes one,
 //! and that asks the network's responder: only who may control the VM gets there.
@@ -62,11 +62,19 @@ impl FromStr for Forward {
     }
 }
 
+/// Where connections lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum To {
+    /// A TCP port of the guest.
+    Port(u16),
+    Screen,
+}
+
 /// A port here that somebody listens at: us.
 #[derive(Debug)]
 pub struct Listening {
     listener: TcpListener,
-    port: u16,
+    to: To,
     /// Whether other machines reach it: then it was asked to be open to all, here, too.
     open: bool,
 }
@@ -75,13 +83,25 @@ impl Listening {
     /// # Errors
     /// When the port is taken, or the address is not this machine's.
     pub async fn bind(forward: Forward) -> Result<Self> {
-        let listener = TcpListener::bind(forward.local).await;
-        let doing = || format!("listening at {}", forward.local);
+        Self::bind_to(forward.local, To::Port(forward.port)).await
+    }
+
+    /// A port that leads to the VM's screen, and that programs of this user alone reach.
+    ///
+    /// # Errors
+    /// When the port is taken.
+    pub async fn bind_screen(port: u16) -> Result<Self> {
+        Self::bind_to((Ipv4Addr::LOCALHOST, port).into(), To::Screen).await
+    }
+
+    async fn bind_to(local: SocketAddr, to: To) -> Result<Self> {
+        let listener = TcpListener::bind(local).await;
+        let doing = || format!("listening at {local}");
         let listener = listener
             .while_doing(doing)
             .map_err(|error| error.help("take another port; 0 finds one that is free"))?;
-        let open = !forward.local.ip().to_canonical().is_loopback();
-        Ok(Self { listener, port: forward.port, open })
+        let open = !local.ip().to_canonical().is_loopback();
+        Ok(Self { listener, to, open })
     }
 
     /// # Errors
@@ -101,13 +121,13 @@ impl Listening {
                 continue;
             };
             while connections.try_join_next().is_some() {}
-            let (way, trouble, port) = (way.clone(), trouble.clone(), self.port);
+            let (way, trouble, to) = (way.clone(), trouble.clone(), self.to);
             let open = self.open;
             connections.spawn(async move {
                 let _place = place;
                 let may = if open { Ok(()) } else { allowed(&client, caller) };
                 let carried = match may {
-                    Ok(()) => carry(client, &way, port).await,
+                    Ok(()) => carry(client, &way, to).await,
                     Err(error) => Err(error),
                 };
                 if let Err(error) = carried {
@@ -136,8 +156,14 @@ fn allowed(client: &TcpStream, caller: SocketAddr) -> Result<()> {
 }
 
 /// One connection. Whose guest does not take it is told by a reset, as the guest would.
-async fn carry(mut client: TcpStream, way: &Reach, port: u16) -> Result<()> {
-    let guest = async { way.connect().await?.connect_guest(port).await };
+async fn carry(mut client: TcpStream, way: &Reach, to: To) -> Result<()> {
+    let guest = async {
+        let vm = way.connect().await?;
+        match to {
+            To::Port(port) => vm.connect_guest(port).await,
+            To::Screen => vm.connect_display().await,
+        }
+    };
     let mut guest = match guest.await {
         Ok(guest) => guest,
         Err(error) => {

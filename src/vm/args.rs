@@ -86,6 +86,7 @@ pub fn qemu(spec: &VmSpec, at: &Wiring<'_>) -> Result<Vec<OsString>> {
     }));
     devices::mounts(&mut args, spec, at.extras)?;
     devices::tpm(&mut args, at.extras);
+    devices::display(&mut args, spec, at.extras);
     if let Some(kernel) = &spec.kernel {
         args.option("-kernel", &kernel.path).option("-append", &kernel.append);
     }

@@ -9,6 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use nix::fcntl::OFlag;
 use nix::unistd::{AccessFlags, access};
 
 use super::devices::Attachments;
@@ -37,6 +38,8 @@ pub struct Attached {
     pub args: Attachments,
     /// QEMU's end of the connection to the TPM.
     pub tpm: Option<OwnedFd>,
+    /// The directory in which QEMU shows the screen.
+    pub display: Option<OwnedFd>,
     helpers: Vec<Child>,
 }
 
@@ -81,6 +84,11 @@ impl Attached {
         }
         if spec.extras.tpm {
             attached.start_tpm(spec)?;
+        }
+        if spec.extras.display.is_some() {
+            let flags = (OFlag::O_PATH | OFlag::O_DIRECTORY).bits();
+            let dir = OpenOptions::new().read(true).custom_flags(flags).open(&spec.dir);
+            attached.display = Some(dir.while_doing(|| "opening the VM's folder".into())?.into());
         }
         Ok(attached)
     }

@@ -25,15 +25,18 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::console::{Console, Viewing};
+use super::display::Screen;
 use super::guest_ports::{Connected, GuestPorts};
 use super::machine::Stop;
-use super::{channel, dump, qmp, save, usage};
+use super::{channel, display, dump, qmp, save, usage};
 use crate::error::{Context, Error, Result, WireError};
 use crate::model::job::{VmState, VmStatus};
 
 mod client;
+mod request;
 mod socket;
 
 pub use client::{Client, Connection, Viewer};
@@ -54,6 +57,8 @@ const MAX_ANSWER: usize = 2 * qmp::MAX_LINE;
 const REQUEST_TIME: Duration = Duration::from_secs(10);
 /// How long the process may take to answer: what QEMU may, and something for us.
 const ANSWER_TIME: Duration = Duration::from_secs(40);
+/// How long a change is waited for at once: whoever hung up meanwhile is not seen.
+const CHANGE_TIME: Duration = Duration::from_secs(10);
 /// Connections served at once, from this host and from others each; more wait for their
 /// turn.
 const CONNECTIONS: usize = 64;
@@ -72,6 +77,10 @@ pub enum Op {
     Hello,
     /// A [`VmStatus`].
     Status,
+    /// Another [`VmStatus`] than this one, as soon as there is; the same after some time.
+    Changed {
+        from: VmStatus,
+    },
     /// The reset button.
     Reset,
     /// The power button; whether it means anything is the guest's business.
@@ -103,6 +112,12 @@ pub enum Op {
     /// A connection to this TCP port of the guest, which this one becomes.
     Connect {
         port: u16,
+    },
+    /// How the guest's screen is seen, an [`Offer`](display::Offer); and, if `connect`, a
+    /// connection to it, which this one becomes.
+    Display {
+        #[serde(default)]
+        connect: bool,
     },
     /// Nothing more: the connection ends with the VM.
     Attend,
@@ -141,6 +156,7 @@ pub struct Endpoint {
     /// One copy at a time; how many there were.
     pub saves: Arc<Mutex<u64>>,
     pub ports: GuestPorts,
+    pub screen: Screen,
     pub meter: usage::Meter,
 }
 
@@ -202,7 +218,7 @@ impl Connections {
         }
         let (endpoint, turns) = (self.endpoint.clone(), self.turns.clone());
         self.tasks.spawn(async move {
-            match tokio::time::timeout(TURN, turns.acquire_owned()).await {
+            match timeout(TURN, turns.acquire_owned()).await {
                 Ok(Ok(turn)) => converse(stream, endpoint, turn).await,
                 // It is never closed.
                 Ok(Err(_)) => {}
@@ -212,7 +228,7 @@ impl Connections {
                         .help("close consoles that nobody looks at, or try again");
                     // It may be gone already.
                     let _ = say(&mut stream, &Answer::Error(busy.to_wire())).await;
-                    let _ = tokio::time::timeout(FAREWELL, stream.shutdown()).await;
+                    let _ = timeout(FAREWELL, stream.shutdown()).await;
                 }
             }
         });
@@ -233,11 +249,15 @@ async fn converse(
             drop(turn);
             guest.carry(&mut stream).await;
         }
+        Some(Becomes::Screen(screen)) => {
+            drop(turn);
+            screen.carry(&mut stream).await;
+        }
         Some(Becomes::Nothing) => while matches!(stream.read(&mut [0]).await, Ok(1)) {},
         None => {}
     }
     // While the console is held, the VM's process waits (if not for long).
-    let _ = tokio::time::timeout(FAREWELL, stream.shutdown()).await;
+    let _ = timeout(FAREWELL, stream.shutdown()).await;
 }
 
 /// Sends an answer; `None` if it is not taken.
@@ -248,13 +268,14 @@ async fn say(stream: &mut (impl AsyncWrite + Unpin), answer: &Answer) -> Option<
         stream.write_all(&line).await?;
         stream.flush().await
     };
-    tokio::time::timeout(ANSWER_TIME, sent).await.ok()?.ok()
+    timeout(ANSWER_TIME, sent).await.ok()?.ok()
 }
 
 /// What a connection is once its last request is answered.
 enum Becomes {
     Console(Viewing),
     Guest(Connected),
+    Screen(display::Connected),
     Nothing,
 }
 
@@ -264,8 +285,8 @@ async fn answer_requests(
     endpoint: &Endpoint,
 ) -> Option<Becomes> {
     loop {
-        let line = tokio::time::timeout(REQUEST_TIME, request_line(stream)).await.ok()??;
-        let request = parse(&line);
+        let line = timeout(REQUEST_TIME, request::line(stream)).await.ok()??;
+        let request = request::parse(&line);
         let known = request.is_ok();
         let mut becomes = None;
         let answer = match request {
@@ -287,6 +308,10 @@ async fn answer_requests(
                 becomes = Some(Becomes::Guest(connected));
                 Value::Null
             }),
+            Ok(Op::Display { connect }) => endpoint.display(connect).await.map(|(offer, seen)| {
+                becomes = seen.map(Becomes::Screen);
+                json!(offer)
+            }),
             Ok(Op::Attend) => {
                 becomes = Some(Becomes::Nothing);
                 Ok(Value::Null)
@@ -303,37 +328,6 @@ async fn answer_requests(
             return becomes;
         }
     }
-}
-
-/// A line, without reading past it: what follows may be the console's.
-async fn request_line(stream: &mut (impl AsyncRead + Unpin)) -> Option<Vec<u8>> {
-    let mut line = Vec::new();
-    loop {
-        match stream.read_u8().await.ok()? {
-            b'\n' => return Some(line),
-            _ if line.len() == MAX_REQUEST => return None,
-            byte => line.push(byte),
-        }
-    }
-}
-
-fn parse(line: &[u8]) -> Result<Op> {
-    #[derive(Deserialize)]
-    struct Versioned {
-        version: u32,
-    }
-    let wrong = |error: serde_json::Error| {
-        Error::usage("the request is not understood").because(error.to_string())
-    };
-    let versioned: Versioned = serde_json::from_slice(line).map_err(wrong)?;
-    if versioned.version > VERSION {
-        return Err(Error::usage(format!(
-            "this VM's process speaks version {VERSION} of the control protocol, the request {}",
-            versioned.version
-        ))
-        .help("use the pavo that started the cluster"));
-    }
-    Ok(serde_json::from_slice::<Request>(line).map_err(wrong)?.op)
 }
 
 /// Does what takes long, saying over `stream` how far it is.
@@ -368,6 +362,12 @@ impl Endpoint {
                 return Ok(json!({ "version": VERSION, "pavo": pavo, "vm": self.name }));
             }
             Op::Status => return Ok(json!(*self.status.borrow())),
+            Op::Changed { from } => {
+                let mut status = self.status.clone();
+                // After that time it is the same, and with an end it is the last.
+                let _ = timeout(CHANGE_TIME, status.wait_for(|status| *status != from)).await;
+                return Ok(json!(*self.status.borrow()));
+            }
             Op::Usage => {
                 let state = self.status.borrow().state;
                 let usage = self.meter.read(&self.qmp()?, state).await;
@@ -401,9 +401,8 @@ impl Endpoint {
                 });
             }
             // Answered before this.
-            Op::Console { .. } | Op::Save(_) | Op::Dump(_) | Op::Connect { .. } | Op::Attend => {
-                Ok(())
-            }
+            Op::Console { .. } | Op::Save(_) | Op::Dump(_) | Op::Connect { .. } => Ok(()),
+            Op::Display { .. } | Op::Attend => Ok(()),
         }
         .map(|()| Value::Null)
     }
@@ -434,13 +433,19 @@ impl Endpoint {
         dump::dump(&qmp, wish, tell).await.while_doing(doing)
     }
 
+    async fn display(&self, connect: bool) -> Result<(display::Offer, Option<display::Connected>)> {
+        let offer = self.screen.open(&self.qmp()?).await?;
+        let connected = connect.then(|| self.screen.connect()).transpose()?;
+        Ok((offer, connected))
+    }
+
     async fn copy(
         &self,
         wish: &save::Wish,
         tell: mpsc::Sender<save::Progress>,
     ) -> Result<save::Saved> {
         let mut number = loop {
-            match tokio::time::timeout(save::LOOKS, self.saves.lock()).await {
+            match timeout(save::LOOKS, self.saves.lock()).await {
                 Ok(turn) => break turn,
                 // Who waits for another copy to end is told that it does.
                 Err(_) if tell.send(save::Progress::default()).await.is_ok() => {}
@@ -506,6 +511,7 @@ mod tests {
             disk: None,
             saves: Arc::default(),
             ports: GuestPorts::new(&crate::vm::testing::spec(dir.path())),
+            screen: Screen::new(&crate::vm::testing::spec(dir.path())),
             meter: usage::Meter::new(&crate::vm::testing::spec(dir.path())),
         };
         let listener = listen(dir.path(), SOCKET).unwrap();

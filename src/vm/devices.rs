@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::args::{Args, escaped, text};
 use crate::error::Result;
-use crate::model::vm::{DiskCache, DiskModel, MountKind, VmSpec};
+use crate::model::vm::{DiskCache, DiskModel, MountKind, RemoteDisplay, VmSpec};
 
 /// What the VM's process found or made on this host for [`Extras`](crate::model::vm::Extras).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct Attachments {
     pub uefi: Option<(PathBuf, PathBuf)>,
     /// One end of a connected pair: the TPM's emulator.
     pub tpm: Option<RawFd>,
+    /// The VM's directory, in which the screen is shown.
+    pub display: Option<RawFd>,
     /// Where a daemon listens, for each mount that has one.
     pub shares: Vec<Option<PathBuf>>,
     /// Whether a drive is a device of the host, for each.
@@ -227,6 +229,22 @@ pub(super) fn tpm(args: &mut Args, extras: &Attachments) {
     args.device(json!({ "driver": "tpm-crb", "tpmdev": "tpm" }));
 }
 
+/// The screen, with keyboard and pointer, and where it is shown: at a socket in a directory
+/// that is named by a descriptor, since its path may be too long for one.
+pub(super) fn display(args: &mut Args, spec: &VmSpec, extras: &Attachments) {
+    let (Some(protocol), Some(dir)) = (spec.extras.display, extras.display) else { return };
+    let socket = format!("/proc/self/fd/{dir}/{}", super::display::SOCKET);
+    match protocol {
+        RemoteDisplay::Vnc => args.option("-vnc", format!("unix:{socket},password=on")),
+        RemoteDisplay::Spice => args.option("-spice", format!("unix=on,addr={socket}")),
+    };
+    args.device(json!({ "driver": "VGA" }));
+    args.device(json!({ "driver": "qemu-xhci", "id": "usb" }));
+    args.device(json!({ "driver": "usb-kbd", "bus": "usb.0" }));
+    // Its pointer is where the viewer's is.
+    args.device(json!({ "driver": "usb-tablet", "bus": "usb.0" }));
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::args::tests::{accepted, golden};
@@ -283,6 +301,11 @@ mod tests {
         (spec.extras.mounts, spec.extras.huge_pages) = (Vec::new(), true);
         spec.disk.as_mut().unwrap().model = DiskModel::VirtioScsi;
         golden("scsi-extras", &spec, &Attachments::default());
+        for (name, protocol) in [("vnc", RemoteDisplay::Vnc), ("spice", RemoteDisplay::Spice)] {
+            let mut spec = plain();
+            spec.extras.display = Some(protocol);
+            golden(name, &spec, &Attachments { display: Some(14), ..Attachments::default() });
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! here. Nothing is polled; a VM at rest wakes nobody.
 
 use std::fs::DirBuilder;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -25,6 +25,7 @@ use super::attach::Attached;
 use super::channel::Listener;
 use super::console::Console;
 use super::cpus::{self, Layout};
+use super::display::Screen;
 use super::guest_ports::GuestPorts;
 use super::machine::{self, Action, Event, Order, State, Stop};
 use super::stderr::Stderr;
@@ -156,10 +157,12 @@ impl Driver {
         let agent = control::listen(&spec.dir, guest_agent::SOCKET)?;
 
         let mut command = std::process::Command::new(&spec.qemu_bin);
+        let (tpm, display) = (self.attached.tpm.take(), self.attached.display.take());
+        self.attached.args.tpm = tpm.as_ref().map(AsRawFd::as_raw_fd);
+        self.attached.args.display = display.as_ref().map(AsRawFd::as_raw_fd);
         let mut inherited = vec![qemu_qmp, qemu_console, agent.into()];
-        inherited.extend(self.attached.tpm.take());
+        inherited.extend(tpm.into_iter().chain(display));
         let numbers = spawn::inherit(&mut command, inherited);
-        self.attached.args.tpm = numbers.get(3).copied();
         command.args(args::qemu(
             spec,
             &Wiring {
@@ -222,6 +225,7 @@ impl Driver {
             disk: self.spec.disk.as_ref().map(|disk| disk.virtual_size),
             saves: Arc::default(),
             ports: GuestPorts::new(&self.spec),
+            screen: Screen::new(&self.spec),
             meter: self.meter.clone(),
         };
         self.console = Some(console);

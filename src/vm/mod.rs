@@ -8,7 +8,7 @@
 //!     overlay seed args devices   what QEMU is given
 //!     attach cpus              what of this host it may use
 //!     qmp stderr               what QEMU says
-//!     console control          what people reach it by
+//!     console display control  what people reach it by
 //! kvm       whether KVM is to be trusted
 //! ```
 
@@ -19,6 +19,7 @@ pub mod console;
 pub mod control;
 pub mod cpus;
 pub mod devices;
+pub mod display;
 pub mod driver;
 pub mod dump;
 pub mod guest_agent;

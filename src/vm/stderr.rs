@@ -60,6 +60,9 @@ impl Stderr {
     }
 }
 
+const NO_SPICE: &str = "this QEMU has no SPICE: install it on the VM's host (Debian: \
+    qemu-system-modules-spice), or set `remote-display: vnc`";
+
 /// What mends the usual reasons.
 fn help(fault: &str, said: &str) -> Option<&'static str> {
     let known = [
@@ -67,6 +70,8 @@ fn help(fault: &str, said: &str) -> Option<&'static str> {
         ("annot allocate memory", "ask for less memory: `--mem`"),
         ("Failed to get \"write\" lock", "another QEMU has this disk open"),
         ("No space left on device", "free some space, or set PAVO_TMPDIR to a larger folder"),
+        ("no option group 'spice'", NO_SPICE),
+        ("-spice: invalid option", NO_SPICE),
         ("invalid option", "check `custom-args` in the template"),
     ];
     let told = known.iter().find(|(word, _)| said.contains(word)).map(|(_, help)| *help);

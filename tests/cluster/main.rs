@@ -11,6 +11,8 @@
 mod boot;
 mod completion;
 mod death;
+mod des;
+mod display;
 mod dump;
 mod forward;
 mod networks;

@@ -10,6 +10,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWrite
 use tokio::time::timeout;
 
 use super::super::channel::{self, Identity};
+use super::super::display::Offer;
 use super::super::dump::{self, Dumped};
 use super::super::save::{Progress, Saved, Wish};
 use super::{ANSWER_TIME, Answer, MAX_ANSWER, Op, Replay, Request, SOCKET, VERSION};
@@ -62,6 +63,15 @@ impl Client {
     /// refuses.
     pub async fn status(&mut self) -> Result<VmStatus> {
         let value = self.ask(Op::Status).await?;
+        serde_json::from_value(value).while_doing(|| "reading the VM's status".into())
+    }
+
+    /// Waits until its status is not that any more, or for some time.
+    ///
+    /// # Errors
+    /// As [`status`](Self::status).
+    pub async fn changed(&mut self, from: &VmStatus) -> Result<VmStatus> {
+        let value = self.ask(Op::Changed { from: from.clone() }).await?;
         serde_json::from_value(value).while_doing(|| "reading the VM's status".into())
     }
 
@@ -153,6 +163,24 @@ impl Client {
     /// As [`status`](Self::status), and when nothing listens there.
     pub async fn connect_guest(mut self, port: u16) -> Result<Box<dyn Connection>> {
         self.ask(Op::Connect { port }).await?;
+        Ok(Box::new(self.stream))
+    }
+
+    /// How the guest's screen is seen.
+    ///
+    /// # Errors
+    /// As [`status`](Self::status), and when it has none.
+    pub async fn display(&mut self) -> Result<Offer> {
+        let value = self.ask(Op::Display { connect: false }).await?;
+        serde_json::from_value(value).while_doing(|| "reading how the screen is seen".into())
+    }
+
+    /// Turns the connection into one to the guest's screen. No time limit is on it.
+    ///
+    /// # Errors
+    /// As [`display`](Self::display).
+    pub async fn connect_display(mut self) -> Result<Box<dyn Connection>> {
+        self.ask(Op::Display { connect: true }).await?;
         Ok(Box::new(self.stream))
     }
 
