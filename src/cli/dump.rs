@@ -16,20 +16,18 @@ use crate::vm::save::Progress;
 /// Write the memory of a VM to a file
 ///
 /// An ELF core file, which `gdb` and `crash` read (with the kernel's debug symbols); all of it
-/// is written, so it is as large as the guest's memory. The VM stands still meanwhile, and
-/// then goes on. Whatever is secret in the guest is in the file: only you may read it.
+/// is in it, so it is as large as the guest's memory, less what is zero. The VM stands still
+/// meanwhile, and then goes on. Whatever is secret in the guest is in the file: only you may read it.
 ///
 /// The file is written on the VM's host, and FILE, made absolute here, is a path there: in a
 /// folder that all hosts share it is the same; on one machine it always is. It appears once it
-/// is whole. Nothing is left of one that fails, or is interrupted; then QEMU still writes to
-/// its end, and the VM goes on only after that.
+/// is whole. Nothing is left of one that fails or is interrupted, and the VM goes on at once.
 #[derive(Debug, Args)]
 pub struct Dump {
     #[command(flatten)]
     job: JobSelector,
 
-    /// Compress each page (kdump-zlib), for `crash`; `makedumpfile -R` reads what a QEMU older
-    /// than 8.2 writes, too
+    /// Compress each page (kdump-zlib), for `crash`
     #[arg(short = 'z', long)]
     compress: bool,
 

@@ -1,11 +1,11 @@
 //! Guests' memory, written to files.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
+use super::running::Running;
 use super::world::{NOBODY, World, prepared_world, world};
 
 fn state(world: &World) -> serde_json::Value {
@@ -35,8 +35,7 @@ fn memory_becomes_a_file_of_its_user() {
         let kdump = world.path("home/kdump");
         world.ok(&["dump", "-z", "vm0", kdump.to_str().unwrap()]);
         let bytes = fs::read(&kdump).unwrap();
-        // The second is the form of QEMU before 8.2.
-        assert!(bytes.starts_with(b"KDUMP   ") || bytes.starts_with(b"makedumpfile\0"));
+        assert!(bytes.starts_with(b"KDUMP   "));
         assert!(bytes.len() < 64 << 20, "{}", bytes.len());
 
         let again = world.pavo(&["dump", "vm0", "memory"]);
@@ -51,26 +50,54 @@ fn memory_becomes_a_file_of_its_user() {
     });
 }
 
+/// Starts a VM of 512 MiB, of which so many are not zero.
+fn laden(world: &World, mib: usize) -> Running {
+    let ballast = world.path("ballast");
+    fs::write(&ballast, vec![0x5a; mib << 20]).unwrap();
+    fs::set_permissions(&ballast, fs::Permissions::from_mode(0o644)).unwrap();
+    let file = ballast.display();
+    let loader = format!("loader,file={file},addr=0x1000000,force-raw=on");
+    world.template("laden", &format!("custom-args: [-device, \"{loader}\"]"));
+    let alloc = world.alloc(&["--mem", "512", "-E", "sleep 600", "laden"]);
+    alloc.wait_for("vm0 runs\n");
+    alloc
+}
+
+/// What QEMU says of its last dump.
+fn last_dump(world: &World) -> serde_json::Value {
+    let said = world.ok(&["qmp", "vm0", "query-dump"]);
+    serde_json::from_str::<serde_json::Value>(&said).unwrap()["status"].clone()
+}
+
 #[test]
-fn a_dump_that_is_given_up_leaves_nothing() {
+fn a_dump_that_is_given_up_leaves_nothing_and_a_running_vm() {
     world(|world| {
-        let alloc = world.idle(&["tiny"]);
-        let qemu = world.process("guest=pavo-").unwrap();
-        let qemu = |signal| kill(Pid::from_raw(qemu.pid), signal).unwrap();
-        // It takes its time.
-        qemu(Signal::SIGSTOP);
+        let alloc = laden(world, 320);
+        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
+            let dump = world.start(world.pavo_command(&["dump", "vm0", "given-up"]));
+            dump.wait_for("Writing the memory of vm0: ");
+            dump.signal(signal);
+            assert_ne!(dump.finish().code, Some(0));
+            world.until("it runs again", || state(world) == "running");
+            // It has not been written to its end.
+            assert_eq!(last_dump(world), "failed", "{signal}");
+        }
+        world.ok(&["dump", "vm0", "memory"]);
+        assert_eq!(last_dump(world), "completed");
+        let elf = fs::read(world.path("home/memory")).unwrap();
+        assert!(elf.iter().filter(|byte| **byte == 0x5a).count() >= 320 << 20);
+        world.until("it runs again", || state(world) == "running");
+
+        // One that stood still before does so afterwards.
+        world.ok(&["pause"]);
+        world.until("it stands still", || state(world) == "paused");
         let dump = world.start(world.pavo_command(&["dump", "vm0", "given-up"]));
-        world.until("it is asked for", || world.processes().len() > 1);
-        std::thread::sleep(std::time::Duration::from_millis(200));
-        dump.signal(Signal::SIGINT);
+        dump.wait_for("Writing the memory of vm0: ");
+        dump.signal(Signal::SIGKILL);
         dump.finish();
-        qemu(Signal::SIGCONT);
-        // The next one begins once the first has come to its end.
-        let file = world.path("home/memory");
-        world.until("another is written", || {
-            world.pavo(&["dump", "vm0", "memory"]);
-            file.exists()
-        });
+        world.until("it is given up", || last_dump(world) == "failed");
+        assert_eq!(state(world), "paused");
+
         let names = fs::read_dir(world.path("home")).unwrap();
         let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
@@ -84,11 +111,11 @@ fn a_dump_that_is_given_up_leaves_nothing() {
 fn a_full_disk_leaves_no_half_file_and_a_running_vm() {
     prepared_world(|world| {
         world.shrink_tmp(32 << 10);
-        let alloc = world.idle(&["tiny"]);
+        let alloc = laden(world, 64);
         let file = world.path("tmp/memory");
         let full = world.pavo(&["dump", "vm0", file.to_str().unwrap()]);
         assert_eq!(full.code, Some(5), "{full}");
-        for expected in ["because: QEMU could not write it all", "No space left on device"] {
+        for expected in ["because: writing the file\n", "No space left on device", "`df`"] {
             assert!(full.stderr.contains(expected), "{expected}: {full}");
         }
         assert!(!file.exists());
