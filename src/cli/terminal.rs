@@ -81,6 +81,11 @@ impl RawTerminal {
         }
         Self(saved)
     }
+
+    /// Whether standard input is a terminal, which then does not return at the end of a line.
+    pub fn is_raw(&self) -> bool {
+        self.0.is_some()
+    }
 }
 
 impl Drop for RawTerminal {

@@ -10,6 +10,7 @@
 
 mod boot;
 mod completion;
+mod console;
 mod death;
 mod des;
 mod display;

@@ -104,16 +104,21 @@ const MORTAL: [u8; 18] = [
     0xb4, 0x86, 0xb9, 0x2d, 0, 0xba, 0xc0, 0xc6, 0xcd, 0x15, 0xba, 4, 6, 0xb8, 0, 0x20, 0xef, 0xf4,
 ];
 
+/// Makes the image `mortal`, which powers off after three seconds.
+pub fn mortal_image(world: &World) {
+    own_images(world);
+    let mut disk = vec![0; 1 << 20];
+    disk[..MORTAL.len()].copy_from_slice(&MORTAL);
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    let file = world.path("home/mortal.raw");
+    fs::write(&file, disk).unwrap();
+    world.ok(&["image", "import", file.to_str().unwrap(), "mortal"]);
+}
+
 #[test]
 fn a_guest_that_has_powered_off_is_saved_and_started_again() {
     world(|world| {
-        own_images(world);
-        let mut disk = vec![0; 1 << 20];
-        disk[..MORTAL.len()].copy_from_slice(&MORTAL);
-        disk[510..512].copy_from_slice(&[0x55, 0xaa]);
-        let file = world.path("home/mortal.raw");
-        fs::write(&file, disk).unwrap();
-        world.ok(&["image", "import", file.to_str().unwrap(), "mortal"]);
+        mortal_image(world);
         let alloc = world.idle(&["mortal"]);
         world.ok(&["wait", "--for", "stopped"]);
         let status = world.ok(&["status", "-o", "ndjson"]);
