@@ -184,6 +184,7 @@ fn spec(guests: &Guests, dir: PathBuf, rank: u32) -> VmSpec {
         tap: String::new(),
         mac: Mac([0x52, 0x54, 0, 0, 0, rank as u8]),
         model: "virtio-net".into(),
+        queues: 1,
         mtu: 1500,
         ipv4: Some(NicIpv4 {
             address: [10, 0, 2, 15].into(),

@@ -172,6 +172,7 @@ fn ours(dir: &Path, name: &str, switch: Switch, this: u8) -> End {
     let vm = |rank: u8| VmNetworks {
         rank: rank.into(),
         nic_model: "virtio-net".into(),
+        nic_queues: 1,
         networks: networks.clone(),
     };
     let address = |host: u8| Ipv4Addr::new(192, 0, 2, host + 1);

@@ -76,7 +76,12 @@ fn bench(dir: &Path) {
 fn sixty_four() -> Plan {
     let networks = vec!["default".to_owned()];
     let nic_model = "virtio-net".to_owned();
-    let vm = |rank| VmNetworks { rank, nic_model: nic_model.clone(), networks: networks.clone() };
+    let vm = |rank| VmNetworks {
+        rank,
+        nic_model: nic_model.clone(),
+        nic_queues: 1,
+        networks: networks.clone(),
+    };
     let request = Request {
         switch: Switch::Linux,
         owner: Owner::local(3),

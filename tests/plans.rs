@@ -20,7 +20,12 @@ use serde_json::Value;
 
 fn request(vms: u32, networks: &[(&str, Network)]) -> Request {
     let names: Vec<String> = networks.iter().map(|(name, _)| (*name).to_owned()).collect();
-    let vm = |rank| VmNetworks { rank, nic_model: "virtio-net".into(), networks: names.clone() };
+    let vm = |rank| VmNetworks {
+        rank,
+        nic_model: "virtio-net".into(),
+        nic_queues: 1,
+        networks: names.clone(),
+    };
     Request {
         switch: Switch::Linux,
         owner: Owner::local(3),
@@ -45,7 +50,12 @@ fn l2() -> Network {
 /// The request of one host of several: node `this` of 192.0.2.1, .2 … with `vms` each.
 fn across(request: Request, this: usize, vms: &[u32]) -> Request {
     let networks: Vec<String> = request.networks.iter().map(|(name, _)| name.clone()).collect();
-    let vm = |rank| VmNetworks { rank, nic_model: "virtio-net".into(), networks: networks.clone() };
+    let vm = |rank| VmNetworks {
+        rank,
+        nic_model: "virtio-net".into(),
+        nic_queues: 1,
+        networks: networks.clone(),
+    };
     let mut next = 0;
     let mut hosts: Vec<Peer> = (0..)
         .zip(vms)

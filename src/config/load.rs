@@ -234,7 +234,7 @@ fn default_resources(
         let file = sources.system.join("resources.yaml");
         sink.problems.borrow_mut().push(Problem::new(file, Mark::default(), "", message));
     }
-    let set = ResourceSet { networks: vec![DEFAULT_NETWORK.into()] };
+    let set = ResourceSet { networks: vec![DEFAULT_NETWORK.into()], ..ResourceSet::default() };
     ([("default".to_owned(), set)].into(), Some("default".into()))
 }
 

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::read::Item;
+use super::templates::NIC_QUEUES;
 use super::types::{Network, ResourceSet};
 use crate::model::cluster::plain_name;
 
-pub const KEYS: &[&str] = &["networks", "default"];
+pub const KEYS: &[&str] = &["networks", "nic-queues", "default"];
 
 /// The resource sets, and the name of the default one.
 pub type Resources = (BTreeMap<String, ResourceSet>, Option<String>);
@@ -21,7 +22,9 @@ pub fn read(file: &Item, networks: Option<&BTreeMap<String, Network>>) -> Resour
         }
         let fields = item.fields(KEYS);
         let listed = fields.get("networks").map(|item| read_networks(item, networks));
-        sets.insert(name.to_owned(), ResourceSet { networks: listed.unwrap_or_default() });
+        let mut set = ResourceSet { networks: listed.unwrap_or_default(), nic_queues: 1 };
+        fields.read("nic-queues", &mut set.nic_queues, |item| item.integer(NIC_QUEUES));
+        sets.insert(name.to_owned(), set);
         if fields.get("default").and_then(Item::boolean) == Some(true) {
             match &default {
                 None => default = Some(name.into()),

@@ -21,6 +21,7 @@ pub const SETTINGS: &[&str] = &[
     "custom-args",
     "qemu-bin",
     "nic-model",
+    "nic-queues",
     "machine-type",
     "cpu-model",
     "disk-model",
@@ -38,6 +39,9 @@ pub const SETTINGS: &[&str] = &[
 ];
 pub const MOUNT_POINT: &[&str] = &["path", "readonly", "type"];
 pub const PERSISTENT_DRIVE: &[&str] = &["format", "mmp", "cache", "backup"];
+
+/// How many queues an interface may have: more than any guest here has CPUs is no use.
+pub const NIC_QUEUES: std::ops::RangeInclusive<u32> = 1..=64;
 
 const DISK_CACHES: &[(&str, DiskCache)] = &[
     ("writeback", DiskCache::Writeback),
@@ -238,6 +242,7 @@ fn read_machine(fields: &Fields, template: &mut Template, default: &Template) {
     let qemu_bin = default.qemu_bin.clone();
     set(fields, "qemu-bin", &mut t.qemu_bin, qemu_bin, |item| item.text().map(Into::into));
     set(fields, "nic-model", &mut t.nic_model, default.nic_model.clone(), Item::text);
+    set(fields, "nic-queues", &mut t.nic_queues, None, |item| item.integer(NIC_QUEUES).map(Some));
     set(fields, "machine-type", &mut t.machine_type, default.machine_type.clone(), Item::text);
     set(fields, "cpu-model", &mut t.cpu_model, None, some_text);
     set(fields, "disk-model", &mut t.disk_model, default.disk_model, |item| {

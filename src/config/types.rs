@@ -187,10 +187,18 @@ pub struct ReverseNat {
 }
 
 /// One entry of `resources.yaml`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResourceSet {
     /// In the order in which the guest sees the interfaces.
     pub networks: Vec<String>,
+    /// How many queues each interface has.
+    pub nic_queues: u32,
+}
+
+impl Default for ResourceSet {
+    fn default() -> Self {
+        Self { networks: Vec::new(), nic_queues: 1 }
+    }
 }
 
 /// One kind of VM, with what it inherits already filled in.
@@ -212,6 +220,8 @@ pub struct Template {
     pub custom_args: Vec<String>,
     pub qemu_bin: PathBuf,
     pub nic_model: String,
+    /// Where it is not said: as many as the resource set gives.
+    pub nic_queues: Option<u32>,
     pub machine_type: String,
     pub cpu_model: Option<String>,
     pub disk_model: DiskModel,
@@ -248,6 +258,7 @@ impl Template {
             custom_args: Vec::new(),
             qemu_bin: "qemu-system-x86_64".into(),
             nic_model: "virtio-net".into(),
+            nic_queues: None,
             machine_type: "q35".into(),
             cpu_model: None,
             disk_model: DiskModel::default(),

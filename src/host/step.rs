@@ -139,6 +139,9 @@ pub enum Step {
         alias: String,
         owner: u32,
         names: Vec<String>,
+        /// Those of them with several queues.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        several_queues: Vec<String>,
     },
 }
 
@@ -220,14 +223,14 @@ impl Step {
                 try_join_all(tables.iter().map(|table| ovs::flows::replace(host, table))).await?;
                 Ok(Outcome::Changed)
             }
-            Self::Taps { bridge, mtu, group, alias, owner, names } => {
+            Self::Taps { bridge, mtu, group, alias, owner, names, several_queues } => {
                 let netlink = Netlink::open(None)?;
                 let bridge = match bridge {
                     Some(bridge) => Some(netlink.require_link(bridge).await?.index),
                     None => None,
                 };
                 let link = LinkSettings { name: "", mtu: *mtu, group: *group, alias, bridge };
-                ensure_taps(&netlink, &link, *owner, names).await
+                ensure_taps(&netlink, &link, *owner, (names, several_queues)).await
             }
         }
     }
@@ -350,13 +353,13 @@ async fn ensure_taps(
     netlink: &Netlink,
     like: &LinkSettings<'_>,
     owner: u32,
-    names: &[String],
+    (names, several_queues): (&[String], &[String]),
 ) -> Result<Outcome> {
     let mut outcome = Outcome::AlreadySo;
     for batch in names.chunks(TAP_BATCH) {
         let mut new = Vec::new();
         for name in batch {
-            match Tap::create(name, owner)? {
+            match Tap::create(name, owner, several_queues.contains(name))? {
                 Some(tap) => new.push(tap),
                 None => drop(netlink.own_link(name, like.group).await?),
             }

@@ -20,9 +20,11 @@ pub struct Tap(File);
 
 impl Tap {
     /// Makes a device that only the user `owner` (and root) may open; `None` if a
-    /// device of this name exists.
-    pub fn create(name: &str, owner: u32) -> Result<Option<Self>> {
-        match attach(name, libc::IFF_TUN_EXCL) {
+    /// device of this name exists. One with several queues is opened once for each, and by
+    /// nobody who knows of one only.
+    pub fn create(name: &str, owner: u32, several_queues: bool) -> Result<Option<Self>> {
+        let queues = if several_queues { libc::IFF_MULTI_QUEUE } else { 0 };
+        match attach(name, libc::IFF_TUN_EXCL | queues) {
             Ok(file) => {
                 let tap = Self(file);
                 tap.set_owner(owner).while_doing(|| format!("giving `{name}` to user {owner}"))?;

@@ -248,6 +248,9 @@ pub struct Nic {
     pub mac: Mac,
     /// QEMU's device, such as `virtio-net`.
     pub model: String,
+    /// More than one only of virtio-net; then the TAP device is of the kind that has several.
+    #[serde(default = "one_queue")]
+    pub queues: u32,
     pub mtu: u16,
     /// On an L3 network, what DHCP will tell the guest.
     pub ipv4: Option<NicIpv4>,
@@ -255,6 +258,10 @@ pub struct Nic {
     /// Open vSwitch outside of the kernel does not.
     #[serde(default = "offloads")]
     pub offloads: bool,
+}
+
+fn one_queue() -> u32 {
+    1
 }
 
 fn offloads() -> bool {

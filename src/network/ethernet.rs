@@ -210,6 +210,7 @@ fn plug(request: &Request, segments: &mut [Segment<'_>]) -> Result<Vec<(u32, Vec
             segment.ports.push(Port {
                 tap: nic.tap.clone(),
                 mac: nic.mac,
+                queues: nic.queues,
                 address: nic.ipv4.as_ref().map(|ipv4| ipv4.address),
             });
             nics.push(nic);
@@ -228,7 +229,8 @@ fn nic(vm: &VmNetworks, segment: &Segment<'_>, tap: String, offloads: bool) -> R
         NicIpv4 { address, subnet, gateway, domain }
     });
     let (network, model) = (segment.name.to_owned(), vm.nic_model.clone());
-    Ok(Nic { network, tap, mac, model, mtu: segment.mtu, ipv4, offloads })
+    let (mtu, queues) = (segment.mtu, vm.nic_queues);
+    Ok(Nic { network, tap, mac, model, queues, mtu, ipv4, offloads })
 }
 
 /// The MAC of a VM on a network, and its address there on L3.
@@ -317,7 +319,8 @@ fn steps(request: &Request, segments: &[Segment<'_>]) -> Vec<Step> {
         group: request.owner.link_group(),
         alias: alias(request, segment),
         owner: request.tap_uid,
-        names: segment.ports.iter().map(|port| port.tap.clone()).collect(),
+        names: switch::taps(&segment.ports, |_| true),
+        several_queues: switch::taps(&segment.ports, |port| port.queues > 1),
     }));
     if let Switch::Ovs(datapath) = request.switch {
         let (owner, networks) = (request.owner, ovs_networks(request, segments));

@@ -101,6 +101,8 @@ pub struct VmNetworks {
     pub rank: u32,
     /// QEMU's device, such as `virtio-net`.
     pub nic_model: String,
+    /// How many queues each interface has.
+    pub nic_queues: u32,
     /// Names of networks, in the order in which the guest sees the interfaces.
     pub networks: Vec<String>,
 }

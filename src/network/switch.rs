@@ -91,8 +91,14 @@ const FIRST: i32 = -300;
 pub struct Port {
     pub tap: String,
     pub mac: Mac,
+    pub queues: u32,
     /// On L3, the one address it may use.
     pub address: Option<Ipv4Addr>,
+}
+
+/// The names of those that are meant.
+pub fn taps(ports: &[Port], which: impl Fn(&Port) -> bool) -> Vec<String> {
+    ports.iter().filter(|port| which(port)).map(|port| port.tap.clone()).collect()
 }
 
 /// One network's part of the switch.

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 
 use super::drives::Wanted;
 use super::resolve::{Blueprint, Job, VmBlueprint};
-use crate::config::{BatchManager, Config, Layer, Mmp, Network, Template, Vars, expand};
+use crate::config::{
+    BatchManager, Config, Layer, Mmp, Network, ResourceSet, Template, Vars, expand,
+};
 use crate::error::{Context, Error, Result};
 use crate::model::vm::{Accel, Bind, Cpus, DiskModel, Drive, Extras, Firmware, Mount, MountKind};
 use crate::vm::attach;
@@ -30,11 +32,37 @@ pub fn check(template: &Template) -> Result<()> {
     if template.iothreads > 0 && template.disk_model == DiskModel::Ide {
         return refuse("iothreads", "does nothing for IDE disks", "set `disk-model: virtio`");
     }
+    if template.nic_queues.is_some_and(|queues| queues > 1)
+        && !template.nic_model.starts_with("virtio-net")
+    {
+        let why = "is for virtio-net only";
+        return refuse("nic-queues", why, "set `nic-model: virtio-net`");
+    }
     if template.firmware == Firmware::Uefi && !is_pc(&template.machine_type) {
         let why = "needs a machine of the types `q35` or `pc`";
         return refuse("firmware", why, "leave `machine-type` out");
     }
     check_sensitive(template)
+}
+
+/// How many queues each interface of a VM has. On a site root makes the interfaces, and reads
+/// no templates.
+pub fn nic_queues(config: &Config, template: &Template, set: &ResourceSet) -> Result<u32> {
+    let is_virtio = template.nic_model.starts_with("virtio-net");
+    let wanted = template.nic_queues.unwrap_or(if is_virtio { set.nic_queues } else { 1 });
+    if config.batch.manager != BatchManager::Slurm || wanted == set.nic_queues {
+        return Ok(wanted);
+    }
+    let name = &template.resource_set;
+    let what = match template.nic_queues {
+        Some(_) => template.setting("nic-queues"),
+        None => template.setting("nic-model"),
+    };
+    Err(Error::config(format!(
+        "{what} asks for {wanted} queues, and the site's resource set `{name}` gives {}",
+        set.nic_queues
+    ))
+    .help(format!("use a resource set with `nic-queues: {wanted}` in resources.yaml")))
 }
 
 fn is_pc(machine: &str) -> bool {

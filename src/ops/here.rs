@@ -173,6 +173,7 @@ impl Here {
         let vms = blueprint.vms.iter().map(|vm| VmNetworks {
             rank: vm.rank,
             nic_model: vm.template.nic_model.clone(),
+            nic_queues: vm.template.nic_queues.unwrap_or(1),
             networks: vm.networks.clone(),
         });
         let outside = if self.rootless() {

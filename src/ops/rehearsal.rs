@@ -95,6 +95,7 @@ fn request() -> Request {
     let vm = |rank| VmNetworks {
         rank,
         nic_model: "virtio-net".into(),
+        nic_queues: 1,
         networks: vec!["net".to_owned()],
     };
     let peer = Peer {

@@ -151,16 +151,15 @@ fn resolve_kind(
             Error::config("it has neither an image nor a kernel").help("give it an `image:`")
         );
     }
-    let networks = match config.resource_sets.get(&template.resource_set) {
-        Some(set) => set.networks.clone(),
-        None => {
-            return Err(Error::config(format!(
-                "the resource set `{}` does not exist",
-                template.resource_set
-            ))
-            .help("`pavo template check` says where it is named"));
-        }
+    let Some(set) = config.resource_sets.get(&template.resource_set) else {
+        return Err(Error::config(format!(
+            "the resource set `{}` does not exist",
+            template.resource_set
+        ))
+        .help("`pavo template check` says where it is named"));
     };
+    template.nic_queues = Some(extras::nic_queues(config, &template, set)?);
+    let networks = set.networks.clone();
     let vars = Vars::default();
     Ok(VmBlueprint { rank: 0, template, image, user_data: None, networks, vars })
 }

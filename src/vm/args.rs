@@ -167,6 +167,9 @@ fn interface(args: &mut Args, index: usize, nic: &Nic) {
         // Without a header on frames nobody can be told what is still to be done to them.
         netdev["vnet_hdr"] = false.into();
     }
+    if nic.queues > 1 {
+        netdev["queues"] = nic.queues.into();
+    }
     args.json("-netdev", netdev);
     let mut device = json!({
         "driver": nic.model,
@@ -175,6 +178,11 @@ fn interface(args: &mut Args, index: usize, nic: &Nic) {
         "mac": nic.mac.to_string(),
         "romfile": "",
     });
+    if nic.queues > 1 {
+        device["mq"] = true.into();
+        // One interrupt for each direction of each, one for changes, one for control.
+        device["vectors"] = (2 * nic.queues + 2).into();
+    }
     if nic.model.starts_with("virtio-net") {
         // Guests that ask nobody (layer 2) learn the MTU too.
         device["host_mtu"] = nic.mtu.into();
@@ -241,6 +249,7 @@ pub(super) mod tests {
             tap: format!("ptl3-{index}"),
             mac: Mac([0x52, 0x54, 0, 0, 0, index]),
             model: if index == 0 { "virtio-net".into() } else { "e1000".into() },
+            queues: 1,
             mtu: 1450,
             ipv4: None,
             offloads: true,
@@ -255,6 +264,8 @@ pub(super) mod tests {
         networked.nics = vec![nic(0), nic(1)];
         let mut whole = networked.clone();
         whole.nics.iter_mut().for_each(|nic| nic.offloads = false);
+        let mut queues = networked.clone();
+        queues.nics[0].queues = 4;
         let mut scsi = plain.clone();
         let disk = scsi.disk.as_mut().unwrap();
         (disk.model, disk.cache) = (DiskModel::VirtioScsi, DiskCache::Directsync);
@@ -274,6 +285,7 @@ pub(super) mod tests {
             ("plain", plain),
             ("networked", networked),
             ("no-offloads", whole),
+            ("queues", queues),
             ("scsi", scsi),
             ("ide", ide),
             ("kernel", kernel),
@@ -355,13 +367,17 @@ pub(super) mod tests {
         let (_console, console) = UnixStream::pair().unwrap();
         let agent = UnixListener::bind(dir.path().join("agent")).unwrap();
 
-        let taps: Vec<_> = spec.nics.iter().map(|nic| nic.tap.as_str()).collect();
+        let tap = |nic: &Nic| {
+            let kind = if nic.queues > 1 { " multi_queue" } else { "" };
+            format!("ip tuntap add {} mode tap{kind} || exit 9; ", nic.tap)
+        };
+        let taps: Vec<_> = spec.nics.iter().map(tap).collect();
         let mut command = Command::new(if taps.is_empty() { "sh" } else { "unshare" });
         if !taps.is_empty() {
             command.args(["--user", "--map-root-user", "--net", "sh"]);
         }
-        let script = "for tap in $0; do ip tuntap add $tap mode tap || exit 9; done; exec \"$@\"";
-        command.args(["-c", script]).arg(taps.join(" ")).arg(&spec.qemu_bin);
+        let script = taps.concat() + "exec \"$@\"";
+        command.args(["-c", &script, "sh"]).arg(&spec.qemu_bin);
         let ends = vec![qmp.into(), console.into(), agent.into()];
         let [qmp, console, agent] =
             crate::host::spawn::inherit(&mut command, ends).try_into().unwrap();

@@ -341,6 +341,7 @@ mod tests {
             tap: "ptl3-0".into(),
             mac: Mac([0x52, 0x54, 0, 0, 0, last]),
             model: "virtio-net".into(),
+            queues: 1,
             mtu: 1450,
             ipv4,
             offloads: true,

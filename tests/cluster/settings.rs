@@ -288,6 +288,34 @@ echo "tpm: $(cat /sys/class/tpm/tpm0/tpm_version_major)"
 echo "options: $(cat /proc/cmdline)""#;
 
 #[test]
+fn interfaces_have_the_queues_of_template_or_resource_set() {
+    world(|world| {
+        world.write(
+            "conf/templates.yaml",
+            "wide:\n  image: tiny\n  nic-queues: 2\nset:\n  image: tiny\n  \
+            resource-set: wide\nold:\n  inherits: wide\n  nic-model: e1000\n",
+        );
+        world.write(
+            "site/resources.yaml",
+            "default: {networks: [nat], default: yes}\n\
+            wide: {networks: [nat], nic-queues: 2}\n",
+        );
+        let error = refused(world, &["old"], 3);
+        assert!(error.contains("`nic-queues`") && error.contains("virtio-net only"), "{error}");
+        let words = ["-c", "2", "--mem", "128", "--wait", "ssh", "-E", "sleep 600", "wide,set"];
+        let alloc = world.alloc(&words);
+        alloc.wait_for("vm[0-1] answer ssh\n");
+        for vm in ["vm0", "vm1"] {
+            let queues = world.ok(&["ssh", vm, "ls /sys/class/net/eth0/queues"]);
+            let queues: Vec<&str> = queues.split_whitespace().collect();
+            assert_eq!(queues, ["rx-0", "rx-1", "tx-0", "tx-1"], "{vm}");
+        }
+        world.ok(&["cancel"]);
+        alloc.finish();
+    });
+}
+
+#[test]
 fn the_guest_has_the_hardware_that_its_template_names() {
     world(|world| {
         let qemu = world.write("home/qemu", "#!/bin/sh\n>$0.ran\nexec qemu-system-x86_64 \"$@\"\n");

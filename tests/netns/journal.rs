@@ -179,7 +179,7 @@ fn a_crash_at_any_point_is_swept_by_the_next_job() {
 fn a_crash_while_taps_are_made_leaves_none_without_an_owner() {
     in_netns(|lab| {
         let before = lab.traces();
-        let tap = pavo::host::tap::Tap::create("ptl3-0", 0).unwrap().unwrap();
+        let tap = pavo::host::tap::Tap::create("ptl3-0", 0, false).unwrap().unwrap();
         assert_ne!(lab.traces(), before);
         // What a killed process does: its descriptors are closed.
         drop(tap);

@@ -225,7 +225,12 @@ pub fn request(job: u32, vms: u32, networks: &[(&str, Ethernet)]) -> Request {
     let named =
         |(name, config): &(&str, Ethernet)| ((*name).to_owned(), Network::Ethernet(config.clone()));
     let names: Vec<String> = networks.iter().map(|(name, _)| (*name).to_owned()).collect();
-    let vm = |rank| VmNetworks { rank, nic_model: "virtio-net".into(), networks: names.clone() };
+    let vm = |rank| VmNetworks {
+        rank,
+        nic_model: "virtio-net".into(),
+        nic_queues: 1,
+        networks: names.clone(),
+    };
     Request {
         switch: Switch::Linux,
         owner: Owner::local(job),
@@ -243,7 +248,12 @@ pub fn request(job: u32, vms: u32, networks: &[(&str, Ethernet)]) -> Request {
 /// 192.0.2.1; the keys are of the job.
 pub fn across(request: Request, this: usize, vms: &[u32]) -> Request {
     let networks: Vec<String> = request.networks.iter().map(|(name, _)| name.clone()).collect();
-    let vm = |rank| VmNetworks { rank, nic_model: "virtio-net".into(), networks: networks.clone() };
+    let vm = |rank| VmNetworks {
+        rank,
+        nic_model: "virtio-net".into(),
+        nic_queues: 1,
+        networks: networks.clone(),
+    };
     let mut first = 0;
     let mut hosts = (0..).zip(vms).map(|(index, count)| {
         let ranks = first..first + count;

@@ -17,7 +17,7 @@ use super::host_report::{HostReport, LocalVm};
 use super::preview::{Action, Preview};
 use super::release::{Patience, release, sweep};
 use super::{SITE_DIR, site_config};
-use crate::config::{self, Config, Network, ServiceUsers, SwitchChoice};
+use crate::config::{self, Config, Network, ResourceSet, ServiceUsers, SwitchChoice};
 use crate::error::{Context, Error, Kind, Result};
 use crate::host::Host;
 use crate::host::crash;
@@ -113,8 +113,8 @@ fn user_name(uid: u32) -> Result<String> {
 /// What the site's configuration makes of the ask.
 struct Wanted {
     networks: Vec<(String, Network)>,
-    /// The networks of each resource set of the ask.
-    sets: BTreeMap<String, Vec<String>>,
+    /// Each resource set of the ask.
+    sets: BTreeMap<String, ResourceSet>,
     etcd: Option<config::Etcd>,
     switch: SwitchChoice,
     users: ServiceUsers,
@@ -141,9 +141,10 @@ impl Wanted {
                 networks.push((name.clone(), network.clone()));
             }
         }
-        let sets = ask.sets.iter().filter_map(|(name, _)| {
-            Some((name.clone(), config.resource_sets.get(name)?.networks.clone()))
-        });
+        let sets = ask
+            .sets
+            .iter()
+            .filter_map(|(name, _)| Some((name.clone(), config.resource_sets.get(name)?.clone())));
         let batch = &config.batch;
         Ok(Self {
             networks,
@@ -232,11 +233,12 @@ impl Wanted {
 
     /// The interfaces of a VM, wherever it runs.
     fn interfaces(&self, ask: &Ask, rank: u32) -> VmNetworks {
-        let networks = ask.set_of(rank).and_then(|set| self.sets.get(set));
+        let set = ask.set_of(rank).and_then(|set| self.sets.get(set)).cloned().unwrap_or_default();
         VmNetworks {
             rank,
             nic_model: "virtio-net".into(),
-            networks: networks.cloned().unwrap_or_default(),
+            nic_queues: set.nic_queues,
+            networks: set.networks,
         }
     }
 
