@@ -137,6 +137,7 @@ fn records(dir: &Path) -> usize {
         addresses: vec![[10, 200, 0, rank as u8 + 1].into()],
         ports: Vec::new(),
         ssh_user: "root".into(),
+        drives: Vec::new(),
         control: None,
     };
     let change = |job| {

@@ -5,7 +5,7 @@ use clap::Args;
 use super::App;
 use super::copying::Copying;
 use super::job::{JobSelector, one_vm};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::vmset::VmSet;
 use crate::ops::save::{Order, save};
 use crate::vm::save::Progress;
@@ -32,7 +32,8 @@ pub struct Save {
     #[arg(short = 's', long)]
     safe: bool,
 
-    /// Which of the VM's drives
+    /// Which drive: 0 is the VM's disk; 1 is the first of its persistent ones, which goes
+    /// whole to `-d`, or else becomes a revision of the image that its `backup` names
     #[arg(short = 'i', long, value_name = "N", default_value_t = 0)]
     drive_index: u32,
 
@@ -43,16 +44,12 @@ pub struct Save {
 
 impl Save {
     pub fn run(self, app: &App) -> Result<u8> {
-        if self.drive_index != 0 {
-            let text = format!("Provided drive index ({}) is invalid", self.drive_index);
-            return Err(Error::usage(text).help("drive 0 is the VM's disk"));
-        }
         let library = app.library(&super::config::load(app)?);
         let outcome = app.block_on(async {
             let (known, job) = self.job.find(app).await?;
             let rank = one_vm(&self.vm, &job)?;
-            let order =
-                Order { rank, dest: self.dest.as_deref(), full: self.full, safe: self.safe };
+            let (dest, drive) = (self.dest.as_deref(), self.drive_index);
+            let order = Order { rank, drive, dest, full: self.full, safe: self.safe };
             let mut copying = Copying::new(&app.out, format!("Saving vm{rank}"));
             let mut told = |progress: Progress| match progress.total {
                 0 => copying.waits(format!("Waiting for another save of vm{rank}")),
@@ -67,7 +64,11 @@ impl Save {
         }
         let (name, revision) = image.uri.rsplit_once('@').unwrap_or((&image.uri, ""));
         let revision = if revision.is_empty() { "" } else { &format!(" revision {revision}") };
-        app.out.status(&format!("vm{rank} disk successfully saved to {name}{revision}"));
+        let drive = match self.drive_index {
+            0 => "disk".to_owned(),
+            index => format!("drive {index}"),
+        };
+        app.out.status(&format!("vm{rank} {drive} successfully saved to {name}{revision}"));
         Ok(0)
     }
 }

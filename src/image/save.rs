@@ -79,6 +79,20 @@ impl Library {
         }
     }
 
+    /// Makes room for all of a disk that lies on nothing: as the image `dest`, which must be
+    /// new, or (`replace`) as its next revision.
+    ///
+    /// # Errors
+    /// When it is not new, or nothing may be written there.
+    pub fn begin_copy(&self, dest: &str, replace: bool) -> Result<Saving<'_>> {
+        let (repo, name) = match replace {
+            true => (self.destination(dest)?, name_in_repo(dest)?.image),
+            false => self.new_image(dest)?,
+        };
+        let place = Place::Repo { repo, name, below: Vec::new(), replace };
+        Ok(Saving { place, scratch: repo.scratch_folder()? })
+    }
+
     /// Where a new image goes, and its name.
     pub(super) fn new_image(&self, dest: &str) -> Result<(&Repository, String)> {
         let (repo, name) = (self.destination(dest)?, name_in_repo(dest)?.image);

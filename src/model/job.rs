@@ -57,9 +57,19 @@ pub struct VmRecord {
     /// Ports of this VM that are reachable from the host.
     pub ports: Vec<PublishedPort>,
     pub ssh_user: String,
+    /// Its persistent drives.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drives: Vec<DriveRecord>,
     /// Where commands reach its process from other hosts; absent on one machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control: Option<SocketAddr>,
+}
+
+/// A persistent drive of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriveRecord {
+    /// The image that it is saved to where nobody says otherwise.
+    pub backup: Option<String>,
 }
 
 /// A port of a VM, reachable at `host_address:host_port`.

@@ -13,6 +13,7 @@ use crate::config::{
     BatchManager, Config, Layer, Mmp, Network, ResourceSet, Template, Vars, expand,
 };
 use crate::error::{Context, Error, Result};
+use crate::model::job::DriveRecord;
 use crate::model::vm::{Accel, Bind, Cpus, DiskModel, Drive, Extras, Firmware, Mount, MountKind};
 use crate::vm::attach;
 
@@ -179,6 +180,13 @@ fn drives(template: &Template, vars: &Vars) -> Result<Vec<Drive>> {
         })
     };
     template.persistent_drives.iter().map(drive).collect()
+}
+
+/// What commands have to know of a VM's persistent drives.
+pub fn drive_records(vm: &VmBlueprint) -> Vec<DriveRecord> {
+    let backup = |image: &String| expand(image, &vm.vars);
+    let drives = vm.template.persistent_drives.iter();
+    drives.map(|drive| DriveRecord { backup: drive.backup.as_ref().map(backup) }).collect()
 }
 
 fn mounts(template: &Template, vars: &Vars) -> Result<Vec<Mount>> {

@@ -186,6 +186,7 @@ mod tests {
                 addresses: Vec::new(),
                 ports: Vec::new(),
                 ssh_user: "root".into(),
+                drives: Vec::new(),
                 control,
             }],
         }

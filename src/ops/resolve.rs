@@ -231,6 +231,7 @@ impl VmBlueprint {
             addresses: Vec::new(),
             ports: Vec::new(),
             ssh_user: "root".into(),
+            drives: extras::drive_records(self),
             control: None,
         }
     }

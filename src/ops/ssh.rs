@@ -170,6 +170,7 @@ mod tests {
             addresses: Vec::new(),
             ports: vec![port],
             ssh_user: "root".into(),
+            drives: Vec::new(),
             control: None,
         };
         let dir = tempfile::tempdir_in("/tmp").unwrap();

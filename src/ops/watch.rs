@@ -449,6 +449,7 @@ mod tests {
             addresses: Vec::new(),
             ports: Vec::new(),
             ssh_user: "root".into(),
+            drives: Vec::new(),
             control: None,
         };
         (0..).zip(hosts).map(vm).collect()

@@ -453,11 +453,12 @@ impl Endpoint {
             }
         };
         *number += 1;
-        let doing = || format!("copying the disk of {}", self.name);
-        let size =
-            self.disk.ok_or_else(|| Error::usage("the VM has no disk")).while_doing(doing)?;
+        let doing = || match wish.drive {
+            0 => format!("copying the disk of {}", self.name),
+            drive => format!("copying drive {drive} of {}", self.name),
+        };
         let qmp = self.qmp()?;
-        let source = save::Source { qmp: &qmp, dir: &self.dir, size, number: *number };
+        let source = save::Source { qmp: &qmp, dir: &self.dir, disk: self.disk, number: *number };
         save::save(source, wish, tell).await.while_doing(doing)
     }
 }

@@ -21,12 +21,12 @@ use crate::model::vm::DiskFormat;
 pub(super) const FIRST_LOOK: Duration = Duration::from_millis(5);
 pub(super) const LOOKS: Duration = Duration::from_millis(250);
 
-/// The node of QEMU that the guest writes to (see [`args`](super::args)).
-const SOURCE: &str = "disk";
-
 /// What is to be copied where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wish {
+    /// 0 for the VM's disk, 1 for its first persistent drive.
+    #[serde(default)]
+    pub drive: u32,
     /// The new file, absolute; nothing is there yet.
     pub file: PathBuf,
     /// What lies below the copy, absolute or beside the file: then it holds only what the
@@ -59,8 +59,8 @@ pub struct Source<'a> {
     pub qmp: &'a qmp::Client,
     /// The VM's directory.
     pub dir: &'a Path,
-    /// Bytes.
-    pub size: u64,
+    /// Bytes of the VM's disk, if it has one.
+    pub disk: Option<u64>,
     /// Unique among the copies of this VM.
     pub number: u64,
 }
@@ -76,7 +76,7 @@ pub async fn save(source: Source<'_>, wish: &Wish, tell: mpsc::Sender<Progress>)
         return Err(Error::usage(format!("`{}` is not absolute", wish.file.display())));
     }
     let below = wish.below.as_deref().map(|below| (below, DiskFormat::Qcow2));
-    overlay::layer(&wish.file, below, source.size)?;
+    overlay::layer(&wish.file, below, source.size(wish.drive).await?)?;
     let outcome = source.copy(wish, tell).await;
     if outcome.is_err() {
         // The error says more than that it cannot be removed.
@@ -96,7 +96,40 @@ struct Job {
     error: Option<String>,
 }
 
+/// The node of QEMU that the guest writes to (see [`args`](super::args)).
+fn written(drive: u32) -> String {
+    match drive {
+        0 => "disk".into(),
+        drive => format!("drive{drive}"),
+    }
+}
+
 impl Source<'_> {
+    /// The size of a drive, in bytes. Of a persistent one QEMU knows it.
+    async fn size(&self, drive: u32) -> Result<u64> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        struct Node {
+            node_name: Option<String>,
+            image: Image,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        struct Image {
+            virtual_size: u64,
+        }
+        if drive == 0 {
+            return self.disk.ok_or_else(|| Error::usage("the VM has no disk"));
+        }
+        let nodes = self.call("query-named-block-nodes", json!({ "flat": true })).await?;
+        let nodes: Vec<Node> =
+            serde_json::from_value(nodes).while_doing(|| "reading QEMU's answer".into())?;
+        let name = written(drive);
+        let found = nodes.into_iter().find(|node| node.node_name.as_deref() == Some(&name));
+        let missing = || Error::usage(format!("the VM has no drive {drive}"));
+        found.map(|node| node.image.virtual_size).ok_or_else(missing)
+    }
+
     fn node(&self) -> String {
         format!("save{}", self.number)
     }
@@ -143,7 +176,7 @@ impl Source<'_> {
         let sync = if wish.below.is_some() { "top" } else { "full" };
         let begin = json!({
             "job-id": self.node(),
-            "device": SOURCE,
+            "device": written(wish.drive),
             "target": self.node(),
             "sync": sync,
             // So that it can be asked how it ended.

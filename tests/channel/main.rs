@@ -281,6 +281,7 @@ impl Login {
                 addresses: Vec::new(),
                 ports: Vec::new(),
                 ssh_user: "root".into(),
+                drives: Vec::new(),
                 control,
             }],
         };

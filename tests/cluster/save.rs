@@ -98,6 +98,54 @@ fn a_running_disk_becomes_a_revision_and_a_new_image() {
     });
 }
 
+#[test]
+fn a_persistent_drive_is_saved_where_it_is_said_or_its_backup_says() {
+    world(|world| {
+        own_images(world);
+        for name in ["kept.raw", "other.qcow2"] {
+            let mut make = world.command("qemu-img");
+            let format = if name == "kept.raw" { "raw" } else { "qcow2" };
+            make.args(["create", "-q", "-f", format, name, "8M"]);
+            assert_eq!(world.run(make).code, Some(0));
+        }
+        let backup = "{backup: \"user:kept-%{vm_rank}\"}";
+        let drives = format!(
+            "persistent-drives:\n    - \"%homedir/kept.raw\": {backup}\n    - \"%homedir/other.qcow2\""
+        );
+        world.template("keeper", &drives);
+        let alloc = world.idle(&["keeper"]);
+        let put = |drive: u32, what: &str| {
+            let device = format!("/machine/peripheral/drive{drive}-dev/virtio-backend");
+            world.ok(&["monitor-cmd", "vm0", &format!("qemu-io -d {device} \"write {what}\"")]);
+        };
+        put(1, "-P 0x21 600k 100k");
+        put(2, "-P 0x22 600k 100k");
+        let saved = world.pavo(&["save", "-i", "1"]);
+        let said = "vm0 drive 1 successfully saved to user:kept-0 revision 0\n";
+        assert!(saved.stderr.contains(said), "{saved}");
+        put(1, "-P 0x23 600k 100k");
+        world.ok(&["save", "-i", "1", "vm0"]);
+        world.ok(&["save", "-i", "2", "-d", "other", "vm0"]);
+        assert!(holds(world, "kept-0@0", "-P 0x21 600k 100k"));
+        assert!(holds(world, "kept-0@1", "-P 0x23 600k 100k"));
+        assert!(holds(world, "other@0", "-P 0x22 600k 100k"));
+        for (words, text) in [
+            (&["-i", "2"][..], "because: No default target image to save VM drive. Please specify"),
+            (&["-i", "3"], "because: Provided drive index (3) is invalid"),
+            (&["-i", "1", "-d", "other"], "Image other already exists"),
+        ] {
+            let refused = world.pavo(&[&["save"], words].concat());
+            assert_eq!(refused.code, Some(2), "{refused}");
+            assert!(refused.stderr.contains(text), "{refused}");
+        }
+        assert_eq!(unfinished(world), Vec::<PathBuf>::new());
+        // Nobody in there heeds the power button, for which it would be waited.
+        world.ok(&["qmp", "vm0", "quit"]);
+        world.ok(&["cancel"]);
+        alloc.finish();
+    });
+}
+
 /// A boot sector that waits for three seconds (the BIOS's call 15h, 86h) and powers off
 /// (the sleep register of q35).
 const MORTAL: [u8; 18] = [
