@@ -2,15 +2,22 @@
 //! the hypervisors of a cluster.
 
 use clap::Args;
+use futures_util::StreamExt;
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::App;
 use super::job::{JobSelector, ranks};
 use super::out::printable;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
+use crate::model::job::JobRecord;
 use crate::model::vmset::{VmSet, fold};
 use crate::ops::reach::reach;
+use crate::store::Store;
 use crate::vm::control::Op;
+
+/// VMs that are asked at the same time.
+const AT_ONCE: usize = 32;
 
 /// Some of a cluster's VMs.
 #[derive(Debug, Args)]
@@ -27,46 +34,85 @@ impl Vms {
     /// Asks each of them the same, to which there is nothing to answer.
     fn tell(&self, app: &App, doing: &str, done: &str, op: &Op) -> Result<u8> {
         let answers = ask(app, &self.job, &self.vms, doing, op)?;
-        let ranks: Vec<u32> = answers.into_iter().map(|(rank, _)| rank).collect();
-        app.out.status(&format!("{done} {}.", fold(&ranks)));
-        Ok(0)
+        let ranks: Vec<u32> = answers.said.iter().map(|(rank, _)| *rank).collect();
+        if !ranks.is_empty() {
+            app.out.status(&format!("{done} {}.", fold(&ranks)));
+        }
+        Ok(answers.code())
     }
 }
 
-/// Asks each of the VMs the same; returns their answers by rank.
-fn ask(
-    app: &App,
-    job: &JobSelector,
-    vms: &VmSet,
-    doing: &str,
-    op: &Op,
-) -> Result<Vec<(u32, Value)>> {
+/// What VMs have answered.
+struct Answers {
+    /// By rank.
+    said: Vec<(u32, Value)>,
+    asked: usize,
+}
+
+impl Answers {
+    fn code(&self) -> u8 {
+        if self.said.len() == self.asked { 0 } else { Kind::Partial.exit_code() }
+    }
+
+    /// Of one VM its answer, of several all by their names.
+    fn value(&self) -> Value {
+        match &*self.said {
+            [(_, answer)] if self.asked == 1 => answer.clone(),
+            said => said.iter().map(|(rank, said)| (format!("vm{rank}"), said.clone())).collect(),
+        }
+    }
+}
+
+/// Asks each of the VMs the same. Of several, those that fail are said, and the others asked
+/// all the same.
+fn ask(app: &App, job: &JobSelector, vms: &VmSet, doing: &str, op: &Op) -> Result<Answers> {
     app.block_on(async {
         let (known, job) = job.find(app).await?;
-        let mut answers = Vec::new();
-        for rank in ranks(vms, &job)? {
-            let ask = async {
-                reach(known.store(), &job, rank).await?.connect().await?.ask(op.clone()).await
-            };
-            answers.push((rank, ask.await.while_doing(|| format!("{doing} vm{rank}"))?));
-        }
-        Ok(answers)
+        ask_all(app, (known.store(), &job), &ranks(vms, &job)?, doing, op).await
     })
+}
+
+async fn ask_all(
+    app: &App,
+    (store, job): (Option<&dyn Store>, &JobRecord),
+    ranks: &[u32],
+    doing: &str,
+    op: &Op,
+) -> Result<Answers> {
+    let ask = |rank: u32| async move {
+        let ask = async { reach(store, job, rank).await?.connect().await?.ask(op.clone()).await };
+        (rank, ask.await.while_doing(|| format!("{doing} vm{rank}")))
+    };
+    let mut answers = futures_util::stream::iter(ranks.iter().copied().map(ask)).buffered(AT_ONCE);
+    let mut said = Vec::new();
+    while let Some((rank, answer)) = answers.next().await {
+        match answer {
+            Ok(answer) => said.push((rank, answer)),
+            Err(error) if ranks.len() == 1 => return Err(error),
+            Err(error) => app.out.error(&error.report()),
+        }
+    }
+    Ok(Answers { said, asked: ranks.len() })
 }
 
 /// Reset VMs of a running cluster
 ///
 /// The VMs restart from their current disks, as if their reset button had been pressed;
-/// the guests are not told.
+/// the guests are not told. One that has powered off starts again; one that stands still stays
+/// so, and begins anew when it goes on.
 #[derive(Debug, Args)]
 pub struct Reset {
+    /// Let them go on, too, if they stand still: after `pause`, or a failure of a disk
+    #[arg(long)]
+    hard: bool,
+
     #[command(flatten)]
     vms: Vms,
 }
 
 impl Reset {
     pub fn run(self, app: &App) -> Result<u8> {
-        self.vms.tell(app, "resetting", "Reset", &Op::Reset)
+        self.vms.tell(app, "resetting", "Reset", &Op::Reset { hard: self.hard })
     }
 }
 
@@ -136,21 +182,25 @@ impl MonitorCmd {
     pub fn run(self, app: &App) -> Result<u8> {
         let op = Op::Monitor { command: self.command.join(" ") };
         let answers = ask(app, &self.job, &self.vms, "asking the monitor of", &op)?;
-        let many = answers.len() > 1;
-        for (rank, answer) in answers {
+        let many = answers.asked > 1;
+        for (rank, answer) in &answers.said {
             let name = if many { format!("vm{rank}: ") } else { String::new() };
             for line in answer.as_str().unwrap_or_default().lines() {
                 app.out.data(&format!("{name}{}\n", printable(line)))?;
             }
         }
-        Ok(0)
+        Ok(answers.code())
     }
 }
 
 /// Send a command to QEMU by its machine protocol (QMP)
 ///
-/// `pavo qmp vm0 query-block`, `pavo qmp vm0 set_link '{"name": "nic0", "up": false}'`.
-/// The answer is JSON: of one VM as it is, of several as an object by their names.
+/// `pavo qmp vm0 query-block`, `pavo qmp vm0 set_link '{"name": "nic0", "up": false}'`, or as
+/// QEMU itself takes it: `pavo qmp vm0 '{"execute": "query-block"}'`. The answer is JSON: of one
+/// VM as it is, of several as an object by their names.
+///
+/// With `-` commands are read from standard input, each a line of JSON, and each is answered by
+/// one, until the first that fails.
 #[derive(Debug, Args)]
 pub struct Qmp {
     #[command(flatten)]
@@ -160,29 +210,74 @@ pub struct Qmp {
     #[arg(value_name = "VMS")]
     vms: VmSet,
 
-    /// The command
+    /// The command, or `-`
     #[arg(value_name = "COMMAND")]
     command: String,
 
     /// Its arguments, a JSON object
-    #[arg(value_name = "ARGUMENTS", default_value = "{}")]
-    arguments: String,
+    #[arg(value_name = "ARGUMENTS")]
+    arguments: Option<String>,
+}
+
+/// A command as QEMU takes it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Execute {
+    execute: String,
+    #[serde(default)]
+    arguments: serde_json::Map<String, Value>,
+}
+
+impl Execute {
+    fn parse(text: &str) -> Result<Op> {
+        let command: Self = serde_json::from_str(text).map_err(|error| {
+            Error::usage("it is no command of QMP")
+                .because(error)
+                .help(r#"such as '{"execute": "query-block"}'"#)
+        })?;
+        Ok(Op::Qmp { command: command.execute, arguments: command.arguments })
+    }
 }
 
 impl Qmp {
     pub fn run(self, app: &App) -> Result<u8> {
-        let arguments = serde_json::from_str(&self.arguments).map_err(|error| {
-            Error::usage("the arguments of the command are no JSON object")
-                .because(error)
-                .help(r#"such as '{"name": "nic0", "up": false}'"#)
-        })?;
-        let op = Op::Qmp { command: self.command, arguments };
-        let mut answers = ask(app, &self.job, &self.vms, "asking", &op)?;
-        let answer = match answers.len() {
-            1 => answers.remove(0).1,
-            _ => answers.into_iter().map(|(rank, answer)| (format!("vm{rank}"), answer)).collect(),
+        if self.command == "-" {
+            return self.run_lines(app);
+        }
+        let op = match &self.arguments {
+            None if self.command.starts_with('{') => Execute::parse(&self.command)?,
+            arguments => {
+                let arguments = serde_json::from_str(arguments.as_deref().unwrap_or("{}"));
+                let arguments = arguments.map_err(|error| {
+                    Error::usage("the arguments of the command are no JSON object")
+                        .because(error)
+                        .help(r#"such as '{"name": "nic0", "up": false}'"#)
+                })?;
+                Op::Qmp { command: self.command, arguments }
+            }
         };
-        app.out.data(&format!("{answer:#}\n"))?;
-        Ok(0)
+        let answers = ask(app, &self.job, &self.vms, "asking", &op)?;
+        app.out.data(&format!("{:#}\n", answers.value()))?;
+        Ok(answers.code())
+    }
+
+    fn run_lines(self, app: &App) -> Result<u8> {
+        app.block_on(async {
+            let (known, job) = self.job.find(app).await?;
+            let ranks = ranks(&self.vms, &job)?;
+            for line in std::io::stdin().lines() {
+                let line = line.while_doing(|| "reading standard input".into())?;
+                if line.trim().is_empty() {
+                    continue;
+                }
+                let op = Execute::parse(&line)?;
+                let answers = ask_all(app, (known.store(), &job), &ranks, "asking", &op).await?;
+                app.out.data(&format!("{}\n", answers.value()))?;
+                if answers.code() != 0 {
+                    return Ok(answers.code());
+                }
+            }
+            Ok(0)
+        })
     }
 }

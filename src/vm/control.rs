@@ -81,8 +81,11 @@ pub enum Op {
     Changed {
         from: VmStatus,
     },
-    /// The reset button.
-    Reset,
+    /// The reset button. If `hard`, the guest runs afterwards, whether it did or not.
+    Reset {
+        #[serde(default)]
+        hard: bool,
+    },
     /// The power button; whether it means anything is the guest's business.
     Powerdown,
     Pause,
@@ -374,11 +377,11 @@ impl Endpoint {
                 let doing = || format!("looking at what {} uses", self.name);
                 return usage.map(|usage| json!(usage)).while_doing(doing);
             }
-            Op::Reset => {
-                let was_off = self.status.borrow().state == VmState::Off;
+            Op::Reset { hard } => {
+                let run = hard || self.status.borrow().state == VmState::Off;
                 match self.execute(qapi::qmp::system_reset {}).await {
                     // Its processors stand still until they are told to run.
-                    Ok(()) if was_off => self.execute(qapi::qmp::cont {}).await,
+                    Ok(()) if run => self.execute(qapi::qmp::cont {}).await,
                     reset => reset,
                 }
             }

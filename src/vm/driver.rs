@@ -505,7 +505,7 @@ mod tests {
         vm.until(VmState::Paused).await;
         vm.ask(Op::Resume).await;
         vm.until(VmState::Running).await;
-        vm.ask(Op::Reset).await;
+        vm.ask(Op::Reset { hard: false }).await;
         vm.ask(Op::Pause).await;
         vm.until(VmState::Paused).await;
         let status = Client::connect(&vm.dir).unwrap().status().await.unwrap();
@@ -531,7 +531,7 @@ mod tests {
         let text = vm.ask(Op::Monitor { command: "info status".into() }).await;
         assert_eq!(text, "VM status: paused (shutdown)\r\n");
         // The button starts it, and it powers off again.
-        vm.ask(Op::Reset).await;
+        vm.ask(Op::Reset { hard: false }).await;
         vm.until(VmState::Running).await;
         vm.until(VmState::Off).await;
         vm.ask(Op::Quit).await;

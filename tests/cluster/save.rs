@@ -276,6 +276,34 @@ fn revisions(repo: &Path) -> Vec<String> {
     names
 }
 
+fn one_of_two_may_fail(world: &World) {
+    let extra = r#"{"qom-type": "rng-builtin", "id": "extra"}"#;
+    world.ok(&["qmp", "vm0", "object-add", extra]);
+    let partly = world.pavo(&["qmp", "vm[0-1]", "object-del", r#"{"id": "extra"}"#]);
+    assert_eq!(partly.code, Some(1), "{partly}");
+    let said: Value = serde_json::from_str(&partly.stdout).unwrap();
+    assert_eq!(said, serde_json::json!({ "vm0": {} }));
+    assert!(partly.stderr.contains("error: asking vm1\n"), "{partly}");
+    assert!(!partly.stderr.contains("vm0"), "{partly}");
+}
+
+fn qmp_takes_json(world: &World) {
+    let said = world.ok(&["qmp", "vm0", r#"{"execute": "query-status", "arguments": {}}"#]);
+    assert_eq!(serde_json::from_str::<Value>(&said).unwrap()["status"], "running");
+    let lines = "{\"execute\": \"query-status\"}\n\n{\"execute\":\"query-name\"}\n{\"execut\":1}\n";
+    let input = world.write("commands", lines);
+    let mut command = world.pavo_command(&["qmp", "all", "-"]);
+    command.stdin(fs::File::open(input).unwrap());
+    let output = world.start_with_input(command).finish();
+    assert_eq!(output.code, Some(2), "{output}");
+    assert!(output.stderr.contains("it is no command of QMP"), "{output}");
+    let said: Vec<Value> =
+        output.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(said.len(), 2, "{output}");
+    assert_eq!(said[0]["vm1"]["status"], "running");
+    assert!(said[1]["vm0"]["name"].as_str().unwrap().ends_with("-vm0"), "{output}");
+}
+
 #[test]
 fn a_vm_is_paused_resumed_and_asked() {
     world(|world| {
@@ -297,6 +325,16 @@ fn a_vm_is_paused_resumed_and_asked() {
         assert!(refused.stderr.contains("has not been found"), "{refused}");
         let refused = world.pavo(&["qmp", "vm0", "set_link", "[1"]);
         assert!(refused.stderr.contains("no JSON object"), "{refused}");
+        one_of_two_may_fail(world);
+        qmp_takes_json(world);
+        world.ok(&["pause", "all"]);
+        world.until("both are paused", || (0..2).all(|at| state()[at]["state"] == "paused"));
+        world.ok(&["reset", "all"]);
+        let said = world.ok(&["monitor-cmd", "all", "info", "status"]);
+        assert_eq!(said.matches("VM status: paused").count(), 2, "{said}");
+        let said = world.pavo(&["reset", "--hard", "vm[0-1]"]);
+        assert!(said.stderr.contains("Reset vm[0-1]."), "{said}");
+        world.until("both run", || (0..2).all(|at| state()[at]["state"] == "running"));
         // Nobody in there heeds it.
         world.ok(&["powerdown", "vm[0-1]"]);
         world.ok(&["cancel"]);

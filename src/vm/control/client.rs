@@ -80,7 +80,7 @@ impl Client {
     /// # Errors
     /// As [`status`](Self::status).
     pub async fn reset(&mut self) -> Result<()> {
-        self.ask(Op::Reset).await.map(drop)
+        self.ask(Op::Reset { hard: false }).await.map(drop)
     }
 
     /// Copies the VM's disk into a file that its host sees, too.
