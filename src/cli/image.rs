@@ -1,6 +1,7 @@
 //! `pavo image`
 
 mod build;
+mod cache;
 mod derive;
 mod repo;
 
@@ -36,11 +37,13 @@ enum Verb {
     Delete(Delete),
     Build(build::Build),
     Repo(repo::Repo),
+    Cache(cache::Cache),
 }
 
 impl Image {
     pub fn run(self, app: &App) -> Result<u8> {
-        let library = app.library(&super::config::load(app)?);
+        let config = super::config::load(app)?;
+        let library = app.library(&config);
         let outcome = match self.verb {
             Verb::List(verb) => verb.run(app, &library),
             Verb::Show(verb) => verb.run(app, &library),
@@ -52,6 +55,7 @@ impl Image {
             Verb::Delete(verb) => verb.run(app, &library),
             Verb::Build(verb) => verb.run(app, &library),
             Verb::Repo(verb) => verb.run(app, &library),
+            Verb::Cache(verb) => verb.run(app, &config, &library),
         };
         app.warn_of(&library);
         outcome.map(|()| 0)

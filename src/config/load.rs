@@ -156,8 +156,8 @@ fn read(sources: &Sources, sink: &Sink) -> Config {
     let batch = read_batch(sources, sink);
     let (networks, resources) = read_networks(sources, sink);
     let templates = read_templates(sources, resources.as_ref(), sink);
-    let repos = match [user("repos.yaml"), system("repos.yaml")] {
-        [Loading::Absent, Loading::Absent] => vec![default_repo(&sources.home)],
+    let (repos, image_cache) = match [user("repos.yaml"), system("repos.yaml")] {
+        [Loading::Absent, Loading::Absent] => (vec![default_repo(&sources.home)], None),
         files => {
             let files: Vec<Document> = files.into_iter().filter_map(Loading::done).collect();
             let files: Vec<Item> = files.iter().map(|file| root(file, sink)).collect();
@@ -166,7 +166,7 @@ fn read(sources: &Sources, sink: &Sink) -> Config {
     };
     let networks = networks.unwrap_or_default();
     let (resource_sets, default_resource_set) = resources.unwrap_or_default();
-    Config { batch, networks, resource_sets, default_resource_set, templates, repos }
+    Config { batch, networks, resource_sets, default_resource_set, templates, repos, image_cache }
 }
 
 fn root<'a>(file: &'a Document, sink: &'a Sink) -> Item<'a> {

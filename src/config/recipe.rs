@@ -208,7 +208,7 @@ fn read(item: &Item, path: &Path) -> Recipe {
 }
 
 /// `4G`, `512M`, in MiB.
-fn size(item: &Item) -> Option<u64> {
+pub(super) fn size(item: &Item) -> Option<u64> {
     let value = |text: &str| -> Option<u64> {
         let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
         let factor = match unit.trim_end_matches("iB").to_ascii_uppercase().as_str() {

@@ -23,6 +23,7 @@ pub struct Config {
     pub templates: BTreeMap<String, Template>,
     /// In order of priority: the user's before the site's.
     pub repos: Vec<Repo>,
+    pub image_cache: Option<ImageCache>,
 }
 
 /// `batch.yaml`
@@ -327,6 +328,13 @@ pub enum Mmp {
 pub struct Repo {
     pub name: String,
     pub path: PathBuf,
+}
+
+/// Where hosts keep copies of images.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageCache {
+    pub path: PathBuf,
+    pub bytes: u64,
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@
 
 use std::path::{Path, PathBuf};
 
+pub mod blobs;
 pub mod cgroup;
 pub mod cmd;
 pub mod crash;

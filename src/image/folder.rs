@@ -36,6 +36,7 @@ fn open(home: &Path, name: &str) -> Result<Resolved> {
         path,
         format: DiskFormat::Qcow2,
         virtual_size: virtual_size.next_multiple_of(512),
+        layers: Vec::new(),
     })
 }
 

@@ -35,6 +35,8 @@ pub struct Resolved {
     pub format: DiskFormat,
     /// Bytes.
     pub virtual_size: u64,
+    /// All layers, the lowest first, each named by its hash; none of the older form.
+    pub layers: Vec<PathBuf>,
 }
 
 /// What is imported.
@@ -396,7 +398,9 @@ pub(super) fn resolve_in(repo: &Repository, revision: &Revision) -> Result<Resol
         below = Some(hash);
     }
     let (path, virtual_size) = top.ok_or_else(|| Error::system("it has no layers"))?;
+    let layers = revision.data_blobs.iter().map(|hash| std::path::absolute(repo.blob(hash)));
     Ok(Resolved {
+        layers: layers.collect::<Result<_, _>>().while_doing(|| "naming its layers".into())?,
         uri: format!("{}:{}@{}", repo.name, revision.name, revision.revision),
         path: std::path::absolute(path).while_doing(|| "naming its disk".into())?,
         format: DiskFormat::Qcow2,

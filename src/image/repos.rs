@@ -1,5 +1,6 @@
 //! The repositories themselves: what is in them, and what nothing needs any more.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -41,6 +42,26 @@ impl Library {
             }
         };
         Ok(self.selected(None)?.into_iter().map(row).collect())
+    }
+
+    /// The revisions that each blob is part of, `REPO:NAME@REVISION`.
+    pub fn images_by_blob(&self) -> Result<BTreeMap<String, Vec<String>>> {
+        let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for repo in self.selected(None)? {
+            for (name, number) in repo.entries()? {
+                match repo.read(&name, number) {
+                    Ok(revision) => {
+                        let image = format!("{}:{name}@{number}", repo.name);
+                        for blob in revision.data_blobs {
+                            found.entry(blob).or_default().push(image.clone());
+                        }
+                    }
+                    // Deleted in the meantime, or not ours to read: said, not fatal.
+                    Err(error) => self.warn(error.report()),
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// Removes what nothing in a repository needs any more; with `dry_run` it only looks.

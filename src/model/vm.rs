@@ -80,8 +80,21 @@ pub struct Extras {
     /// How its screen is shown, if it has one.
     pub display: Option<RemoteDisplay>,
     pub cpus: Cpus,
+    /// Where copies of its image are kept.
+    pub node_cache: Option<NodeCache>,
     /// Where settings of the template stand, as `FILE:LINE`, by their keys.
     pub places: BTreeMap<String, String>,
+}
+
+/// Copies of images on a disk of the VM's host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeCache {
+    /// The user's own folder.
+    pub path: PathBuf,
+    /// How many bytes one user's copies may take.
+    pub bytes: u64,
+    /// The image's layers, the lowest first; each is named by its hash.
+    pub layers: Vec<PathBuf>,
 }
 
 /// A disk that outlives the VM.

@@ -13,8 +13,11 @@ use crate::config::{
     BatchManager, Config, Layer, Mmp, Network, ResourceSet, Template, Vars, expand,
 };
 use crate::error::{Context, Error, Result};
+use crate::host::blobs;
 use crate::model::job::DriveRecord;
-use crate::model::vm::{Accel, Bind, Cpus, DiskModel, Drive, Extras, Firmware, Mount, MountKind};
+use crate::model::vm::{
+    Accel, Bind, Cpus, DiskModel, Drive, Extras, Firmware, Mount, MountKind, NodeCache,
+};
 use crate::vm::attach;
 
 /// Refuses what cannot be carried out together, or not at all.
@@ -142,9 +145,17 @@ pub fn extras(vm: &VmBlueprint, job: &Job<'_>) -> Result<Extras> {
         huge_pages: template.huge_pages,
         tpm: template.tpm,
         display: template.remote_display,
+        node_cache: node_cache(vm),
         cpus: Cpus { emulator: template.emulator_cores, bind, full_node: template.full_node },
         places: template.places.clone(),
     })
+}
+
+/// Where copies of the VM's image are kept, if it can have any.
+fn node_cache(vm: &VmBlueprint) -> Option<NodeCache> {
+    let (image, cache) = (vm.image.as_ref()?, vm.image_cache.as_ref()?);
+    let (path, layers) = (blobs::folder(&cache.path), image.layers.clone());
+    (!layers.is_empty()).then_some(NodeCache { path, bytes: cache.bytes, layers })
 }
 
 /// Refuses an allocation of which the guest gets nothing.
@@ -310,6 +321,7 @@ mod tests {
             image: None,
             user_data: None,
             networks: vec!["nat".into()],
+            image_cache: None,
             vars: Vars::default().with("vm_rank", "0"),
         }
     }

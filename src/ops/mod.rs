@@ -32,6 +32,7 @@ pub mod extras;
 pub mod forward;
 pub mod gather;
 pub mod here;
+pub mod image_cache;
 pub mod jobs;
 pub mod launch;
 pub mod pasta;

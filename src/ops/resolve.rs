@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::changes::Changes;
 use super::extras;
 use crate::batch::local::Allocation;
-use crate::config::{Config, Network, Template, UserData, Vars, expand, nearest};
+use crate::config::{Config, ImageCache, Network, Template, UserData, Vars, expand, nearest};
 use crate::error::{Context, Error, Result};
 use crate::image::library::{Library, Resolved};
 use crate::image::repository::Kind;
@@ -39,6 +39,7 @@ pub struct VmBlueprint {
     pub user_data: Option<String>,
     /// In the order in which the guest sees them.
     pub networks: Vec<String>,
+    pub image_cache: Option<ImageCache>,
     /// What variables in the template's paths stand for.
     pub vars: Vars,
 }
@@ -161,7 +162,8 @@ fn resolve_kind(
     template.nic_queues = Some(extras::nic_queues(config, &template, set)?);
     let networks = set.networks.clone();
     let vars = Vars::default();
-    Ok(VmBlueprint { rank: 0, template, image, user_data: None, networks, vars })
+    let image_cache = config.image_cache.clone();
+    Ok(VmBlueprint { rank: 0, template, image, user_data: None, networks, image_cache, vars })
 }
 
 /// A VM's user-data; a file is read once, however many VMs use it.

@@ -28,6 +28,7 @@ use super::cpus::{self, Layout};
 use super::display::Screen;
 use super::guest_ports::GuestPorts;
 use super::machine::{self, Action, Event, Order, State, Stop};
+use super::near::{self, Near};
 use super::stderr::Stderr;
 use super::usage::Meter;
 use super::{control, guest_agent, overlay, qmp, seed};
@@ -59,7 +60,16 @@ pub async fn run(
 ) -> Result<()> {
     let mut driver = Driver::new(spec, reports);
     driver.report(VmState::Preparing, String::new(), None).await;
-    let started = driver.start(remote);
+    let mut held = None;
+    let started = match driver.near(&mut orders).await {
+        Ok(_) if driver.state == State::Over => Ok(()),
+        Ok(near) => {
+            // QEMU uses it to its end.
+            held = near;
+            driver.start(remote)
+        }
+        Err(error) => Err(error),
+    };
     if let Err(error) = started {
         let why = error.to_string();
         driver.cause = Some(error);
@@ -73,6 +83,7 @@ pub async fn run(
         // Whoever looks on sees it to its end.
         let _ = tokio::time::timeout(LAST_LOOK, console.seen()).await;
     }
+    drop(held);
     driver.outcome
 }
 
@@ -141,6 +152,34 @@ impl Driver {
             cause: None,
             last_words: Stderr::default(),
             outcome: Ok(()),
+        }
+    }
+
+    /// Has the image copied to this host, if it is to be. Somebody may want an end meanwhile.
+    async fn near(&mut self, orders: &mut mpsc::Receiver<Order>) -> Result<Option<Near>> {
+        if !near::is_far(&self.spec) {
+            return Ok(None);
+        }
+        self.report(VmState::Preparing, "its image comes to this host".into(), None).await;
+        let spec = self.spec.clone();
+        let bring = near::bring(&spec);
+        tokio::pin!(bring);
+        loop {
+            tokio::select! {
+                near = &mut bring => {
+                    let near = near?;
+                    if let (Some(near), Some(disk)) = (&near, &mut self.spec.disk) {
+                        disk.backing.clone_from(&near.top);
+                    }
+                    return Ok(near);
+                }
+                Some(order) = orders.recv() => {
+                    self.happened(Event::Asked(order)).await;
+                    if self.state == State::Over {
+                        return Ok(None);
+                    }
+                }
+            }
         }
     }
 

@@ -6,7 +6,7 @@
 //!   driver    the loop: events in, actions out
 //!     machine   what to do on which event; pure
 //!     overlay seed args devices   what QEMU is given
-//!     attach cpus              what of this host it may use
+//!     attach cpus near         what of this host it may use
 //!     qmp stderr               what QEMU says
 //!     console display control  what people reach it by
 //! kvm       whether KVM is to be trusted
@@ -27,6 +27,7 @@ pub mod guest_ports;
 pub mod kvm;
 pub mod link;
 pub mod machine;
+mod near;
 pub mod process;
 pub mod qmp;
 pub mod save;

@@ -9,6 +9,7 @@
 //! run without having got anywhere.
 
 mod boot;
+mod cache;
 mod completion;
 mod console;
 mod death;
