@@ -55,3 +55,23 @@ END
     });
     site.nothing_left(&before);
 }
+
+#[test]
+fn a_screen_of_a_guest_on_another_host_is_seen() {
+    let site = Site::up(2);
+    let before = site.snapshot();
+    let template = "seen:\\n  image: tiny\\n  remote-display: vnc\\n";
+    site.sh("alice", &format!("mkdir -p ~/.pavo; printf '{template}' >~/.pavo/templates.yaml"));
+    let script = "cat >it <<'END'; exec bash it
+        set -e; pavo display --print vm1 >vv 2>err &
+        until grep -q ^title= vv; do sleep 0.1; done
+        exec 3<>/dev/tcp/127.0.0.1/$(sed -n s/^port=//p vv); head -c 12 <&3; exec 3>&-
+        kill -INT $!; wait $!
+END
+";
+    let argv = ["pavo", "alloc", "-c1", "-N2", "-E", script, "seen:2"];
+    let output = site.run("alice", &argv);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(output.stdout, "RFB 003.008\n", "{output:?}");
+    site.nothing_left(&before);
+}
