@@ -21,12 +21,15 @@ use std::time::{Duration, SystemTime};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::libc::O_NOFOLLOW;
+use nix::sys::statvfs::statvfs;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Context, Error, Result};
 
 /// How often a lock that somebody holds is tried.
 const PAUSE: Duration = Duration::from_millis(20);
+/// No copy is made that leaves less than this part of the disk free.
+const FREE: u64 = 20;
 /// What is copied at once.
 const CHUNK: usize = 1 << 20;
 
@@ -141,6 +144,15 @@ impl Blobs {
         }
         let _room = self.lock()?;
         let mut removed = self.make_room(to)?;
+        let parts = self.remove_parts()?;
+        removed.count += parts.count;
+        removed.bytes += parts.bytes;
+        Ok(removed)
+    }
+
+    /// Removes copies that nobody makes any more, with the lock held.
+    fn remove_parts(&self) -> Result<Removed> {
+        let mut removed = Removed::default();
         for part in files(&self.dir.join("part")).while_doing(|| "looking for remains".into())? {
             let bytes = part.metadata().map_or(0, |about| about.len());
             if remove(&part)? {
@@ -148,6 +160,15 @@ impl Blobs {
             }
         }
         Ok(removed)
+    }
+
+    /// Whether so many bytes more leave the disk room: guests write to it, whose VMs stand
+    /// still when it is full.
+    fn has_free(&self, bytes: u64) -> Result<bool> {
+        let disk = statvfs(&self.dir).while_doing(|| "looking how much is free".into())?;
+        let [free, all] =
+            [disk.blocks_available(), disk.blocks()].map(|n| n * disk.fragment_size());
+        Ok(bytes.saturating_add(all / FREE) <= free)
     }
 
     /// Removes a copy, unless it is in use or there is none.
@@ -231,7 +252,14 @@ impl Blobs {
     fn copy(&self, source: &Path, hash: &str, wanted: &dyn Fn() -> bool) -> Result<bool> {
         let doing = || format!("copying `{}` to `{}`", source.display(), self.dir.display());
         let part = self.dir.join("part").join(hash);
-        let file = open(&part).while_doing(doing)?;
+        let file = match open(&part) {
+            // A maker was killed when it was all but done. If it is not dead, it is waited for.
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                remove(&part)?;
+                return wait(wanted).map(|()| true);
+            }
+            file => file.while_doing(doing)?,
+        };
         let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => lock,
             Err((_, Errno::EWOULDBLOCK)) => return wait(wanted).map(|()| true),
@@ -271,12 +299,17 @@ impl Blobs {
         {
             let _room = self.lock()?;
             file.set_len(0).while_doing(|| "emptying what was left".into())?;
+            // What killed makers left counts no more.
+            self.remove_parts()?;
             let parts = files(&self.dir.join("part")).while_doing(|| "counting copies".into())?;
             let parts = parts.iter().filter_map(|part| part.metadata().ok());
             let needed = bytes + parts.map(|about| about.len()).sum::<u64>();
             let Some(rest) = self.limit.checked_sub(needed) else { return Ok(false) };
             self.make_room(rest)?;
             if self.list()?.iter().map(|blob| blob.bytes).sum::<u64>() > rest {
+                return Ok(false);
+            }
+            if !self.has_free(needed)? {
                 return Ok(false);
             }
             // Others count it from now on.
@@ -300,9 +333,9 @@ impl Blobs {
                 .help("import or build the image again"));
         }
         let finish = || -> io::Result<()> {
-            file.set_permissions(Permissions::from_mode(0o400))?;
             // After a crash nobody reads it again to see whether it is whole.
             file.sync_all()?;
+            file.set_permissions(Permissions::from_mode(0o400))?;
             let path = self.path(hash);
             let folder = path.parent().expect("it lies in a folder");
             fs::create_dir_all(folder)?;
@@ -360,6 +393,8 @@ fn remove(path: &Path) -> Result<bool> {
             file => file?,
         };
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            // Or somebody else was faster, and another has made it anew.
+            Ok(lock) if !is_at(&lock, path) => Ok(false),
             Ok(_lock) => fs::remove_file(path).map(|()| true),
             Err((_, Errno::EWOULDBLOCK)) => Ok(false),
             Err((_, errno)) => Err(errno.into()),
@@ -511,6 +546,16 @@ mod tests {
         let part = world.blobs.dir.join("part").join(&file.1);
         fs::write(&part, "half").unwrap();
         assert_eq!(fs::read(world.take(&file).unwrap().path()).unwrap(), vec![3; 5000]);
+        // Nor does what it left take up the room of others, or keep anybody out.
+        let (left, third) = (world.blobs.dir.join("part").join(&other), world.file(4, 600_000));
+        File::create(&left).unwrap().set_len(1 << 20).unwrap();
+        assert!(world.take(&third).is_some());
+        assert!(!left.exists());
+        let fourth = world.file(5, 600);
+        let part = world.blobs.dir.join("part").join(&fourth.1);
+        fs::write(&part, "whole but for its name").unwrap();
+        fs::set_permissions(&part, Permissions::from_mode(0o400)).unwrap();
+        assert_eq!(fs::read(world.take(&fourth).unwrap().path()).unwrap(), vec![5; 600]);
         fs::write(world.blobs.dir.join("part").join(&other), "half").unwrap();
         assert_eq!(world.blobs.shrink(1 << 20).unwrap(), Removed { count: 1, bytes: 4 });
     }

@@ -75,6 +75,8 @@ impl<'a> ImageCache<'a> {
     pub fn fetch(&self, image: &str) -> Result<Fetched> {
         let resolved = self.library.resolve(image)?;
         let mut bytes = 0;
+        // Until all are there, none makes room for the next.
+        let mut layers = Vec::new();
         for layer in &resolved.layers {
             if self.blobs.is_near(layer) {
                 return Ok(Fetched::NoNeed);
@@ -82,7 +84,10 @@ impl<'a> ImageCache<'a> {
             let hash = layer.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let taken = self.blobs.take(layer, hash, &|| true);
             match taken.while_doing(|| format!("copying the image `{image}` to this host"))? {
-                Some(held) => bytes += held.path().metadata().map_or(0, |about| about.len()),
+                Some(held) => {
+                    bytes += held.path().metadata().map_or(0, |about| about.len());
+                    layers.push(held);
+                }
                 None => return Ok(Fetched::NoRoom),
             }
         }

@@ -3,10 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::host::blobs::{Blobs, Held};
 use crate::model::vm::{NodeCache, VmSpec};
+
+/// How long a start waits for it. What waits for the VM has a limit of its own, of minutes.
+const LONGEST: Duration = Duration::from_secs(120);
 
 /// An image's copies: as long as this is there, so are they.
 #[derive(Debug)]
@@ -38,7 +44,8 @@ fn far(spec: &VmSpec) -> Option<(&NodeCache, Blobs)> {
 }
 
 /// Copies the image's layers, or finds their copies. `None` where the image is to be used where
-/// it is, be it that there is no room: a start must not fail for want of what makes it faster.
+/// it is, be it that there is no room, or that it takes too long: a start must not fail for want
+/// of what makes it faster.
 ///
 /// # Errors
 /// When a layer is damaged.
@@ -48,7 +55,15 @@ pub async fn bring(spec: &VmSpec) -> Result<Option<Near>> {
     let wanted = Arc::new(AtomicBool::new(true));
     let _wanted = Wanted(wanted.clone());
     let copy = move || take(&blobs, &layers, &|| wanted.load(Ordering::Relaxed));
-    let copied = tokio::task::spawn_blocking(copy).await;
+    let copied = timeout(LONGEST, tokio::task::spawn_blocking(copy)).await;
+    let Ok(copied) = copied else {
+        let name = spec.name();
+        tracing::warn!(
+            "{name}: its image is used where it is: after {LONGEST:?} it is not copied yet; \
+             `pavo image cache fetch` brings it before a start"
+        );
+        return Ok(None);
+    };
     match copied.while_doing(|| "copying the image to this host".into())? {
         Err(error) if error.kind() == Kind::Config => Err(error),
         Err(error) => {
