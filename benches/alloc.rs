@@ -192,6 +192,7 @@ fn spec(guests: &Guests, dir: PathBuf, rank: u32) -> VmSpec {
             gateway: subnet.gateway(),
             domain: "pavo.local".into(),
         }),
+        ipv6: None,
         offloads: true,
     };
     VmSpec {

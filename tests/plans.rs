@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::Path;
 
-use pavo::config::{Ethernet, Layer, Network};
+use pavo::config::{Ethernet, Layer, Network, Network6};
 use pavo::error::Kind;
 use pavo::host::journal::Plan;
 use pavo::host::nft;
@@ -15,7 +15,7 @@ use pavo::host::ovs::flows::FlowTable;
 use pavo::host::step::Step;
 use pavo::model::job::ProcessId;
 use pavo::model::owner::{Manager, Owner};
-use pavo::network::{Fabric, Guest, Outside, Peer, Request, Switch, VmNetworks, plan};
+use pavo::network::{Fabric, Guest, Outside, Peer, Request, Switch, SwitchKind, VmNetworks, plan};
 use serde_json::Value;
 
 fn request(vms: u32, networks: &[(&str, Network)]) -> Request {
@@ -142,6 +142,46 @@ fn two_vms_on_one_network_in_a_cell() {
     let gateway = [10, 250, 0, 1].into();
     let outside = Outside::Pasta { link: "pasta0".into(), gateway };
     compare("ethernet-l3-cell.json", &Request { outside, ..request(2, &[("default", l3())]) });
+}
+
+fn l3_with_ipv6() -> Network {
+    Network::Ethernet(Ethernet { int_network6: Some(Network6::Auto), ..Ethernet::default() })
+}
+
+#[test]
+fn two_hosts_of_a_job_with_ipv6() {
+    compare("ethernet-l3-ipv6.json", &across_of(0));
+    let all = [0, 1].map(|this| plan(&across_of(this)).unwrap());
+    // Each host knows what the other's guests have, and all have one prefix.
+    assert_eq!(all[0].l3[0].prefix6, all[1].l3[0].prefix6);
+    let addresses = |guests: &[Guest]| guests.iter().map(|g| g.address6).collect::<Vec<_>>();
+    assert_eq!(addresses(&all[0].l3[0].others), addresses(&all[1].l3[0].guests));
+    let nics = all.iter().flat_map(|plan| &plan.nics).flat_map(|(_, nics)| nics);
+    for (nic, rank) in nics.zip(0..) {
+        let ipv6 = nic.ipv6.unwrap();
+        assert_eq!(Some(ipv6.address), ipv6.prefix.guest(rank));
+    }
+}
+
+fn across_of(this: usize) -> Request {
+    across(request(0, &[("default", l3_with_ipv6())]), this, &[2, 1])
+}
+
+#[test]
+fn ipv6_is_refused_where_it_could_not_be_guarded() {
+    let ovs = Request { switch: Switch::Ovs(Datapath::System), ..across_of(0) };
+    let mut there = across_of(0);
+    there.fabric.as_mut().unwrap().peers[0].switch = SwitchKind::Ovs;
+    let mut tight = across_of(0);
+    tight.fabric.as_mut().unwrap().mtu = 1329;
+    for (request, text) in [
+        (ovs, "Open vSwitch does not carry IPv6 yet, which network `default` has"),
+        (there, "Open vSwitch does not carry IPv6 yet, which network `default` has"),
+        (tight, "guests of network `default` have an MTU of 1279, too small for IPv6"),
+    ] {
+        let error = plan(&request).err().unwrap_or_else(|| panic!("{text}"));
+        assert_eq!((error.kind(), error.to_string().as_str()), (Kind::Config, text));
+    }
 }
 
 #[test]

@@ -43,6 +43,32 @@ fn a_guest_gets_its_address_name_and_mtu_by_dhcp() {
 }
 
 #[test]
+fn a_guest_with_ipv6_hears_of_dhcpv6_and_gets_its_address_by_it() {
+    let Some(world) = World::new() else { return };
+    let six = world::with_ipv6(&world);
+    let _running = world.start(|draft| {
+        draft.ipv6 = Some(six);
+        for (rank, guest) in (0..).zip(&mut draft.guests) {
+            guest.address6 = six.prefix.guest(rank);
+        }
+    });
+    world.guest.run(|| {
+        // The kernel's own client: what it makes of the advertisement, and what not.
+        let prefix = six.prefix.to_string();
+        let routes = world::until_route(&prefix);
+        assert!(!routes.contains("default"), "{routes}");
+        assert_eq!(world::addresses6(), "", "none made of the prefix");
+        // As which guest it asks, the switch says.
+        for rank in [0, 1_u16] {
+            let reply = world::solicit(20_000 + rank);
+            let address = six.prefix.guest(rank.into()).unwrap().octets();
+            assert!(reply.windows(16).any(|bytes| bytes == address), "{rank}: {reply:02x?}");
+            assert_eq!(reply[..4], [2, 7, 7, 7]);
+        }
+    });
+}
+
+#[test]
 fn one_round_trip_is_enough_for_who_asks_for_it() {
     let Some(world) = World::new() else { return };
     let _running = world.start(|_| {});

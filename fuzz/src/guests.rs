@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::LazyLock;
 
 use pavo::image::header::{self, Format, MAX_SIZE};
-use pavo::network::responder::{Spec, dhcp, dns};
+use pavo::network::responder::{Spec, advertise, dhcp, dhcp6, dns};
 use pavo::vm::guest_agent::Agent;
 
 use super::people::folder;
@@ -53,11 +53,13 @@ static SPEC: LazyLock<Spec> = LazyLock::new(|| {
             "name": format!("vm{rank}"),
             "mac": format!("52:54:00:00:00:0{rank}"),
             "address": format!("10.200.0.{}", 1 + rank),
+            "address6": format!("fd12:3456:789a:1::{}", 1 + rank),
             "default_route": true,
         })
     };
     serde_json::from_value(serde_json::json!({
         "network": "nat", "interface": "gw", "gateway": "10.200.255.254",
+        "ipv6": {"prefix": "fd12:3456:789a:1::/64", "gateway_mac": "52:54:00:ff:ff:fe"},
         "subnet": "10.200.0.0/16", "mtu": 1450, "domain": "pavo.internal", "dns_search": ["a.b"],
         "ntp_server": "10.200.0.9", "guests": [guest(0), guest(1)], "others": [guest(7)],
         "upstream": [], "publish": [], "dial": null,
@@ -99,6 +101,43 @@ pub fn dhcp_seeds() -> Vec<Vec<u8>> {
     ]
 }
 
+/// A packet to our DHCPv6 server, or a router solicitation; its first byte says of which
+/// guest. What is answered is of that transaction, and gives that guest's address or none.
+pub fn dhcp6(data: &[u8]) -> bool {
+    static SERVER: LazyLock<dhcp6::Server> = LazyLock::new(|| dhcp6::Server::new(&SPEC).unwrap());
+    let Some((rank, packet)) = data.split_first() else { return false };
+    if advertise::is_solicitation(packet) {
+        return true;
+    }
+    let port = dhcp6::port_of((*rank).into()).unwrap();
+    let Ok(reply) = SERVER.answer(packet, port) else { return false };
+    assert!(*rank < 2, "a guest on this host");
+    assert!(reply.len() <= 1232, "{reply:?}");
+    assert!([2, 7].contains(&reply[0]), "an answer");
+    assert_eq!(reply[1..4], packet[1..4], "of the same transaction");
+    true
+}
+
+pub fn dhcp6_seeds() -> Vec<Vec<u8>> {
+    let packet = |rank: u8, kind: u8, options: &[&[u8]]| {
+        [&[rank, kind][..], b"xid", &[0, 1, 0, 7, 0, 2, 0, 0, 0, 9, 9], &options.concat()].concat()
+    };
+    let server = [0, 2, 0, 10, 0, 3, 0, 1, 0x52, 0x54, 0, 0xff, 0xff, 0xfe];
+    let empty = [0, 3, 0, 12, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+    let mut full = [&[0, 3, 0, 40, 0, 0, 0, 1][..], &[0; 8], &[0, 5, 0, 24]].concat();
+    full.extend("fd12:3456:789a:1::2".parse::<std::net::Ipv6Addr>().unwrap().octets());
+    full.extend([0; 8]);
+    vec![
+        packet(0, 1, &[&empty, &[0, 14, 0, 0], &[0, 6, 0, 4, 0, 23, 0, 24]]),
+        packet(1, 3, &[&server, &full]),
+        packet(0, 4, &[&full]),
+        packet(0, 5, &[&server, &full, &empty]),
+        packet(1, 11, &[]),
+        packet(9, 1, &[&empty]),
+        vec![0, 133, 0, 9, 9, 0, 0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7],
+    ]
+}
+
 /// A packet to our DNS server: what it answers has the question's number and is an answer.
 pub fn dns(data: &[u8]) -> bool {
     static ZONE: LazyLock<dns::Zone> = LazyLock::new(|| dns::Zone::new(&SPEC).unwrap());
@@ -133,6 +172,13 @@ pub fn dns_seeds() -> Vec<Vec<u8>> {
     vec![
         query(&["vm1", "pavo", "internal"], 1),
         query(&["1", "0", "200", "10", "in-addr", "arpa"], 12),
+        query(&["vm1"], 28),
+        query(
+            &"2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.1.0.0.0.a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa"
+                .split('.')
+                .collect::<Vec<_>>(),
+            12,
+        ),
         query(&["nobody", "pavo", "internal"], 255),
         query(&["elsewhere"], 1),
         query(&["pavo", "internal"], 6),

@@ -31,6 +31,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "user_data", read: people::user_data, seeds: people::user_data_seeds },
     Target { name: "image", read: guests::image, seeds: guests::image_seeds },
     Target { name: "dhcp", read: guests::dhcp, seeds: guests::dhcp_seeds },
+    Target { name: "dhcp6", read: guests::dhcp6, seeds: guests::dhcp6_seeds },
     Target { name: "dns", read: guests::dns, seeds: guests::dns_seeds },
     Target { name: "guest_agent", read: guests::agent, seeds: guests::agent_seeds },
     Target { name: "qmp", read: processes::qmp, seeds: processes::qmp_seeds },

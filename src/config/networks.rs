@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::read::{Fields, Item};
-use super::types::{Ethernet, Layer, Network, ReverseNat};
+use super::types::{Ethernet, Layer, Network, Network6, ReverseNat};
 use crate::model::address::Subnet;
 
 pub const KEYS: &[&str] = &["type", "settings"];
@@ -11,6 +11,7 @@ pub const ETHERNET: &[&str] = &[
     "dev-prefix",
     "network-layer",
     "int-network",
+    "int-network6",
     "ext-network",
     "mac-prefix",
     "mac-start-offset",
@@ -26,6 +27,8 @@ pub const ETHERNET: &[&str] = &[
     "manage-ip-forward",
     "license",
 ];
+/// The smallest MTU of IPv6 (RFC 8200).
+const MIN_MTU6: u16 = 1280;
 pub const REVERSE_NAT: &[&str] = &["vm-port", "min-host-port", "max-host-port"];
 pub const INFINIBAND: &[&str] = &[
     "host-device",
@@ -96,7 +99,21 @@ pub fn read(file: &Item) -> BTreeMap<String, Network> {
         let network = network(&item.fields(KEYS));
         (name.to_owned(), network.unwrap_or(Network::Unsupported { kind: "?".into() }))
     };
-    file.entries().into_iter().map(read_one).collect()
+    let networks = file.entries().into_iter().map(read_one).collect();
+    check_prefixes(file, &networks);
+    networks
+}
+
+/// A VM may be on any two networks, and could not tell addresses of one prefix apart.
+fn check_prefixes(file: &Item, networks: &BTreeMap<String, Network>) {
+    let mut given = BTreeMap::new();
+    for (name, item) in file.entries() {
+        let Some(Network::Ethernet(ethernet)) = networks.get(name) else { continue };
+        let Some(Network6::Given(prefix)) = ethernet.int_network6 else { continue };
+        if let Some(other) = given.insert(prefix, name).filter(|other| *other != name) {
+            item.problem(format!("`int-network6` {prefix} is that of network `{other}`, too"));
+        }
+    }
 }
 
 fn network(fields: &Fields) -> Option<Network> {
@@ -147,6 +164,7 @@ fn ethernet(fields: &Fields) -> Ethernet {
     });
     fields.read("int-network", &mut network.int_network, subnet);
     fields.read("ext-network", &mut network.ext_network, subnet);
+    fields.read("int-network6", &mut network.int_network6, network6);
     common(fields, &mut network);
     addressing(fields, &mut network);
     if network.layer == Layer::L3 && network.int_network.overlaps(&network.ext_network) {
@@ -155,6 +173,12 @@ fn ethernet(fields: &Fields) -> Ethernet {
             "`int-network` {} and `ext-network` {} overlap",
             network.int_network, network.ext_network
         ));
+    }
+    if let (Layer::L2, Some(item)) = (network.layer, fields.get("int-network6")) {
+        item.problem("only a network with `network-layer: L3` has addresses");
+    }
+    if let (Some(item), true) = (fields.get("int-network6"), network.mtu < MIN_MTU6) {
+        item.problem(format!("IPv6 needs an `mtu` of {MIN_MTU6} at least"));
     }
     if let Some(item) = fields.get("mac-start-offset") {
         let fits = |offset: &u32| network.mac_prefix.nth(*offset).is_some();
@@ -278,6 +302,15 @@ fn subnet(item: &Item) -> Option<Subnet> {
         item.problem(format!("`{subnet}` has no room for a guest"));
     }
     Some(subnet)
+}
+
+/// IPv6 addresses of guests; `none` is as if it were not there.
+fn network6(item: &Item) -> Option<Option<Network6>> {
+    match item.text()?.as_str() {
+        "none" => Some(None),
+        "auto" => Some(Some(Network6::Auto)),
+        _ => item.parse().map(|prefix| Some(Network6::Given(prefix))),
+    }
 }
 
 /// An address; an empty text, as in pcocc's defaults, is none.

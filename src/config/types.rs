@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::error::Error;
 use crate::model::address::{MacPrefix, Subnet};
+use crate::model::prefix::Prefix64;
 use crate::model::vm::{DiskCache, DiskFormat, DiskModel, Firmware, MountKind, RemoteDisplay};
 
 /// Everything that was configured, checked as a whole.
@@ -132,6 +133,8 @@ pub struct Ethernet {
     pub dev_prefix: Option<String>,
     /// Guests' addresses, the same in every cluster.
     pub int_network: Subnet,
+    /// Guests' IPv6 addresses on L3, if they have any.
+    pub int_network6: Option<Network6>,
     /// Where each job's uplink on a host takes its pair of addresses from.
     pub ext_network: Subnet,
     pub mac_prefix: MacPrefix,
@@ -157,6 +160,7 @@ impl Default for Ethernet {
             layer: Layer::L3,
             dev_prefix: None,
             int_network: "10.200.0.0/16".parse().expect("a network"),
+            int_network6: None,
             ext_network: "10.201.0.0/16".parse().expect("a network"),
             mac_prefix: MacPrefix::default(),
             mac_start_offset: 0,
@@ -171,6 +175,15 @@ impl Default for Ethernet {
             license: None,
         }
     }
+}
+
+/// Which IPv6 addresses the guests of a network have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network6 {
+    /// Local ones, of another network in each job.
+    Auto,
+    /// The same in every cluster.
+    Given(Prefix64),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

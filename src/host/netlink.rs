@@ -4,7 +4,7 @@
 //! asked for by name, never all of them: what others made need not be understood.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -294,19 +294,25 @@ impl Netlink {
         ask(RouteNetlinkMessage::NewLink(message)).await.map_err(|error| refused(&error))
     }
 
-    /// Gives a link an IPv4 address and the route to its network.
-    pub async fn add_address(&self, link: &str, address: Ipv4Addr, bits: u8) -> Result<Outcome> {
+    /// Gives a link an address and the route to its network.
+    pub async fn add_address(&self, link: &str, address: IpAddr, bits: u8) -> Result<Outcome> {
         let index = self.require_link(link).await?.index;
-        made(in_time(self.handle.address().add(index, address.into(), bits).execute()).await)
+        made(in_time(self.handle.address().add(index, address, bits).execute()).await)
     }
 
     /// Takes the address away.
-    pub async fn delete_address(&self, link: &str, address: Ipv4Addr, bits: u8) -> Result<Outcome> {
+    pub async fn delete_address(&self, link: &str, address: IpAddr, bits: u8) -> Result<Outcome> {
         let Some(LinkState { index, .. }) = self.link(link).await? else {
             return Ok(Outcome::AlreadySo);
         };
-        let message =
-            AddressMessageBuilder::<Ipv4Addr>::new().index(index).address(address, bits).build();
+        let message = match address {
+            IpAddr::V4(address) => {
+                AddressMessageBuilder::<Ipv4Addr>::new().index(index).address(address, bits).build()
+            }
+            IpAddr::V6(address) => {
+                AddressMessageBuilder::<Ipv6Addr>::new().index(index).address(address, bits).build()
+            }
+        };
         gone(in_time(self.handle.address().del(message).execute()).await)
     }
 
@@ -326,12 +332,12 @@ impl Netlink {
     pub async fn add_neighbours(
         &self,
         index: u32,
-        neighbours: &[(Ipv4Addr, Mac)],
+        neighbours: &[(IpAddr, Mac)],
     ) -> Result<Outcome> {
         let mut outcome = Outcome::AlreadySo;
         for batch in neighbours.chunks(BATCH) {
-            let add = |(address, mac): &(Ipv4Addr, Mac)| {
-                let request = self.handle.neighbours().add(index, (*address).into());
+            let add = |(address, mac): &(IpAddr, Mac)| {
+                let request = self.handle.neighbours().add(index, *address);
                 in_time(request.link_layer_address(&mac.0).execute())
             };
             for answer in join_all(batch.iter().map(add)).await {
@@ -347,16 +353,19 @@ impl Netlink {
     pub async fn delete_neighbours(
         &self,
         index: u32,
-        neighbours: &[(Ipv4Addr, Mac)],
+        neighbours: &[(IpAddr, Mac)],
     ) -> Result<Outcome> {
         let mut outcome = Outcome::AlreadySo;
         for batch in neighbours.chunks(BATCH) {
-            let delete = |(address, _): &(Ipv4Addr, Mac)| {
+            let delete = |(address, _): &(IpAddr, Mac)| {
                 let mut message = NeighbourMessage::default();
-                message.header.family = AddressFamily::Inet;
+                let (family, address) = match *address {
+                    IpAddr::V4(address) => (AddressFamily::Inet, NeighbourAddress::Inet(address)),
+                    IpAddr::V6(address) => (AddressFamily::Inet6, NeighbourAddress::Inet6(address)),
+                };
+                message.header.family = family;
                 message.header.ifindex = index;
-                let address = NeighbourAttribute::Destination(NeighbourAddress::Inet(*address));
-                message.attributes.push(address);
+                message.attributes.push(NeighbourAttribute::Destination(address));
                 in_time(self.handle.neighbours().del(message).execute())
             };
             for answer in join_all(batch.iter().map(delete)).await {

@@ -9,7 +9,7 @@
 
 use std::fmt;
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use futures_util::future::try_join_all;
@@ -91,17 +91,17 @@ pub enum Step {
         peer_namespace: String,
         peer_mac: Option<Mac>,
     },
-    /// An IPv4 address of a link, with the route to its network.
-    Address { namespace: Option<String>, link: String, address: Ipv4Addr, bits: u8 },
+    /// An address of a link, with the route to its network.
+    Address { namespace: Option<String>, link: String, address: IpAddr, bits: u8 },
     /// Who has which address on a link, known from the start: nobody has to be asked by
-    /// ARP, and nobody can answer for another.
+    /// ARP or neighbour discovery, and nobody can answer for another.
     Neighbours {
         namespace: Option<String>,
         link: String,
         /// The link's, where it is not in a namespace of ours.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         group: Option<u32>,
-        known: Vec<(Ipv4Addr, Mac)>,
+        known: Vec<(IpAddr, Mac)>,
     },
     /// The default route.
     Route { namespace: Option<String>, gateway: Ipv4Addr },

@@ -209,7 +209,7 @@ macro_rules! as_text {
         }
     )*};
 }
-as_text!(Mac, MacPrefix, Subnet);
+as_text!(Mac, MacPrefix, Subnet, super::prefix::Prefix64);
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,6 @@
 //! What is known of a running cluster: the record in the store, and VM states.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -52,8 +52,8 @@ pub struct VmRecord {
     pub cores: u32,
     pub memory_mib: u64,
     pub host: String,
-    /// Its address on each L3 network.
-    pub addresses: Vec<Ipv4Addr>,
+    /// Its address on each L3 network; where it has two, that of IPv6 second.
+    pub addresses: Vec<IpAddr>,
     /// Ports of this VM that are reachable from the host.
     pub ports: Vec<PublishedPort>,
     pub ssh_user: String,

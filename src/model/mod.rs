@@ -6,5 +6,6 @@ pub mod dial;
 pub mod hostlist;
 pub mod job;
 pub mod owner;
+pub mod prefix;
 pub mod vm;
 pub mod vmset;

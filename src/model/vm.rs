@@ -5,13 +5,14 @@
 //! nothing up.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::address::{Mac, Subnet};
 use super::owner::Owner;
+use super::prefix::Prefix64;
 
 /// One VM, resolved.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -267,6 +268,9 @@ pub struct Nic {
     pub mtu: u16,
     /// On an L3 network, what DHCP will tell the guest.
     pub ipv4: Option<NicIpv4>,
+    /// Where the network has IPv6 addresses, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<NicIpv6>,
     /// Whether the switch takes frames with half a checksum, and larger than the MTU.
     /// Open vSwitch outside of the kernel does not.
     #[serde(default = "offloads")]
@@ -275,6 +279,14 @@ pub struct Nic {
 
 fn one_queue() -> u32 {
     1
+}
+
+impl Nic {
+    /// Those that the guest has, or will be told.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let ipv4 = self.ipv4.as_ref().map(|ipv4| ipv4.address.into());
+        ipv4.into_iter().chain(self.ipv6.map(|ipv6| ipv6.address.into()))
+    }
 }
 
 fn offloads() -> bool {
@@ -288,6 +300,12 @@ pub struct NicIpv4 {
     pub gateway: Ipv4Addr,
     /// The domain of the cluster's names, such as `pavo.internal`.
     pub domain: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicIpv6 {
+    pub address: Ipv6Addr,
+    pub prefix: Prefix64,
 }
 
 /// What cloud-init (or the demo image) is told at first boot.

@@ -39,8 +39,10 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use super::fabric::{self, Far, Tunnel};
+use super::gateway;
+use super::ipv6;
 use super::ovs;
-use super::router::{self, GUESTS, UPLINK, Uplink};
+use super::router::{self, GUESTS, Uplink};
 use super::switch::{self, MAX_PORTS, Port};
 use super::{Guest, L3, NetworkPlan, Request, Switch, VmNetworks};
 use crate::config::{Ethernet, Layer, Network};
@@ -49,7 +51,8 @@ use crate::host::journal::Plan;
 use crate::host::nft::Table;
 use crate::host::step::Step;
 use crate::model::address::Mac;
-use crate::model::vm::{Nic, NicIpv4};
+use crate::model::prefix::Prefix64;
+use crate::model::vm::{Nic, NicIpv4, NicIpv6};
 
 /// How many L3 networks one job may have on a host; each takes a /31 of its slot.
 pub const MAX_UPLINKS: u32 = 8;
@@ -62,19 +65,21 @@ const DOMAIN: &str = "pavo.internal";
 const MAX_NAME: usize = 15;
 
 /// One network of the job that is in use, with everything it is made of.
-struct Segment<'a> {
-    index: u32,
-    name: &'a str,
-    config: &'a Ethernet,
-    bridge: String,
+pub(super) struct Segment<'a> {
+    pub index: u32,
+    pub name: &'a str,
+    pub config: &'a Ethernet,
+    pub bridge: String,
     /// Of the guests and everything between them.
-    mtu: u16,
+    pub mtu: u16,
     /// Of the VMs on it, in the order of ranks.
-    ports: Vec<Port>,
+    pub ports: Vec<Port>,
     /// On L3.
-    uplink: Option<Uplink>,
+    pub uplink: Option<Uplink>,
+    /// On L3, where guests have IPv6 addresses.
+    pub prefix6: Option<Prefix64>,
     /// Where it has guests on other hosts.
-    tunnel: Option<Tunnel>,
+    pub tunnel: Option<Tunnel>,
 }
 
 /// See [`network::plan`](super::plan).
@@ -131,11 +136,15 @@ fn segments(request: &Request) -> Result<Vec<Segment<'_>>> {
             }
         };
         let bridge = kernel_name(request, 'b', index)?;
+        let prefix6 = ipv6::prefix(request, index, config);
         let tunnel = tunnel(request, index, name, config)?;
         let across = request.fabric.as_ref().filter(|_| tunnel.is_some());
         let mtu = fabric::mtu(config.mtu, across);
+        if prefix6.is_some() {
+            ipv6::check(request, name, mtu)?;
+        }
         let ports = Vec::new();
-        segments.push(Segment { index, name, config, bridge, mtu, ports, uplink, tunnel });
+        segments.push(Segment { index, name, config, bridge, mtu, ports, uplink, prefix6, tunnel });
     }
     Ok(segments)
 }
@@ -178,7 +187,8 @@ fn tunnel(request: &Request, index: u32, name: &str, config: &Ethernet) -> Resul
     for peer in &fabric.peers {
         for vm in peer.vms.iter().filter(|vm| vm.networks.iter().any(|n| n == name)) {
             let (mac, address) = addresses(name, config, vm.rank)?;
-            guests.push(Far { rank: vm.rank, mac, address, host: peer.address });
+            let address6 = ipv6::prefix(request, index, config).and_then(|p| p.guest(vm.rank));
+            guests.push(Far { rank: vm.rank, mac, address, address6, host: peer.address });
         }
     }
     if guests.is_empty() {
@@ -209,9 +219,11 @@ fn plug(request: &Request, segments: &mut [Segment<'_>]) -> Result<Vec<(u32, Vec
             let nic = nic(vm, segment, tap, request.switch.takes_offloads())?;
             segment.ports.push(Port {
                 tap: nic.tap.clone(),
+                rank: vm.rank,
                 mac: nic.mac,
                 queues: nic.queues,
                 address: nic.ipv4.as_ref().map(|ipv4| ipv4.address),
+                address6: nic.ipv6.as_ref().map(|ipv6| ipv6.address),
             });
             nics.push(nic);
         }
@@ -228,9 +240,12 @@ fn nic(vm: &VmNetworks, segment: &Segment<'_>, tap: String, offloads: bool) -> R
         let (gateway, domain) = (subnet.gateway(), domain());
         NicIpv4 { address, subnet, gateway, domain }
     });
+    let ipv6 = segment
+        .prefix6
+        .and_then(|prefix| Some(NicIpv6 { address: prefix.guest(vm.rank)?, prefix }));
     let (network, model) = (segment.name.to_owned(), vm.nic_model.clone());
     let (mtu, queues) = (segment.mtu, vm.nic_queues);
-    Ok(Nic { network, tap, mac, model, queues, mtu, ipv4, offloads })
+    Ok(Nic { network, tap, mac, model, queues, mtu, ipv4, ipv6, offloads })
 }
 
 /// The MAC of a VM on a network, and its address there on L3.
@@ -259,11 +274,12 @@ fn describe(request: &Request, segment: &Segment<'_>) -> Option<L3> {
     let config = segment.config;
     let guest = |(vm, port): (&VmNetworks, &Port)| {
         let default_route = request.default_network(vm) == Some(segment.name);
-        Some(Guest { rank: vm.rank, mac: port.mac, address: port.address?, default_route })
+        let (rank, mac, address6) = (vm.rank, port.mac, port.address6);
+        Some(Guest { rank, mac, address: port.address?, address6, default_route })
     };
     let far = |far: &Far| {
-        let (rank, mac, address) = (far.rank, far.mac, far.address?);
-        Some(Guest { rank, mac, address, default_route: false })
+        let (rank, mac, address, address6) = (far.rank, far.mac, far.address?, far.address6);
+        Some(Guest { rank, mac, address, address6, default_route: false })
     };
     let others = segment.tunnel.iter().flat_map(|tunnel| &tunnel.guests).filter_map(far);
     let on_it = request.vms.iter().filter(|vm| vm.networks.iter().any(|n| n == segment.name));
@@ -274,6 +290,7 @@ fn describe(request: &Request, segment: &Segment<'_>) -> Option<L3> {
         gateway: config.int_network.gateway(),
         gateway_mac: config.mac_prefix.gateway(),
         subnet: config.int_network,
+        prefix6: segment.prefix6,
         mtu: segment.mtu,
         domain: domain(config),
         allow_outbound: config.allow_outbound,
@@ -292,7 +309,7 @@ fn steps(request: &Request, segments: &[Segment<'_>]) -> Vec<Step> {
     }
     let mut steps = vec![Step::NftTables { namespace: None, tables: tables(request, segments) }];
     if segments.iter().any(|segment| segment.uplink.is_some()) {
-        steps.push(sysctl(None, "net/ipv4/ip_forward"));
+        steps.push(gateway::switch_on(None, "net/ipv4/ip_forward"));
     }
     let linux = request.switch == Switch::Linux;
     for segment in segments {
@@ -307,7 +324,7 @@ fn steps(request: &Request, segments: &[Segment<'_>]) -> Vec<Step> {
             });
         }
         if let Some(uplink) = &segment.uplink {
-            steps.extend(gateway_steps(request, segment, uplink));
+            steps.extend(gateway::steps(request, segment, uplink));
         }
         if let (true, Some(fabric), Some(tunnel)) = (linux, &request.fabric, &segment.tunnel) {
             steps.extend(tunnel_steps(request, segment, fabric.address, tunnel));
@@ -360,6 +377,7 @@ fn tables(request: &Request, segments: &[Segment<'_>]) -> Vec<Table> {
                 .uplink
                 .as_ref()
                 .map(|_| (gateway.as_str(), segment.config.mac_prefix.gateway())),
+            prefix6: segment.prefix6,
             tunnel: segment.tunnel.as_ref(),
         })
         .collect();
@@ -379,7 +397,7 @@ fn tables(request: &Request, segments: &[Segment<'_>]) -> Vec<Table> {
 }
 
 /// The link by which the gateway of a network is a port of its bridge.
-fn gateway_link(request: &Request, segment: &Segment<'_>) -> String {
+pub(super) fn gateway_link(request: &Request, segment: &Segment<'_>) -> String {
     request.owner.indexed('g', segment.index)
 }
 
@@ -391,7 +409,7 @@ fn tunnel_steps(
     tunnel: &Tunnel,
 ) -> Vec<Step> {
     let known: Vec<_> =
-        tunnel.guests.iter().filter_map(|guest| Some((guest.address?, guest.mac))).collect();
+        tunnel.guests.iter().filter_map(|g| Some((g.address?.into(), g.mac))).collect();
     let mut steps = vec![
         Step::Vxlan {
             name: tunnel.link.clone(),
@@ -418,67 +436,8 @@ fn tunnel_steps(
     steps
 }
 
-/// The namespace of an L3 network, and its two ways in.
-fn gateway_steps(request: &Request, segment: &Segment<'_>, uplink: &Uplink) -> Vec<Step> {
-    let config = segment.config;
-    let name = request.owner.indexed('n', segment.index);
-    let namespace = || Some(name.clone());
-    let veth = |link: String, bridge, peer: &str, peer_mac| Step::Veth {
-        name: link,
-        mtu: segment.mtu,
-        group: request.owner.link_group(),
-        alias: alias(request, segment),
-        bridge,
-        peer: peer.to_owned(),
-        peer_namespace: name.clone(),
-        peer_mac,
-    };
-    let address = |namespace, link: &str, address, bits| Step::Address {
-        namespace,
-        link: link.to_owned(),
-        address,
-        bits,
-    };
-    let subnet = config.int_network;
-    let bridge = (request.switch == Switch::Linux).then(|| segment.bridge.clone());
-    let table = router::inner_table(request.owner, subnet, uplink, config.allow_outbound);
-    let gateway_link = gateway_link(request, segment);
-    let known = segment.ports.iter().filter_map(|port| Some((port.address?, port.mac)));
-    let mut steps = vec![
-        Step::Namespace { name: name.clone() },
-        Step::NftTables { namespace: namespace(), tables: vec![table] },
-        sysctl(namespace(), "net/ipv4/ip_forward"),
-        // A guest's address cannot come in by the uplink, nor the other way round …
-        sysctl(namespace(), "net/ipv4/conf/all/rp_filter"),
-        // … and neither side learns of the other's by ARP.
-        sysctl(namespace(), "net/ipv4/conf/all/arp_ignore"),
-        Step::LinkUp { namespace: namespace(), link: "lo".into() },
-        veth(gateway_link, bridge, GUESTS, Some(config.mac_prefix.gateway())),
-        address(namespace(), GUESTS, subnet.gateway(), subnet.bits()),
-        // A guest that boots is asked for by ARP once a second: seconds of waiting saved.
-        Step::Neighbours {
-            namespace: namespace(),
-            link: GUESTS.into(),
-            group: None,
-            known: known.collect(),
-        },
-        veth(uplink.link.clone(), None, UPLINK, None),
-        address(None, &uplink.link, uplink.outer, 31),
-        address(namespace(), UPLINK, uplink.inner, 31),
-        Step::Route { namespace: namespace(), gateway: uplink.outer },
-    ];
-    if !request.switch.takes_offloads() {
-        steps.push(Step::NoOffloads { namespace: namespace(), link: GUESTS.into() });
-    }
-    steps
-}
-
-fn sysctl(namespace: Option<String>, key: &str) -> Step {
-    Step::Sysctl { namespace, key: key.to_owned(), value: "1".to_owned(), before: None }
-}
-
 /// What a person sees beside the link's name. The kernel takes 255 bytes.
-fn alias(request: &Request, segment: &Segment<'_>) -> String {
+pub(super) fn alias(request: &Request, segment: &Segment<'_>) -> String {
     let name: String = segment.name.chars().filter(char::is_ascii_graphic).take(200).collect();
     format!("pavo: job {}, network {name}", request.owner)
 }

@@ -34,7 +34,7 @@
 //! a host's address on the underlay is trusted.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde_json::{Value, json};
 
@@ -77,6 +77,8 @@ pub struct Far {
     pub mac: Mac,
     /// On L3.
     pub address: Option<Ipv4Addr>,
+    /// On L3 with IPv6.
+    pub address6: Option<Ipv6Addr>,
     /// Its host's, on the underlay.
     pub host: Ipv4Addr,
 }

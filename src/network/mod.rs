@@ -9,10 +9,12 @@
 //! | [`fabric`] | how the hosts of a job reach each other |
 //! | [`switch`] | what guests may send: the Linux bridge and its rules |
 //! | [`ovs`] | the same by Open vSwitch: its bridge and flows |
+//! | `gateway` | the namespace of an L3 network |
+//! | `ipv6`, `switch6` | what is more where guests have IPv6 addresses, too |
 //! | [`router`] | where guests' packets may go: NAT and rules of an L3 network |
 //! | [`ruleset`] | how rules are written down |
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -23,15 +25,19 @@ use crate::host::ovs::Datapath;
 use crate::model::address::{Mac, Subnet};
 use crate::model::job::ProcessId;
 use crate::model::owner::Owner;
+use crate::model::prefix::Prefix64;
 use crate::model::vm::Nic;
 
 pub mod ethernet;
 pub mod fabric;
+mod gateway;
+mod ipv6;
 pub mod ovs;
 pub mod responder;
 pub mod router;
 pub mod ruleset;
 pub mod switch;
+mod switch6;
 
 /// What one job needs of one host.
 #[derive(Clone, Debug)]
@@ -173,6 +179,8 @@ pub struct L3 {
     pub gateway: Ipv4Addr,
     pub gateway_mac: Mac,
     pub subnet: Subnet,
+    /// Where guests have IPv6 addresses, too.
+    pub prefix6: Option<Prefix64>,
     pub mtu: u16,
     pub domain: String,
     pub allow_outbound: bool,
@@ -192,6 +200,8 @@ pub struct Guest {
     pub rank: u32,
     pub mac: Mac,
     pub address: Ipv4Addr,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address6: Option<Ipv6Addr>,
     /// Whether what it sends elsewhere leaves by this network; of guests on other hosts no
     /// matter here.
     pub default_route: bool,

@@ -30,6 +30,7 @@ use serde_json::{Value, json};
 
 use super::Outside;
 use super::ruleset::*;
+use crate::config::Ethernet;
 use crate::host::nft::{Family, Table};
 use crate::host::tunnel;
 use crate::model::address::Subnet;
@@ -72,13 +73,14 @@ pub struct Uplink {
 }
 
 /// The table in the network's namespace.
-pub fn inner_table(owner: Owner, subnet: Subnet, uplink: &Uplink, allow_outbound: bool) -> Table {
+pub fn inner_table(owner: Owner, config: &Ethernet, uplink: &Uplink) -> Table {
+    let subnet = config.int_network;
     let from = |link: &str| eq(meta("iifname"), link);
     let from_guest = || [from(GUESTS), eq(meta("oifname"), UPLINK)];
     let service = |protocol: &str, port: u16| {
         rule("input", &[from(GUESTS), eq(field(protocol, "dport"), port), accept()])
     };
-    let outbound = if allow_outbound {
+    let outbound = if config.allow_outbound {
         let [a, b] = from_guest();
         rule("forward", &[a, b, within(field("ip", "saddr"), subnet), accept()])
     } else {
@@ -93,6 +95,11 @@ pub fn inner_table(owner: Owner, subnet: Subnet, uplink: &Uplink, allow_outbound
         service("udp", 53),
         service("tcp", 53),
         rule("input", &[from(GUESTS), eq(field("icmp", "type"), "echo-request"), accept()]),
+    ]);
+    if config.int_network6.is_some() {
+        objects.extend(services6());
+    }
+    objects.extend([
         dropped("input", &[is_ipv6()], "stray-ipv6"),
         dropped("input", &[], "gateway-service"),
         hook("filter", "forward", FILTER, "drop"),
@@ -110,6 +117,24 @@ pub fn inner_table(owner: Owner, subnet: Subnet, uplink: &Uplink, allow_outbound
         ),
     ]);
     table(owner, objects)
+}
+
+/// What guests reach at the gateway by IPv6: DHCP, echo, and what tells its MAC. The latter
+/// has crossed no router (RFC 4861).
+fn services6() -> [Value; 3] {
+    let from_guest = || eq(meta("iifname"), GUESTS);
+    let kind = || field("icmpv6", "type");
+    let talk = json!({ "set": [
+        "nd-router-solicit", "nd-neighbor-solicit", "nd-neighbor-advert",
+    ] });
+    [
+        rule("input", &[is_ipv6(), from_guest(), eq(field("udp", "dport"), 547), accept()]),
+        rule("input", &[from_guest(), eq(kind(), "echo-request"), accept()]),
+        rule(
+            "input",
+            &[from_guest(), eq(kind(), talk), eq(field("ip6", "hoplimit"), 255), accept()],
+        ),
+    ]
 }
 
 /// The table outside, for all uplinks of the job.

@@ -20,6 +20,16 @@ pub fn goto(chain: &str) -> Value {
     json!({ "goto": { "target": chain } })
 }
 
+/// Goes on in another chain, and here with the next rule if that comes [`back`].
+pub fn jump(chain: &str) -> Value {
+    json!({ "jump": { "target": chain } })
+}
+
+/// Ends a chain that was jumped to.
+pub fn back() -> Value {
+    json!({ "return": null })
+}
+
 /// A named counter.
 pub fn counter(name: &str) -> Value {
     json!({ "counter": { "name": name } })

@@ -24,8 +24,8 @@
 //! - A guest sends with its own MAC address only, so it cannot attract others' frames.
 //! - On L3 it sends with its own IPv4 address only, in ARP too; without one it can
 //!   only probe for an address and ask for a lease. It cannot answer DHCP.
-//! - On L3 there is no IPv6: the network offers none yet, guests' link-local addresses
-//!   are their own choice and could not be told from forged ones, and router
+//! - On L3 there is IPv6 only where the network has it (`switch6`): else guests' link-local
+//!   addresses, which are their own choice, could not be told from forged ones, and router
 //!   advertisements or DHCPv6 answers would lead other guests astray.
 //! - What a rule lets through is matched by what it must be, never by what it must
 //!   not be: a truncated header matches nothing, and what matches nothing is dropped.
@@ -56,16 +56,18 @@
 //! - What should stay on this host moves the counter `to-others`; it is nobody's fault.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde_json::{Value, json};
 
 use super::fabric::Tunnel;
 use super::ruleset::*;
+use super::switch6;
 use crate::config::Layer;
 use crate::host::nft::{Family, Table};
 use crate::model::address::Mac;
 use crate::model::owner::Owner;
+use crate::model::prefix::Prefix64;
 
 /// The most ports a Linux bridge takes.
 pub const MAX_PORTS: usize = 1023;
@@ -78,7 +80,7 @@ const FROM_HOST: &str = "from-host";
 
 /// The drops that only a job of several hosts has.
 pub const FABRIC_DROPS: [&str; 1] = ["broadcast"];
-const TO_OTHERS: &str = "to-others";
+pub(super) const TO_OTHERS: &str = "to-others";
 
 /// How many frames a second, and at once, one guest may send to all guests on other hosts.
 pub const BROADCASTS: u32 = 1000;
@@ -90,10 +92,13 @@ const FIRST: i32 = -300;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {
     pub tap: String,
+    pub rank: u32,
     pub mac: Mac,
     pub queues: u32,
     /// On L3, the one address it may use.
     pub address: Option<Ipv4Addr>,
+    /// On L3 with IPv6, the one it may use beside that which follows from its MAC.
+    pub address6: Option<Ipv6Addr>,
 }
 
 /// The names of those that are meant.
@@ -108,6 +113,8 @@ pub struct Network<'a> {
     pub ports: &'a [Port],
     /// The link of the gateway, and its MAC.
     pub gateway: Option<(&'a str, Mac)>,
+    /// Where guests have IPv6 addresses.
+    pub prefix6: Option<Prefix64>,
     pub tunnel: Option<&'a Tunnel>,
 }
 
@@ -129,6 +136,7 @@ pub fn table(owner: Owner, networks: &[Network<'_>]) -> Table {
         set("addresses", &["ifname", "ether_addr", "ipv4_addr"], &addresses),
     ]);
     objects.extend(["l2", "l3", "arp", "ipv4", "ipv4-own"].map(chain));
+    objects.extend(switch6::objects(networks));
     if tunnels {
         objects.extend(fabric(networks));
     }
@@ -143,7 +151,7 @@ pub fn table(owner: Owner, networks: &[Network<'_>]) -> Table {
     objects.push(map("ports", "ifname", "verdict", &dispatch));
     objects.push(hook("filter", "prerouting", FIRST, "accept"));
     objects.extend(short_way(networks));
-    objects.extend(rules());
+    objects.extend(rules(switch6::near_rules(networks)));
     Table { family: Family::Bridge, name: format!("pavo_{owner}"), objects }
 }
 
@@ -233,11 +241,12 @@ fn fabric(networks: &[Network<'_>]) -> Vec<Value> {
     objects.extend(["far", "far-own", "from-gateway", "to-gateway"].map(chain));
     objects.extend(["leave-l2", "leave-l3", "broadcast", "broadcast-l3"].map(chain));
     objects.push(map("across", "ifname", "verdict", &across_to));
-    objects.extend(fabric_rules());
+    objects.extend(fabric_rules(switch6::far_rules(networks)));
     objects
 }
 
-fn fabric_rules() -> Vec<Value> {
+/// The rules for IPv6 among them come with the other networks.
+fn fabric_rules(far6: Vec<Value>) -> Vec<Value> {
     let ethertype = |value: &str| eq(field("ether", "type"), value);
     let port = || meta("iifname");
     let sender = || tuple(&[port(), field("ether", "saddr")]);
@@ -251,7 +260,7 @@ fn fabric_rules() -> Vec<Value> {
     };
     let by_limit = json!({ "limit": { "map": { "key": port(), "data": "@limits" } } });
     let dhcp = json!({ "set": [67, 68] });
-    vec![
+    let mut rules = vec![
         rule(
             "arp",
             &[
@@ -266,6 +275,9 @@ fn fabric_rules() -> Vec<Value> {
         dropped("far", &[ne(sender(), "@macs")], "source-mac"),
         dropped("far", &[ethertype("arp")], "arp"),
         dropped("far", &[ethertype("ip")], "source-address"),
+    ];
+    rules.extend(far6);
+    rules.extend([
         dropped("far", &[ethertype("ip6")], "ipv6"),
         dropped("far", &[], "ethertype"),
         stays("far-own", &[eq(field("ether", "daddr"), "@gateway-macs")]),
@@ -290,10 +302,11 @@ fn fabric_rules() -> Vec<Value> {
         rule("forward", &[eq(meta("protocol"), "ip"), eq(meta("pkttype"), "other"), accept()]),
         rule("forward", &[json!({ "vmap": { "key": meta("oifname"), "data": "@across" } })]),
         stays("to-gateway", &[eq(port(), "@tunnels")]),
-    ]
+    ]);
+    rules
 }
 
-fn rules() -> Vec<Value> {
+fn rules(near6: Vec<Value>) -> Vec<Value> {
     let port = || meta("iifname");
     let ethertype = |value: &str| eq(field("ether", "type"), value);
     let own_mac = |mac: Value| eq(tuple(&[port(), mac]), "@macs");
@@ -301,7 +314,7 @@ fn rules() -> Vec<Value> {
     let by_port = json!({ "vmap": { "key": port(), "data": "@ports" } });
     let arp_mac = || field("arp", "saddr ether");
     let arp_ip = || field("arp", "saddr ip");
-    vec![
+    let mut rules = vec![
         rule("prerouting", &[by_port]),
         // Layer 2: all protocols, VLAN tags too, but only the guest's own MAC.
         rule("l2", &[own_mac(field("ether", "saddr")), accept()]),
@@ -321,6 +334,9 @@ fn rules() -> Vec<Value> {
         dropped("l3", &[ne(tuple(&[port(), field("ether", "saddr")]), "@macs")], "source-mac"),
         rule("l3", &[ethertype("arp"), goto("arp")]),
         rule("l3", &[ethertype("ip"), goto("ipv4")]),
+    ];
+    rules.extend(near6);
+    rules.extend([
         dropped("l3", &[ethertype("ip6")], "ipv6"),
         dropped("l3", &[], "ethertype"),
         // ARP: only Ethernet and IPv4, only about itself.
@@ -366,11 +382,12 @@ fn rules() -> Vec<Value> {
         rule("input", &[eq(port(), "@taps"), count(TO_HOST), drop()]),
         hook("filter", "output", FIRST, "accept"),
         rule("output", &[eq(meta("oifname"), "@taps"), count(FROM_HOST), drop()]),
-    ]
+    ]);
+    rules
 }
 
 /// A rule that drops what matches, counted for the guest and for the rule.
-fn dropped(chain: &str, matches: &[Value], name: &str) -> Value {
+pub(super) fn dropped(chain: &str, matches: &[Value], name: &str) -> Value {
     let by_port = json!({ "counter": { "map": { "key": meta("iifname"), "data": "@drops" } } });
     let mut words = matches.to_vec();
     words.extend([by_port, count(name), drop()]);

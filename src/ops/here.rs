@@ -31,7 +31,7 @@ use crate::batch::local::Allocation;
 use crate::error::{Context, Error, Result};
 use crate::host::{Host, journal::Journal, process};
 use crate::model::job::{ProcessId, VmReport};
-use crate::model::vm::{Accel, HostKey, VmSpec};
+use crate::model::vm::{Accel, HostKey, Nic, VmSpec};
 use crate::network::{self, NetworkPlan, Outside, VmNetworks};
 
 /// The account that owns nothing.
@@ -195,7 +195,7 @@ impl Here {
         let plan = network::plan(&request)?;
         for (rank, nics) in &plan.nics {
             let vm = &mut book.record.vms[*rank as usize];
-            vm.addresses = nics.iter().filter_map(|nic| Some(nic.ipv4.as_ref()?.address)).collect();
+            vm.addresses = nics.iter().flat_map(Nic::addresses).collect();
         }
         Ok(plan)
     }
@@ -222,7 +222,7 @@ impl Here {
     fn specs(
         &self,
         book: &Book,
-        nics: &[(u32, Vec<crate::model::vm::Nic>)],
+        nics: &[(u32, Vec<Nic>)],
         key: &HostKey,
         host_keys: &[HostKey],
     ) -> Result<Vec<VmSpec>> {

@@ -140,6 +140,7 @@ pub fn responders(
             name: format!("vm{}", guest.rank),
             mac: guest.mac,
             address: guest.address,
+            address6: guest.address6,
             default_route: guest.default_route,
         };
         // Names of the outside are a way out, too.
@@ -150,6 +151,7 @@ pub fn responders(
             interface: l3.interface.clone(),
             gateway: l3.gateway,
             subnet: l3.subnet,
+            ipv6: l3.prefix6.map(|prefix| responder::Ipv6 { prefix, gateway_mac: l3.gateway_mac }),
             mtu: l3.mtu,
             domain: l3.domain.clone(),
             dns_search: l3.dns_search.clone(),

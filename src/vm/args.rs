@@ -252,6 +252,7 @@ pub(super) mod tests {
             queues: 1,
             mtu: 1450,
             ipv4: None,
+            ipv6: None,
             offloads: true,
         }
     }

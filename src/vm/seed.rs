@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Context, Error, Result};
+use crate::model::prefix::Prefix64;
 use crate::model::vm::{HostKey, Nic, Seed};
 
 /// The longest user-data, in bytes. cloud-init has no limit of its own; this
@@ -137,6 +138,14 @@ fn files(seed: &Seed, nics: &[Nic]) -> Result<Vec<(&'static str, Vec<u8>)>> {
     if let Some(domain) = &seed.domain {
         files.push(("pavo/domain", format!("{domain}\n").into_bytes()));
     }
+    let addresses6 = nics.iter().filter_map(|nic| {
+        let ipv6 = nic.ipv6?;
+        Some(format!("{} {}/{}", nic.mac, ipv6.address, Prefix64::BITS))
+    });
+    let addresses6: Vec<String> = addresses6.collect();
+    if !addresses6.is_empty() {
+        files.push(("pavo/addresses6", lines(&addresses6).into_bytes()));
+    }
     if let Some(script) = seed.user_data.as_ref().filter(|text| text.starts_with("#!")) {
         files.push(("pavo/user-script", script.clone().into_bytes()));
     }
@@ -168,6 +177,12 @@ fn network_config(nics: &[Nic]) -> Value {
             "match": { "macaddress": nic.mac.to_string() },
             "dhcp4": nic.ipv4.is_some(),
         });
+        if let Some(ipv6) = nic.ipv6 {
+            // Told here, it needs no client for DHCPv6, and boots need not wait for one. An
+            // advertisement would only start such a client, which has the same to say.
+            settings["addresses"] = json!([format!("{}/{}", ipv6.address, Prefix64::BITS)]);
+            settings["accept-ra"] = false.into();
+        }
         if nic.ipv4.is_some() {
             settings["dhcp-identifier"] = "mac".into();
             // systemd-networkd takes no domain of a DHCP server unless it is told to.
@@ -344,6 +359,7 @@ mod tests {
             queues: 1,
             mtu: 1450,
             ipv4,
+            ipv6: None,
             offloads: true,
         };
         let ipv4 = NicIpv4 {
@@ -426,6 +442,29 @@ mod tests {
         assert_eq!(nics["eth0"]["dhcp4"], true);
         assert_eq!(nics["eth1"]["dhcp4"], false);
         assert_eq!(nics["eth1"]["mtu"], 1450);
+    }
+
+    #[test]
+    fn addresses_of_ipv6_are_told_to_whoever_asks_nobody() {
+        let mut nics = nics();
+        let prefix: Prefix64 = "fd12:3456:789a:1::/64".parse().unwrap();
+        let address = prefix.guest(0).unwrap();
+        nics[0].ipv6 = Some(crate::model::vm::NicIpv6 { address, prefix });
+        let files: BTreeMap<_, _> = files(&seed(None), &nics).unwrap().into_iter().collect();
+        let config: Value = serde_json::from_slice(&files["network-config"]).unwrap();
+        let of = |mac: &str| {
+            let mut all = config["ethernets"].as_object().unwrap().values();
+            all.find(|nic| nic["match"]["macaddress"] == mac).unwrap()
+        };
+        let nic = of("52:54:00:00:00:00");
+        assert_eq!(nic["addresses"], json!(["fd12:3456:789a:1::1/64"]));
+        assert_eq!((&nic["accept-ra"], &nic["dhcp4"]), (&false.into(), &true.into()));
+        assert!(of("52:54:00:00:00:01")["addresses"].is_null());
+        assert_eq!(files["pavo/addresses6"], b"52:54:00:00:00:00 fd12:3456:789a:1::1/64\n");
+        // Without it, nothing is said of it.
+        let files = written(&seed(None));
+        assert!(!files.contains_key("pavo/addresses6"));
+        assert!(!String::from_utf8_lossy(&files["network-config"]).contains("accept-ra"));
     }
 
     #[test]

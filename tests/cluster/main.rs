@@ -17,6 +17,7 @@ mod des;
 mod display;
 mod dump;
 mod forward;
+mod ipv6;
 mod networks;
 mod probe;
 mod processes;

@@ -5,6 +5,7 @@
 
 mod fabric;
 mod forged;
+mod ipv6;
 mod journal;
 mod lab;
 mod traffic;

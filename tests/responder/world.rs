@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -18,7 +18,8 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 use pavo::host::spawn;
-use pavo::network::responder::{Answer, Guest, Spec};
+use pavo::model::prefix::Prefix64;
+use pavo::network::responder::{Answer, Guest, Ipv6, Spec};
 
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 200, 255, 254);
 pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 1);
@@ -147,6 +148,7 @@ impl World {
             name: format!("vm{rank}"),
             mac: format!("52:54:00:00:00:{rank:02x}").parse().unwrap(),
             address: Ipv4Addr::from(u32::from(GUEST) + rank),
+            address6: None,
             default_route: rank != 1,
         };
         Spec {
@@ -155,6 +157,7 @@ impl World {
             interface: "gw".into(),
             gateway: GATEWAY,
             subnet: "10.200.0.0/16".parse().unwrap(),
+            ipv6: None,
             mtu: 1450,
             domain: "pavo.local".into(),
             dns_search: Vec::new(),
@@ -306,6 +309,69 @@ pub fn dhcp(kind: MessageType, options: &[DhcpOption]) -> v4::Message {
         message.opts_mut().insert(option.clone());
     }
     message
+}
+
+/// Gives the gateway what it has of IPv6 where the network does.
+pub fn with_ipv6(world: &World) -> Ipv6 {
+    let prefix: Prefix64 = "fd12:3456:789a:1::/64".parse().unwrap();
+    world.cluster.run(|| {
+        std::fs::write("/proc/sys/net/ipv6/conf/gw/accept_dad", "0").unwrap();
+        ip(&format!("addr add {}/64 dev gw nodad", prefix.gateway()));
+        let text = output("link show dev gw");
+        let mac = text.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
+        Ipv6 { prefix, gateway_mac: mac.parse().unwrap() }
+    })
+}
+
+fn output(arguments: &str) -> String {
+    let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The guest's routes, once there is one to this network. It asks for a router when its link
+/// comes up.
+pub fn until_route(network: &str) -> String {
+    let end = Instant::now() + LIMIT;
+    loop {
+        ip("link set eth0 down");
+        ip("link set eth0 up");
+        let asked = Instant::now();
+        while asked.elapsed() < Duration::from_secs(5) {
+            let routes = output("-6 route show dev eth0");
+            if routes.contains(network) {
+                return routes;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert!(Instant::now() < end, "no advertisement");
+    }
+}
+
+/// The addresses that the guest has, but for its link's.
+pub fn addresses6() -> String {
+    output("-6 -o addr show dev eth0 scope global")
+}
+
+/// What a server says to a first message from this port.
+pub fn solicit(port: u16) -> Vec<u8> {
+    const SERVERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
+    let identifier = [0, 1, 0, 7, 0, 2, 0, 0, 0, 9, 9];
+    let association = [0, 3, 0, 12, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+    let message = [&[1, 7, 7, 7][..], &identifier, &association].concat();
+    let index = nix::net::if_::if_nametoindex("eth0").unwrap();
+    let bind = |port| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap();
+    let (client, asking) = (bind(546), bind(port));
+    client.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let mut buffer = [0; 1500];
+    let end = Instant::now() + LIMIT;
+    loop {
+        // Its address may still be looked at.
+        let _ = asking.send_to(&message, SocketAddrV6::new(SERVERS, 547, 0, index));
+        match client.recv(&mut buffer) {
+            Ok(length) => return buffer[..length].to_vec(),
+            Err(error) => assert!(Instant::now() < end, "{error}"),
+        }
+    }
 }
 
 pub fn option(message: &v4::Message, code: OptionCode) -> DhcpOption {

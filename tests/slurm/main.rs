@@ -10,6 +10,7 @@ mod doctor;
 mod drives;
 mod ends;
 mod forward;
+mod ipv6;
 mod luck;
 mod node;
 mod secrets;

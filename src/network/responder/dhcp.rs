@@ -21,7 +21,7 @@ use crate::model::address::Mac;
 
 /// A day: longer than most clusters live, and short enough that a guest resumed from a
 /// snapshot asks again.
-const LEASE: u32 = 24 * 3600;
+pub(super) const LEASE: u32 = 24 * 3600;
 const CLIENT_PORT: u16 = 68;
 /// BOOTP's minimum, which some clients still insist on (RFC 1542, 2.1).
 const MIN_REPLY: usize = 300;
@@ -287,7 +287,7 @@ pub async fn serve(server: Server, socket: UdpSocket) -> Error {
 }
 
 /// Counts a packet without an answer, and says so ever more rarely.
-fn count(ignored: &mut HashMap<Ignored, u64>, reason: Ignored) {
+pub(super) fn count(ignored: &mut HashMap<Ignored, u64>, reason: Ignored) {
     let count = ignored.entry(reason).or_default();
     *count += 1;
     if count.is_power_of_two() {

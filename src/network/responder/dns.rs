@@ -2,25 +2,26 @@
 //!
 //! | asked for | answer |
 //! |---|---|
-//! | `vmN`, `vmN.<domain>`, `gateway.<domain>` | A; for other types no data |
+//! | `vmN`, `vmN.<domain>`, `gateway.<domain>` | A, and AAAA where there is IPv6; for other types no data |
 //! | another name at or below the domain | no such name, with SOA |
 //! | another single label | no such name; only what validating resolvers ask of top-level domains (DS, DNSKEY, NS, SOA) is forwarded |
-//! | an address of the subnet, reversed | PTR, or no such name |
+//! | an address of the subnet or the IPv6 prefix, reversed | PTR, or no such name |
 //! | anything else | [`Verdict::Forward`] |
 //!
 //! Names compare without case (RFC 4343), negative answers carry the SOA that makes
 //! them cacheable (RFC 2308), and ANY gets one record set (RFC 8482).
 
 use std::collections::{HashMap, HashSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hickory_proto::op::{Edns, Header, Message, MessageType, OpCode, ResponseCode};
-use hickory_proto::rr::rdata::{A, PTR, SOA};
+use hickory_proto::rr::rdata::{A, AAAA, PTR, SOA};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 
 use super::Spec;
 use crate::error::{Context, Error, Result};
+use crate::model::prefix::Prefix64;
 
 /// Seconds a guest may keep an answer. Names never change while a cluster runs.
 const TTL: u32 = 300;
@@ -51,10 +52,11 @@ pub struct Zone {
     gateway: Name,
     hostmaster: Name,
     subnet: crate::model::address::Subnet,
+    prefix6: Option<Prefix64>,
     /// Addresses by label, in lower case.
-    hosts: HashMap<Vec<u8>, Ipv4Addr>,
+    hosts: HashMap<Vec<u8>, (Ipv4Addr, Option<Ipv6Addr>)>,
     /// Full names by address.
-    names: HashMap<Ipv4Addr, Name>,
+    names: HashMap<IpAddr, Name>,
     /// Who may ask.
     clients: HashSet<Ipv4Addr>,
 }
@@ -103,19 +105,26 @@ impl Zone {
             }
             name.append_domain(&domain).while_doing(doing)
         };
+        let prefix6 = spec.ipv6.map(|ipv6| ipv6.prefix);
+        let gateway = (spec.gateway, prefix6.map(|prefix| prefix.gateway()));
         let mut zone = Self {
             gateway: below(GATEWAY)?,
             hostmaster: below("hostmaster")?,
             subnet: spec.subnet,
-            hosts: HashMap::from([(GATEWAY.into(), spec.gateway)]),
-            names: HashMap::from([(spec.gateway, below(GATEWAY)?)]),
+            prefix6,
+            hosts: HashMap::new(),
+            names: HashMap::new(),
             clients: spec.guests.iter().map(|guest| guest.address).collect(),
             domain: domain.clone(),
         };
         zone.clients.insert(spec.gateway);
-        for guest in spec.guests.iter().chain(&spec.others) {
-            zone.names.insert(guest.address, below(&guest.name)?);
-            zone.hosts.insert(guest.name.to_ascii_lowercase().into(), guest.address);
+        let guests = spec.guests.iter().chain(&spec.others);
+        let guests = guests.map(|guest| (guest.name.as_str(), (guest.address, guest.address6)));
+        for (label, addresses) in guests.chain([(GATEWAY, gateway)]) {
+            let name = below(label)?;
+            zone.names.extend(addresses.1.map(|address| (address.into(), name.clone())));
+            zone.names.insert(addresses.0.into(), name);
+            zone.hosts.insert(label.to_ascii_lowercase().into(), addresses);
         }
         Ok(zone)
     }
@@ -147,7 +156,11 @@ impl Zone {
 
     /// Finds a name in lower case; `None` if it is not for us to say.
     fn find(&self, name: &Name, asked: RecordType) -> Option<Found> {
-        let host = |label: &[u8]| Some(RData::A(A(*self.hosts.get(label)?)));
+        let host = |label: &[u8]| {
+            let (ipv4, ipv6) = *self.hosts.get(label)?;
+            let ipv6 = ipv6.filter(|_| asked == RecordType::AAAA);
+            Some(ipv6.map_or(RData::A(A(ipv4)), |ipv6| RData::AAAA(AAAA(ipv6))))
+        };
         let mut labels = name.iter();
         let first = labels.next()?;
         if self.domain.zone_of(name) {
@@ -174,8 +187,13 @@ impl Zone {
     /// Finds `d.c.b.a.in-addr.arpa` (RFC 1035, 3.5) inside the subnet.
     fn find_reverse(&self, name: &Name, asked: RecordType) -> Option<Found> {
         let mut labels = name.iter().rev();
-        if labels.next()? != b"arpa" || labels.next()? != b"in-addr" {
+        if labels.next()? != b"arpa" {
             return None;
+        }
+        match labels.next()? {
+            b"in-addr" => {}
+            b"ip6" => return self.find_reverse6(name, asked),
+            _ => return None,
         }
         let mut octets = Vec::new();
         let mut labels = labels.peekable();
@@ -192,11 +210,33 @@ impl Zone {
         // The smallest set of whole octets that lies inside the subnet, under `in-addr.arpa`.
         let zone = name.trim_to(2 + usize::from(self.subnet.bits()).div_ceil(8));
         let is_whole = labels.next().is_none() && name.iter().count() == 2 + known;
-        Some(match self.names.get(&address) {
+        Some(match self.names.get(&address.into()) {
             Some(owner) if is_whole && known == 4 => {
                 Found::name(RData::PTR(PTR(owner.clone())), asked, zone)
             }
             _ if is_whole && known < 4 => Found::empty(zone),
+            _ => Found::nothing(Some(zone)),
+        })
+    }
+
+    /// Finds an address of 32 digits (RFC 3596, 2.5) inside the prefix.
+    fn find_reverse6(&self, name: &Name, asked: RecordType) -> Option<Found> {
+        const DIGITS: usize = 32;
+        let prefix = self.prefix6?;
+        let within = usize::from(Prefix64::BITS) / 4;
+        let digits: Vec<u8> = name.iter().rev().skip(2).take(DIGITS).map_while(digit_of).collect();
+        let number = (0..DIGITS).map(|index| digits.get(index).copied().unwrap_or_default());
+        let address = Ipv6Addr::from(number.fold(0, |bits, digit| bits << 4 | u128::from(digit)));
+        if digits.len() < within || !prefix.contains(address) {
+            return None;
+        }
+        let zone = name.trim_to(2 + within);
+        let is_whole = name.iter().count() == 2 + digits.len();
+        Some(match self.names.get(&address.into()) {
+            Some(owner) if is_whole && digits.len() == DIGITS => {
+                Found::name(RData::PTR(PTR(owner.clone())), asked, zone)
+            }
+            _ if is_whole && digits.len() < DIGITS => Found::empty(zone),
             _ => Found::nothing(Some(zone)),
         })
     }
@@ -228,6 +268,12 @@ impl Zone {
 fn octet_of(label: &[u8]) -> Option<u8> {
     let octet: u8 = std::str::from_utf8(label).ok()?.parse().ok()?;
     (octet.to_string().as_bytes() == label).then_some(octet)
+}
+
+/// One hexadecimal digit; the name is in lower case.
+fn digit_of(label: &[u8]) -> Option<u8> {
+    let [digit] = label else { return None };
+    char::from(*digit).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
 }
 
 /// Reads a query, or says what else to do with the packet.
@@ -346,10 +392,55 @@ mod tests {
     #[test]
     fn another_type_of_a_name_that_exists_is_no_data() {
         for name in ["vm0.", "vm0.pavo.local.", "gateway.pavo.local.", "pavo.local."] {
-            assert_eq!(ask(name, RecordType::AAAA), NO_DATA, "{name}");
+            assert_eq!(ask(name, RecordType::MX), NO_DATA, "{name}");
         }
         assert_eq!(ask("pavo.local.", RecordType::SOA).0, ResponseCode::NoError);
         assert_eq!(ask("pavo.local.", RecordType::SOA).1.len(), 1);
+    }
+
+    #[test]
+    fn with_ipv6_names_have_two_addresses_and_both_are_found_back() {
+        for (name, address) in [
+            ("vm1.", "fd12:3456:789a:1::2"),
+            ("VM7.pavo.local.", "fd12:3456:789a:1::8"),
+            ("gateway.pavo.local.", "fd12:3456:789a:1::ffff:fffe"),
+        ] {
+            assert_eq!(ask(name, RecordType::AAAA), data(address), "{name}");
+        }
+        let reversed = |address: &str| {
+            let address: Ipv6Addr = address.parse().unwrap();
+            let digits = format!("{:032x}", u128::from(address));
+            let labels: Vec<String> = digits.chars().rev().map(String::from).collect();
+            labels.join(".") + ".IP6.arpa."
+        };
+        let ptr = |name: &str| ask(name, RecordType::PTR);
+        let vm1 = reversed("fd12:3456:789a:1::2");
+        assert_eq!(ptr(&vm1), data("vm1.pavo.local."));
+        assert_eq!(ptr(&reversed("fd12:3456:789a:1::ffff:fffe")), data("gateway.pavo.local."));
+        assert_eq!(ptr(&reversed("fd12:3456:789a:1::9")), NO_NAME);
+        // Between the prefix and the whole there are names without data, below it nothing.
+        assert_eq!(ptr(&vm1[2..]), NO_DATA);
+        assert_eq!(ptr(&vm1[32..]), NO_DATA);
+        assert_eq!(ptr(&format!("1.{vm1}")), NO_NAME);
+        assert_eq!(ptr(&format!("ff.{}", &vm1[2..])), NO_NAME);
+        // What is not ours is asked for outside.
+        let forwarded = |name: &str| answer(&query(name, RecordType::PTR)).is_none();
+        assert!(forwarded(&vm1[34..]) && forwarded(&reversed("fd12:3456:789a:2::2")));
+    }
+
+    #[test]
+    fn without_ipv6_there_is_no_data_of_it() {
+        let mut spec = Spec { ipv6: None, ..spec() };
+        spec.guests.iter_mut().chain(&mut spec.others).for_each(|guest| guest.address6 = None);
+        let zone = Zone::new(&spec).unwrap();
+        let reply = |name, kind| match zone.answer(&query(name, kind).to_vec().unwrap()) {
+            Verdict::Reply(reply) => Some(Message::from_vec(&reply).unwrap()),
+            _ => None,
+        };
+        let none = reply("vm0.", RecordType::AAAA).unwrap();
+        assert_eq!((none.response_code(), none.answers()), (ResponseCode::NoError, &[][..]));
+        let nibbles = "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.1.0.0.0.a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa.";
+        assert!(reply(nibbles, RecordType::PTR).is_none());
     }
 
     #[test]
@@ -388,7 +479,7 @@ mod tests {
             ("vm0.", "vm0."),
             ("9.9.200.10.in-addr.arpa.", "200.10.in-addr.arpa."),
         ] {
-            let reply = answer(&query(name, RecordType::AAAA)).unwrap();
+            let reply = answer(&query(name, RecordType::MX)).unwrap();
             assert_eq!(reply.name_servers()[0].name().to_string(), zone);
         }
     }

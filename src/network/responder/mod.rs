@@ -11,6 +11,8 @@
 //!   host's namespace        │ the cluster's namespace
 //!   upstream DNS ◄── udp ───┤ dns      ◄─ 53/udp, 53/tcp ─┐
 //!                           │ dhcp     ◄─ 67/udp ─────────┤ guests
+//!                           │ dhcp6    ◄─ 547/udp ────────┤
+//!                           │ advertise◄─ ICMPv6 ─────────┤
 //!   127.0.0.1:PORT ── tcp ──► publish ── connect ─────────┤
 //!   dial-NETWORK ─── unix ──► dial ───── connect ─────────┘
 //! ```
@@ -29,20 +31,23 @@
 //! [`forward::Pending`]) and a thin loop around its sockets. Nothing ticks: without a
 //! packet, and without a forwarded query that waits, no code runs.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
+use tokio::net::{UdpSocket, UnixStream};
 use tokio::task::JoinSet;
 
 use crate::error::{Context, Error, Result, WireError};
 use crate::model::address::{Mac, Subnet};
+use crate::model::prefix::Prefix64;
 
+pub mod advertise;
 pub mod confine;
 pub mod dhcp;
+pub mod dhcp6;
 pub mod dial;
 pub mod dns;
 pub mod forward;
@@ -65,6 +70,9 @@ pub struct Spec {
     pub interface: String,
     pub gateway: Ipv4Addr,
     pub subnet: Subnet,
+    /// Where the network has IPv6, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<Ipv6>,
     /// Told to guests (option 26).
     pub mtu: u16,
     /// Where guests' names live, such as `pavo.local`.
@@ -90,6 +98,14 @@ pub struct Spec {
     pub drop_to: Option<(u32, u32)>,
 }
 
+/// What there is to know of a network's IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ipv6 {
+    pub prefix: Prefix64,
+    pub gateway_mac: Mac,
+}
+
 /// One VM's interface in this network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -99,6 +115,8 @@ pub struct Guest {
     pub name: String,
     pub mac: Mac,
     pub address: Ipv4Addr,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address6: Option<Ipv6Addr>,
     /// Whether it is told the gateway: of its networks one is the way to elsewhere.
     pub default_route: bool,
 }
@@ -147,7 +165,9 @@ pub async fn main(lifeline: UnixStream) -> Result<()> {
 
 /// What serves once all rights are gone.
 struct Parts {
-    dhcp: (dhcp::Server, tokio::net::UdpSocket),
+    dhcp: (dhcp::Server, UdpSocket),
+    dhcp6: Option<(dhcp6::Server, UdpSocket)>,
+    advertise: Option<(Vec<u8>, UdpSocket)>,
     dns: resolve::Service,
     ports: Vec<publish::Port>,
     dial: Option<dial::Dial>,
@@ -168,9 +188,17 @@ async fn start(lifeline: &mut BufReader<UnixStream>) -> Result<Parts> {
         upstream,
     );
     let dhcp = (dhcp::Server::new(&spec)?, sockets::dhcp(&spec)?);
+    let dhcp6 = match dhcp6::Server::new(&spec) {
+        Some(server) => Some((server, sockets::dhcp6(&spec)?)),
+        None => None,
+    };
+    let advertise = match advertise::advertisement(&spec) {
+        Some(advertisement) => Some((advertisement, sockets::solicitations(&spec)?)),
+        None => None,
+    };
     let dialled = dial.as_ref().map_or(0, dial::Dial::descriptors);
     confine::confine(spec.drop_to, publish::descriptors(ports.len()) + dialled)?;
-    Ok(Parts { dhcp, dns, ports, dial })
+    Ok(Parts { dhcp, dhcp6, advertise, dns, ports, dial })
 }
 
 async fn read_spec(lifeline: &mut BufReader<UnixStream>) -> Result<Spec> {
@@ -195,6 +223,12 @@ async fn serve(parts: Parts, mut lifeline: BufReader<UnixStream>) -> Result<()> 
     let mut tasks = JoinSet::new();
     let (server, socket) = parts.dhcp;
     tasks.spawn(dhcp::serve(server, socket));
+    if let Some((server, socket)) = parts.dhcp6 {
+        tasks.spawn(dhcp6::serve(server, socket));
+    }
+    if let Some((advertisement, socket)) = parts.advertise {
+        tasks.spawn(advertise::serve(advertisement, socket));
+    }
     tasks.spawn(parts.dns.serve());
     let budget = publish::budget();
     for port in parts.ports {
@@ -228,11 +262,13 @@ pub(crate) mod tests {
     /// Two guests of `10.200.0.0/16`, and one on another host; nothing outside.
     pub fn spec() -> Spec {
         let subnet: Subnet = "10.200.0.0/16".parse().unwrap();
+        let prefix: Prefix64 = "fd12:3456:789a:1::/64".parse().unwrap();
         let guest = |rank| Guest {
             rank,
             name: format!("vm{rank}"),
             mac: Mac([0x52, 0x54, 0, 0, 0, rank as u8]),
             address: subnet.guest(rank).unwrap(),
+            address6: prefix.guest(rank),
             default_route: true,
         };
         Spec {
@@ -241,6 +277,7 @@ pub(crate) mod tests {
             interface: "gw".into(),
             gateway: subnet.gateway(),
             subnet,
+            ipv6: Some(Ipv6 { prefix, gateway_mac: Mac([0x52, 0x54, 0, 0xff, 0xff, 0xfe]) }),
             mtu: 1450,
             domain: "pavo.local".into(),
             dns_search: Vec::new(),

@@ -2,17 +2,20 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
+use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, UnixAddr, bind, getsockname,
-    getsockopt, listen, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, UnixAddr,
+    bind, getsockname, getsockopt, listen, setsockopt, socket, sockopt,
 };
 use tokio::net::{TcpListener, UdpSocket, UnixListener};
 
+use super::advertise::ALL_ROUTERS;
+use super::dhcp6;
 use super::dial::Dial;
 use super::publish::Port;
 use super::{Published, Spec};
@@ -20,6 +23,7 @@ use crate::error::{Context, Error, Result};
 
 const DHCP_PORT: u16 = 67;
 const DNS_PORT: u16 = 53;
+const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);
 
 /// Moves this thread, and the sockets it makes from now on, into a network namespace.
 pub fn enter(namespace: &Path) -> Result<()> {
@@ -119,6 +123,50 @@ pub fn dhcp(spec: &Spec) -> Result<UdpSocket> {
     UdpSocket::from_std(socket.into()).while_doing(doing)
 }
 
+/// The DHCPv6 server's socket: on one interface, as a server of that link.
+pub fn dhcp6(spec: &Spec) -> Result<UdpSocket> {
+    const SERVERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
+    let open = || {
+        let socket = socket(AddressFamily::Inet6, SockType::Datagram, FLAGS, None)?;
+        setsockopt(&socket, sockopt::BindToDevice, &spec.interface.clone().into())?;
+        setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+        let any = SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, dhcp6::SERVER, 0, 0);
+        bind(socket.as_raw_fd(), &SockaddrIn6::from(any))?;
+        Ok(socket)
+    };
+    let doing = || format!("listening for DHCPv6 on `{}`", spec.interface);
+    join(spec, open().map_err(nix_error), SERVERS).while_doing(doing)
+}
+
+/// Where router solicitations come in, and advertisements go out.
+pub fn solicitations(spec: &Spec) -> Result<UdpSocket> {
+    let open = || {
+        let protocol = Some(SockProtocol::IcmpV6);
+        let socket = socket(AddressFamily::Inet6, SockType::Raw, FLAGS, protocol)?;
+        setsockopt(&socket, sockopt::BindToDevice, &spec.interface.clone().into())?;
+        // They are believed only if no router has passed them on.
+        setsockopt(&socket, sockopt::Ipv6Ttl, &255)?;
+        setsockopt(&socket, sockopt::Ipv6MulticastHops, &255)?;
+        Ok(socket)
+    };
+    let doing = || format!("listening for router solicitations on `{}`", spec.interface);
+    join(spec, open().map_err(nix_error), ALL_ROUTERS).while_doing(doing)
+}
+
+fn nix_error(error: nix::Error) -> Error {
+    Error::system(error.desc())
+}
+
+/// Hears what is said to a group, on the guests' interface. The standard library's name for a
+/// socket of datagrams does for one of raw packets, too: each is read and written whole.
+fn join(spec: &Spec, socket: Result<OwnedFd>, group: Ipv6Addr) -> Result<UdpSocket> {
+    let doing = || format!("joining the group {group}");
+    let socket = std::net::UdpSocket::from(socket?);
+    let index = if_nametoindex(spec.interface.as_str()).while_doing(doing)?;
+    socket.join_multicast_v6(&group, index).while_doing(doing)?;
+    UdpSocket::from_std(socket).while_doing(doing)
+}
+
 /// Where guests ask for names.
 pub fn dns_datagram(spec: &Spec) -> Result<UdpSocket> {
     let doing =
@@ -138,8 +186,7 @@ pub fn dns_stream(spec: &Spec) -> Result<TcpListener> {
 
 /// A socket that only sees the guests' interface.
 fn bound(spec: &Spec, kind: SockType, address: Ipv4Addr, port: u16) -> nix::Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(AddressFamily::Inet, kind, flags, None)?;
+    let socket = socket(AddressFamily::Inet, kind, FLAGS, None)?;
     setsockopt(&socket, sockopt::BindToDevice, &spec.interface.clone().into())?;
     if kind == SockType::Stream {
         // Connections of a responder that was replaced linger in TIME_WAIT.

@@ -11,7 +11,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statvfs::statvfs;
 
 use super::{Good, Outcome, Patient, Role, at_once, ok, run, warn};
-use crate::config::SwitchChoice;
+use crate::config::{Network, SwitchChoice};
 use crate::error::{Context, Error};
 use crate::host::tunnel::SOURCE_PORTS;
 use crate::host::{Host, firewall};
@@ -50,6 +50,9 @@ pub(super) fn checks(patient: &Patient) -> Vec<(&'static str, BoxFuture<'_, Outc
     }
     if patient.role == Role::Node {
         checks.push(("tunnels", at_once(tunnel_ports())));
+    }
+    if patient.config.networks.values().any(has_ipv6) {
+        checks.push(("ipv6", at_once(ipv6(Path::new("/proc/sys/net")))));
     }
     checks.push(("bridge-nf", at_once(bridge_nf())));
     checks.push(("space", at_once(space(patient))));
@@ -112,6 +115,20 @@ async fn forward() -> Outcome {
     let help = drops.iter().flat_map(firewall::ForwardDrop::rules).collect();
     let found = format!("{} drops what no rule accepts; clusters need one", names.join(", "));
     Ok(Good::Warn(found, help))
+}
+
+fn has_ipv6(network: &Network) -> bool {
+    matches!(network, Network::Ethernet(ethernet) if ethernet.int_network6.is_some())
+}
+
+/// What a network with `int-network6` takes. Where the host has it off, its namespaces have it
+/// nevertheless; where the kernel has, nobody has.
+fn ipv6(settings: &Path) -> Outcome {
+    if settings.join("ipv6/conf").exists() {
+        return ok("the kernel has it, as `int-network6` in networks.yaml needs");
+    }
+    Err(Error::system("the kernel has no IPv6, which `int-network6` in networks.yaml needs")
+        .help("start the kernel without `ipv6.disable=1`, or take `int-network6` out"))
 }
 
 fn bridge_nf() -> Outcome {
@@ -199,4 +216,18 @@ fn limits() -> Outcome {
         return ok(text);
     }
     warn(text, "raise it: `nofile` in /etc/security/limits.conf, LimitNOFILE= of slurmd.service")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_ipv6_is_told_from_one_that_has_it() {
+        let settings = tempfile::tempdir().unwrap();
+        let Err(error) = ipv6(settings.path()) else { panic!("there is none") };
+        assert!(error.report().contains("ipv6.disable=1"), "{}", error.report());
+        fs::create_dir_all(settings.path().join("ipv6/conf/all")).unwrap();
+        assert!(matches!(ipv6(settings.path()), Ok(Good::Ok(_))));
+    }
 }

@@ -100,8 +100,7 @@ impl Step {
         };
         let allocation = Allocation { cores: hello.cores, memory_mib: hello.memory_mib };
         let mut record = vm.record(&allocation, &hello.host);
-        record.addresses =
-            hello.nics.iter().filter_map(|nic| Some(nic.ipv4.as_ref()?.address)).collect();
+        record.addresses = hello.nics.iter().flat_map(Nic::addresses).collect();
         record.ports = hello.ports.clone();
         record.control = hello.control;
         book.record.vms[rank] = record;

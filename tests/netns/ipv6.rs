@@ -1,0 +1,546 @@
+//! IPv6 on L3: raw frames from a tap's other end, hostile ones too.
+
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::Path;
+use std::time::Duration;
+
+use pavo::config::{Ethernet, Network6};
+use pavo::host::netns;
+use pavo::model::owner::Owner;
+use pavo::model::prefix::link_local;
+use pavo::network::{NetworkPlan, plan};
+
+use super::fabric::{KEY, Wire, vxlan};
+use super::lab::*;
+
+const JOB: u32 = 3;
+const FORGED: [u8; 6] = [0x52, 0x54, 0, 0xaa, 0xbb, 0xcc];
+const NONE: Ipv6Addr = Ipv6Addr::UNSPECIFIED;
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
+const ALL_SERVERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
+const LISTENERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16);
+/// What a system makes up that tells nobody its MAC.
+const MADE_UP: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x1234, 0x5678, 0x9abc, 0xdef0);
+
+/// A guest with its addresses.
+struct Six {
+    guest: Guest,
+    mac: [u8; 6],
+    ip: Ipv6Addr,
+    own_link: Ipv6Addr,
+    gateway: Ipv6Addr,
+}
+
+impl Six {
+    fn of(guest: Guest, nic: &pavo::model::vm::Nic) -> Self {
+        let ipv6 = nic.ipv6.expect("the network has it");
+        Self {
+            mac: guest.mac,
+            ip: ipv6.address,
+            own_link: link_local(nic.mac),
+            gateway: ipv6.prefix.gateway(),
+            guest,
+        }
+    }
+
+    fn to(&self, mac: [u8; 6], packet: &[u8]) -> Vec<u8> {
+        ethernet(mac, self.mac, 0x86dd, packet)
+    }
+
+    fn to_gateway(&self, packet: &[u8]) -> Vec<u8> {
+        self.to(self.guest.gateway_mac, packet)
+    }
+
+    /// Everything up to what the gateway says to our echo request.
+    fn ping_gateway(&self) -> Vec<Vec<u8>> {
+        let request = self.to_gateway(&icmp(self.ip, self.gateway, 128, &[0, 0, 0, 0, 1, 2, 3, 4]));
+        let gateway = self.gateway.octets();
+        self.guest.exchange(&request, move |got| {
+            got.len() >= 58
+                && got[12..14] == [0x86, 0xdd]
+                && got[22..38] == gateway
+                && got[54] == 129
+        })
+    }
+}
+
+fn network() -> Ethernet {
+    Ethernet { int_network6: Some(Network6::Auto), ..Ethernet::default() }
+}
+
+fn start(lab: &Lab, network: &Ethernet, vms: u32) -> (NetworkPlan, Vec<Six>) {
+    let plan = plan(&request(JOB, vms, &[("net", network.clone())])).unwrap();
+    lab.apply(&plan.plan).unwrap();
+    let six = |(_, nics): &(u32, Vec<_>)| Six::of(Guest::plug(&nics[0]), &nics[0]);
+    let guests = plan.nics.iter().map(six).collect();
+    (plan, guests)
+}
+
+/// Two guests that have been heard by each other.
+fn pair(lab: &Lab) -> (Six, Six) {
+    let (_, guests) = start(lab, &network(), 2);
+    let [a, b] = <[Six; 2]>::try_from(guests).ok().unwrap();
+    b.guest.until(&a.guest, &hello(&a, &b, "ready"));
+    a.guest.until(&b.guest, &hello(&b, &a, "ready"));
+    (a, b)
+}
+
+fn ipv6(from: Ipv6Addr, to: Ipv6Addr, next: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(payload.len()).unwrap().to_be_bytes();
+    let head = [0x60, 0, 0, 0, length[0], length[1], next, 255];
+    [&head[..], &from.octets(), &to.octets(), payload].concat()
+}
+
+/// The checksum of a payload.
+fn sum(from: Ipv6Addr, to: Ipv6Addr, next: u8, payload: &[u8]) -> [u8; 2] {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut all = [&from.octets()[..], &to.octets(), &length, &[0, 0, 0, next], payload].concat();
+    all.resize(all.len().next_multiple_of(2), 0);
+    let mut sum: u32 = all.chunks(2).map(|w| u32::from(w[0]) << 8 | u32::from(w[1])).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    (!sum as u16).to_be_bytes()
+}
+
+/// ICMPv6, with all behind its checksum.
+fn icmp(from: Ipv6Addr, to: Ipv6Addr, kind: u8, body: &[u8]) -> Vec<u8> {
+    let mut payload = [&[kind, 0, 0, 0][..], body].concat();
+    let sum = sum(from, to, 58, &payload);
+    payload[2..4].copy_from_slice(&sum);
+    ipv6(from, to, 58, &payload)
+}
+
+fn datagram(from: Ipv6Addr, to: Ipv6Addr, ports: (u16, u16), text: &[u8]) -> Vec<u8> {
+    let mut payload = udp(ports.0, ports.1, text);
+    let sum = sum(from, to, 17, &payload);
+    payload[6..8].copy_from_slice(&sum);
+    ipv6(from, to, 17, &payload)
+}
+
+fn hello(from: &Six, to: &Six, text: &str) -> Vec<u8> {
+    from.to(to.mac, &datagram(from.ip, to.ip, (1000, 1000), text.as_bytes()))
+}
+
+/// The group at which who has an address is asked for it, and that group's MAC.
+fn solicited(target: Ipv6Addr) -> (Ipv6Addr, [u8; 6]) {
+    let [.., a, b, c] = target.octets();
+    let group = u128::from(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00, 0));
+    let low = u128::from(u32::from_be_bytes([0, a, b, c]));
+    ((group | low).into(), [0x33, 0x33, 0xff, a, b, c])
+}
+
+fn option(kind: u8, mac: [u8; 6]) -> Vec<u8> {
+    [&[kind, 1][..], &mac].concat()
+}
+
+/// Who has `target`? Asked by multicast.
+fn solicitation(from: &Six, source: Ipv6Addr, target: Ipv6Addr, options: &[u8]) -> Vec<u8> {
+    let (group, mac) = solicited(target);
+    let body = [&[0; 4][..], &target.octets(), options].concat();
+    from.to(mac, &icmp(source, group, 135, &body))
+}
+
+/// `target` is at …
+fn advertisement(source: Ipv6Addr, to: Ipv6Addr, target: Ipv6Addr, options: &[u8]) -> Vec<u8> {
+    let body = [&[0x60, 0, 0, 0][..], &target.octets(), options].concat();
+    icmp(source, to, 136, &body)
+}
+
+/// A header between, of 8 bytes.
+fn behind(header: u8, from: Ipv6Addr, to: Ipv6Addr, next: u8, payload: &[u8]) -> Vec<u8> {
+    let between = [&[next, 0, 1, 4, 0, 0, 0, 0][..], payload].concat();
+    ipv6(from, to, header, &between)
+}
+
+fn faults(before: &Counters, after: &Counters) -> Counters {
+    let mut grown = grown(before, after);
+    let innocent = ["to-host", "from-host", "to-others", "stray-ipv6", "listener"];
+    grown.retain(|name, _| !innocent.contains(&name.as_str()));
+    grown
+}
+
+/// Frames that must not leave the guest `a`, each with the rule that stops it.
+fn spoofed(a: &Six, b: &Six) -> Vec<(&'static str, &'static str, Vec<u8>)> {
+    let other: Ipv6Addr = "2001:db8::1".parse().unwrap();
+    let neighbour = Ipv6Addr::from(u128::from(a.ip) + 77);
+    let text = |from| a.to(b.mac, &datagram(from, b.ip, (1, 1), b"x"));
+    let ports = |sport, dport| a.to(b.mac, &datagram(a.ip, b.ip, (sport, dport), b"x"));
+    let router = [0; 12];
+    let advertised = |from| a.to([0x33, 0x33, 0, 0, 0, 1], &icmp(from, ALL_NODES, 134, &router));
+    let said =
+        |source, target, options: &[u8]| a.to(b.mac, &advertisement(source, b.ip, target, options));
+    let source = |mac| option(1, mac);
+    let target = |mac| option(2, mac);
+    let twice = [target(a.mac), target(b.mac)].concat();
+    let hidden = icmp(a.ip, b.ip, 134, &router)[40..].to_vec();
+    let fragment = |next, part: &[u8]| a.to(b.mac, &behind(44, a.ip, b.ip, next, part));
+    vec![
+        ("another's MAC", "source-mac", ethernet(b.mac, FORGED, 0x86dd, &hello(a, b, "x")[14..])),
+        ("another's address", "source-address", text(b.ip)),
+        ("a neighbour's address", "source-address", text(neighbour)),
+        ("an address of elsewhere", "source-address", text(other)),
+        ("the gateway's address", "source-address", text(a.gateway)),
+        ("the gateway's own link's", "source-address", text(link_local(mac(a.guest.gateway_mac)))),
+        ("another's link-local", "source-address", text(b.own_link)),
+        ("a made-up link-local to a guest", "source-address", text(MADE_UP)),
+        ("no address", "source-address", text(NONE)),
+        ("half a header", "source-address", a.to(b.mac, &[0x60; 20])),
+        ("a router's advertisement", "router", advertised(a.own_link)),
+        ("the same of its address", "router", advertised(a.ip)),
+        ("the same of a made-up one", "source-address", advertised(MADE_UP)),
+        (
+            "the same of the gateway",
+            "source-address",
+            advertised(link_local(mac(a.guest.gateway_mac))),
+        ),
+        ("the same behind options", "ipv6", a.to(b.mac, &behind(60, a.ip, b.ip, 58, &hidden))),
+        ("the same behind a hop", "ipv6", a.to(b.mac, &behind(0, a.ip, b.ip, 58, &hidden))),
+        ("the same behind a route", "ipv6", a.to(b.mac, &behind(43, a.ip, b.ip, 58, &hidden))),
+        ("the same in a fragment", "ipv6", a.to(b.mac, &fragmented(a, b, 58, 0, &hidden))),
+        ("options in a fragment", "ipv6", fragment(60, &[58, 0, 1, 4, 0, 0, 0, 0])),
+        ("a redirect", "router", a.to(b.mac, &icmp(a.own_link, b.own_link, 137, &[0; 36]))),
+        ("another's address is here", "neighbour", said(a.ip, a.gateway, &target(a.mac))),
+        ("the same of its link", "neighbour", said(a.own_link, b.own_link, &target(a.mac))),
+        ("the same without a word", "neighbour", said(a.ip, a.gateway, &[])),
+        ("its address is elsewhere", "neighbour", said(a.ip, a.ip, &target(FORGED))),
+        ("the same, in the second place", "neighbour", said(a.ip, a.ip, &twice)),
+        ("another asks, it says", "neighbour", solicitation(a, a.ip, b.ip, &source(b.mac))),
+        (
+            "two words in one",
+            "neighbour",
+            solicitation(a, a.ip, b.ip, &[source(a.mac), source(b.mac)].concat()),
+        ),
+        ("the target's option", "neighbour", solicitation(a, a.ip, b.ip, &target(a.mac))),
+        (
+            "asked for nobody with a MAC",
+            "source-address",
+            solicitation(a, NONE, b.ip, &source(a.mac)),
+        ),
+        (
+            "made up, with another's MAC",
+            "neighbour",
+            solicitation(a, MADE_UP, b.ip, &source(b.mac)),
+        ),
+        ("made up, about a guest", "source-address", said(MADE_UP, b.own_link, &target(a.mac))),
+        ("made up, about an address", "source-address", said(MADE_UP, a.gateway, &target(a.mac))),
+        ("a DHCPv6 answer", "dhcp-server", ports(547, 546)),
+        ("a DHCPv6 answer from elsewhere", "dhcp-server", ports(5, 546)),
+        ("a DHCPv6 server's", "dhcp-server", ports(547, 547)),
+        (
+            "a DHCPv6 answer of its link's",
+            "dhcp-server",
+            a.to(b.mac, &datagram(a.own_link, b.own_link, (547, 546), b"x")),
+        ),
+        (
+            "a DHCPv6 answer made up",
+            "source-address",
+            a.to(b.mac, &datagram(MADE_UP, b.own_link, (547, 546), b"x")),
+        ),
+        (
+            "the same in a fragment",
+            "dhcp-server",
+            a.to(b.mac, &fragmented(a, b, 17, 0, &udp(547, 546, b"x"))),
+        ),
+        ("a tunnel", "ipv6", a.to(b.mac, &ipv6(a.ip, b.ip, 41, &[0x60; 60]))),
+        ("an authenticated one", "ipv6", a.to(b.mac, &ipv6(a.ip, b.ip, 51, &[58; 60]))),
+        (
+            "a VLAN tag",
+            "vlan",
+            ethernet(
+                b.mac,
+                a.mac,
+                0x8100,
+                &[&[0, 7, 0x86, 0xdd][..], &hello(a, b, "x")[14..]].concat(),
+            ),
+        ),
+    ]
+}
+
+fn mac(bytes: [u8; 6]) -> pavo::model::address::Mac {
+    pavo::model::address::Mac(bytes)
+}
+
+/// A part of a packet, at an offset in units of 8 bytes; more follow.
+fn fragmented(from: &Six, to: &Six, next: u8, offset: u16, part: &[u8]) -> Vec<u8> {
+    let place = (offset << 3 | 1).to_be_bytes();
+    let head = [next, 0, place[0], place[1], 0, 0, 0, 9];
+    ipv6(from.ip, to.ip, 44, &[&head[..], part].concat())
+}
+
+#[test]
+fn spoofed_frames_never_arrive_and_their_counter_says_so() {
+    in_netns(|lab| {
+        let (a, b) = pair(lab);
+        for (what, rule, frame) in spoofed(&a, &b) {
+            let before = lab.counters(None, "bridge", Owner::local(JOB));
+            a.guest.send(&frame);
+            // Frames keep their order: what was sent first would be here first.
+            let seen = b.guest.until(&a.guest, &hello(&a, &b, what));
+            assert!(!seen.contains(&frame), "{what} arrived");
+            let grown = faults(&before, &lab.counters(None, "bridge", Owner::local(JOB)));
+            let expected = [(rule.to_owned(), 1), ("ptl3-0".to_owned(), 1)];
+            assert_eq!(grown, expected.into(), "{what}");
+        }
+    });
+}
+
+#[test]
+fn what_a_guest_may_send_arrives() {
+    in_netns(|lab| {
+        let (a, b) = pair(lab);
+        let before = lab.counters(None, "bridge", Owner::local(JOB));
+        let echo = [0, 0, 0, 0, 1, 2, 3, 4];
+        let own = option(2, a.mac);
+        let to_b = |packet: &[u8]| a.to(b.mac, packet);
+        let everybody = [0x33, 0x33, 0, 0, 0, 1];
+        let legal = [
+            to_b(&icmp(a.ip, b.ip, 128, &echo)),
+            to_b(&icmp(a.own_link, b.own_link, 129, &echo)),
+            to_b(&icmp(a.ip, b.ip, 1, &echo)),
+            to_b(&ipv6(a.ip, b.ip, 6, &[0; 20])),
+            to_b(&ipv6(a.ip, b.ip, 132, &[0; 20])),
+            to_b(&datagram(a.own_link, b.own_link, (5353, 5353), b"x")),
+            solicitation(&a, a.ip, b.ip, &option(1, a.mac)),
+            solicitation(&a, a.own_link, b.own_link, &option(1, a.mac)),
+            to_b(&icmp(a.ip, b.ip, 135, &[&[0; 4][..], &b.ip.octets()].concat())),
+            to_b(&advertisement(a.ip, b.ip, a.ip, &own)),
+            to_b(&advertisement(a.own_link, b.ip, a.ip, &[])),
+            to_b(&advertisement(a.own_link, b.own_link, a.own_link, &own)),
+            a.to(everybody, &advertisement(a.ip, ALL_NODES, a.ip, &own)),
+            to_b(&fragmented(&a, &b, 17, 0, &udp(1000, 1000, b"x"))),
+            to_b(&fragmented(&a, &b, 17, 3, &udp(547, 546, b"no ports are here"))),
+            to_b(&fragmented(&a, &b, 58, 0, &icmp(a.ip, b.ip, 128, &echo)[40..])),
+        ];
+        for frame in legal {
+            b.guest.until(&a.guest, &frame);
+        }
+        assert_eq!(faults(&before, &lab.counters(None, "bridge", Owner::local(JOB))), [].into());
+    });
+}
+
+#[test]
+fn who_has_no_address_yet_is_heard_by_the_gateway_only() {
+    in_netns(|lab| {
+        let (a, b) = pair(lab);
+        let inside = lab.host.netns("pnl3-0");
+        let server = socket(&inside, (NONE, 547));
+        server.join_multicast_v6(&ALL_SERVERS, index(&inside)).unwrap();
+        let before = lab.counters(None, "bridge", Owner::local(JOB));
+        let group = |mac, packet: &[u8]| a.to(mac, packet);
+        let (routers, servers) = ([0x33, 0x33, 0, 0, 0, 2], [0x33, 0x33, 0, 1, 0, 2]);
+        let probe = option(14, [7; 6]);
+        for source in [a.ip, a.own_link, MADE_UP, NONE] {
+            a.guest.send(&group(routers, &icmp(source, ALL_ROUTERS, 133, &[0; 4])));
+        }
+        // To where a guest would hear it, if the switch let it.
+        a.guest.send(&a.to(b.mac, &icmp(MADE_UP, b.own_link, 133, &[0; 4])));
+        a.guest.send(&solicitation(&a, NONE, b.ip, &[]));
+        a.guest.send(&solicitation(&a, NONE, a.ip, &probe));
+        a.guest.send(&solicitation(&a, MADE_UP, b.ip, &option(1, a.mac)));
+        for (source, text) in [(a.own_link, "own"), (MADE_UP, "made up")] {
+            a.guest
+                .send(&group(servers, &datagram(source, ALL_SERVERS, (546, 547), text.as_bytes())));
+            let (heard, from) = heard(&server);
+            assert_eq!((heard.as_str(), from.ip()), (text, source.into()));
+            // Who it is, it does not say itself.
+            assert_eq!(from.port(), 20_000);
+        }
+        b.guest.send(&b.to(servers, &datagram(MADE_UP, ALL_SERVERS, (546, 547), b"b")));
+        assert_eq!(heard(&server).1.port(), 20_001);
+        // Listeners' reports end, whatever they say.
+        for source in [a.own_link, NONE, MADE_UP] {
+            let report = icmp(source, LISTENERS, 143, &[0; 4])[40..].to_vec();
+            a.guest.send(
+                &a.to([0x33, 0x33, 0, 0, 0, 0x16], &behind(0, source, LISTENERS, 58, &report)),
+            );
+        }
+        let seen = b.guest.until(&a.guest, &hello(&a, &b, "end"));
+        let from_a: Vec<_> = seen.iter().filter(|frame| frame[6..12] == a.mac).collect();
+        assert!(from_a.is_empty(), "{from_a:02x?}");
+        let after = lab.counters(None, "bridge", Owner::local(JOB));
+        assert_eq!(faults(&before, &after), [].into());
+        assert_eq!(grown(&before, &after)["listener"], 3);
+    });
+}
+
+#[test]
+fn the_gateway_answers_is_not_fooled_and_routes_nothing() {
+    in_netns(|lab| {
+        let (a, b) = pair(lab);
+        let inside = lab.host.netns("pnl3-0");
+        a.ping_gateway();
+        // Asked for by a link-local address that it has made up, too.
+        let gateway = a.gateway.octets();
+        for source in [a.ip, a.own_link] {
+            let ask = solicitation(&a, source, a.gateway, &option(1, a.mac));
+            a.guest.exchange(&ask, |got| {
+                got.len() >= 86
+                    && got[54] == 136
+                    && got[62..78] == gateway
+                    && got[80..86] == a.guest.gateway_mac
+            });
+        }
+        // Every guest's address is known for good, and what one says of another's not believed.
+        let said = advertisement(MADE_UP, a.gateway, MADE_UP, &option(2, a.mac));
+        a.guest.send(&a.to_gateway(&said));
+        a.guest.send(&a.to_gateway(&advertisement(a.ip, a.gateway, b.ip, &option(2, a.mac))));
+        a.ping_gateway();
+        let neighbours = sh(Some(&inside), "ip -6 neigh show dev guests");
+        let text = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
+        for guest in [&a, &b] {
+            for address in [guest.ip, guest.own_link] {
+                let line = format!("{address} lladdr {} PERMANENT", text(guest.mac));
+                assert!(neighbours.contains(&line), "{line}: {neighbours}");
+            }
+        }
+        // No other service, and no way on.
+        let ssh = socket(&inside, (NONE, 22));
+        let counters = || lab.counters(Some("pnl3-0"), "inet", Owner::local(JOB));
+        let before = counters();
+        a.guest.send(&a.to_gateway(&datagram(a.ip, a.gateway, (1000, 22), b"forbidden")));
+        a.guest.send(&a.to_gateway(&datagram(
+            a.ip,
+            "2001:db8::1".parse().unwrap(),
+            (1000, 7),
+            b"x",
+        )));
+        a.ping_gateway();
+        ssh.set_nonblocking(true).unwrap();
+        assert!(ssh.recv_from(&mut [0; 99]).is_err());
+        assert!(grown(&before, &counters())["stray-ipv6"] >= 1);
+        assert_eq!(sh(Some(&inside), "cat /proc/sys/net/ipv6/conf/all/forwarding").trim(), "0");
+        assert_eq!(sh(Some(&inside), "ip -6 route show default").trim(), "");
+    });
+}
+
+#[test]
+fn without_the_key_there_is_none_and_beside_one_that_has_it_neither() {
+    in_netns(|lab| {
+        let networks = [("six", network()), ("four", Ethernet::default())];
+        let plan = plan(&request(JOB, 2, &networks)).unwrap();
+        lab.apply(&plan.plan).unwrap();
+        let nics: Vec<_> = plan.nics.iter().map(|(_, nics)| nics).collect();
+        let six = [0, 1].map(|vm| Six::of(Guest::plug(&nics[vm][0]), &nics[vm][0]));
+        let four = [0, 1].map(|vm: usize| Guest::plug(&nics[vm][1]));
+        assert_eq!(nics[0][1].ipv6, None);
+        six[1].guest.until(&six[0].guest, &hello(&six[0], &six[1], "ready"));
+        // Guests have the same MACs on both networks: all that is right on the one.
+        let forged = [
+            hello(&six[0], &six[1], "forged"),
+            solicitation(&six[0], NONE, six[0].ip, &[]),
+            six[0].to(BROADCAST, &datagram(MADE_UP, ALL_SERVERS, (546, 547), b"x")),
+        ];
+        let before = lab.counters(None, "bridge", Owner::local(JOB));
+        let end = ethernet(
+            four[1].mac,
+            four[0].mac,
+            0x0800,
+            &ipv4(four[0].ip, four[1].ip, 17, &udp(1000, 1000, b"end")),
+        );
+        for frame in &forged {
+            four[0].send(frame);
+        }
+        let seen = four[1].until(&four[0], &end);
+        assert!(!seen.iter().any(|frame| forged.contains(frame)), "{seen:02x?}");
+        let grown = faults(&before, &lab.counters(None, "bridge", Owner::local(JOB)));
+        assert_eq!(grown, [("ipv6".to_owned(), 3), ("ptl3-1".to_owned(), 3)].into());
+    });
+}
+
+#[test]
+fn guests_of_two_hosts_find_and_reach_each_other_and_nobody_speaks_for_them() {
+    in_netns(|lab| {
+        let wire = Wire::new(lab, 2);
+        let (plans, guests) = wire.start(JOB, &network(), &[1, 1]);
+        let nics = plans.iter().map(|plan| &plan.nics[0].1[0]);
+        let guests: Vec<Six> =
+            guests.into_iter().zip(nics).map(|(g, nic)| Six::of(g, nic)).collect();
+        let [a, b] = <[Six; 2]>::try_from(guests).ok().unwrap();
+        assert_eq!(a.gateway, b.gateway, "one network");
+        b.guest.until(&a.guest, &solicitation(&a, a.ip, b.ip, &option(1, a.mac)));
+        a.guest.until(&b.guest, &b.to(a.mac, &advertisement(b.ip, a.ip, b.ip, &option(2, b.mac))));
+        a.guest.until(&b.guest, &hello(&b, &a, "ready"));
+        // Each has its own host's gateway, which answers nobody else.
+        a.ping_gateway();
+        b.ping_gateway();
+        // As if the other host did not look: what arrives is looked at again.
+        let there = &wire.nodes[1];
+        sh(Some(&there.netns), "nft delete table bridge pavo_l3");
+        let before = wire.nodes[0].counters("bridge", JOB);
+        let far = [
+            b.to(a.mac, &datagram(a.gateway, a.ip, (1, 1), b"forged")),
+            b.to(a.mac, &datagram(a.ip, a.ip, (1, 1), b"forged")),
+            b.to(a.mac, &datagram(MADE_UP, a.own_link, (1, 1), b"forged")),
+            b.to(a.mac, &icmp(b.own_link, ALL_NODES, 134, &[0; 12])),
+            b.to(a.mac, &advertisement(b.ip, a.ip, a.gateway, &option(2, b.mac))),
+            solicitation(&b, b.ip, a.ip, &option(1, FORGED)),
+            b.to(a.mac, &datagram(b.own_link, a.own_link, (547, 546), b"forged")),
+            b.to(a.mac, &datagram(b.own_link, ALL_SERVERS, (546, 547), b"forged")),
+            b.to(a.mac, &icmp(b.own_link, ALL_ROUTERS, 133, &[0; 4])),
+        ];
+        for frame in &far {
+            b.guest.send(frame);
+        }
+        let seen = a.guest.until(&b.guest, &hello(&b, &a, "end"));
+        for frame in &far {
+            assert!(!seen.contains(frame), "{frame:02x?}");
+        }
+        let grown = faults(&before, &wire.nodes[0].counters("bridge", JOB));
+        let count = |rule: &str| grown.get(rule).copied().unwrap_or_default();
+        assert_eq!(
+            [count("ipv6"), count("router"), count("neighbour"), count("dhcp-server")],
+            [3, 1, 3, 2],
+            "{grown:?}"
+        );
+        // Nobody outside of the job is believed.
+        let stranger = netns::with_netns(&wire.stranger, || UdpSocket::bind("192.0.2.99:600"));
+        let stranger = stranger.unwrap().unwrap();
+        stranger.send_to(&vxlan(KEY, &hello(&b, &a, "stranger")), "192.0.2.1:4789").unwrap();
+        let seen = a.guest.until(&b.guest, &hello(&b, &a, "end again"));
+        assert!(!seen.iter().any(|frame| frame.ends_with(b"stranger")));
+    });
+}
+
+#[test]
+fn what_is_made_twice_is_there_once_and_goes() {
+    in_netns(|lab| {
+        let before = lab.traces();
+        let plan = plan(&request(JOB, 2, &[("net", network())])).unwrap().plan;
+        lab.apply(&plan).unwrap();
+        let made = |what: &str| sh(Some(&lab.host.netns("pnl3-0")), what);
+        let addresses = || made("ip -6 -o addr show dev guests; ip -6 neigh show dev guests");
+        let once = addresses();
+        assert!(!once.contains("tentative"), "{once}");
+        assert_eq!(once.lines().count(), 2 + 4, "{once}");
+        for step in &plan.steps {
+            lab.run(step.apply(&lab.host)).unwrap();
+        }
+        assert_eq!(addresses(), once);
+        // One by one, as after a crash in the middle; and again.
+        for step in plan.steps.iter().rev().chain(plan.steps.iter().rev()) {
+            lab.run(step.undo(&lab.host)).unwrap();
+        }
+        lab.undo(plan.owner).unwrap();
+        assert_eq!(lab.traces(), before);
+    });
+}
+
+fn socket(netns: &Path, address: (Ipv6Addr, u16)) -> UdpSocket {
+    netns::with_netns(netns, || UdpSocket::bind(address)).unwrap().unwrap()
+}
+
+/// The number of the link at which guests are.
+fn index(netns: &Path) -> u32 {
+    let index = || nix::net::if_::if_nametoindex("guests").unwrap();
+    netns::with_netns(netns, index).unwrap()
+}
+
+/// The next datagram, which must come.
+fn heard(socket: &UdpSocket) -> (String, SocketAddr) {
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut buffer = [0; 2000];
+    let (length, from) = socket.recv_from(&mut buffer).expect("a datagram");
+    (String::from_utf8_lossy(&buffer[..length]).into_owned(), from)
+}
