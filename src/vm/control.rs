@@ -60,8 +60,8 @@ const ANSWER_TIME: Duration = Duration::from_secs(40);
 /// How long a change is waited for at once: whoever hung up meanwhile is not seen.
 const CHANGE_TIME: Duration = Duration::from_secs(10);
 /// Connections served at once, from this host and from others each; more wait for their
-/// turn.
-const CONNECTIONS: usize = 64;
+/// turn. A console takes two: it also learns how its VM fares.
+const CONNECTIONS: usize = 128;
 /// How long they wait until they are told that they wait in vain.
 const TURN: Duration = Duration::from_secs(3);
 /// How many may be connected at all.

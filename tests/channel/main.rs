@@ -210,14 +210,14 @@ async fn many_are_served_and_strangers_are_not() {
     assert!(refused.report().contains("not of this cluster"), "{}", refused.report());
 
     let mut viewers = Vec::new();
-    for _ in 0..64 {
+    for _ in 0..128 {
         viewers.push(vm.client().await.console(4096).await.unwrap());
     }
     for viewer in &mut viewers {
         read_to(&mut viewer.stream, "ready\r\n").await;
     }
     let busy = vm.client().await.status().await.unwrap_err();
-    assert!(busy.report().contains("vm0 is asked by 64 others"), "{}", busy.report());
+    assert!(busy.report().contains("vm0 is asked by 128 others"), "{}", busy.report());
     let mut late = vm.client().await;
     let asked = tokio::spawn(async move { late.status().await.unwrap().state });
     tokio::time::sleep(MOMENT).await;
