@@ -150,7 +150,7 @@ impl Plain {
         let (disk, seed) = (spec.dir.join("disk.qcow2"), spec.dir.join("seed.img"));
         let (below, size) = (&guests.image.path, guests.image.virtual_size);
         overlay::create(&disk, below, guests.image.format, size).unwrap();
-        seed::write(&seed, spec.seed.as_ref().unwrap(), &spec.nics).unwrap();
+        seed::write(&seed, spec.seed.as_ref().unwrap(), &spec.nics, false).unwrap();
         let agent = UnixListener::bind(spec.dir.join("agent.sock")).unwrap();
         lab.give(&spec.dir);
 
@@ -161,10 +161,13 @@ impl Plain {
         // A console that nobody reads would stop the guest.
         thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
         let mut command = lab.ordinary(&spec.qemu_bin);
-        let ends = vec![qmp.into(), console.into(), agent.into()];
-        let [qmp, console, agent] = spawn::inherit(&mut command, ends).try_into().unwrap();
+        let (_, own_agent) = UnixStream::pair().unwrap();
+        let ends = vec![qmp.into(), console.into(), agent.into(), own_agent.into()];
+        let [qmp, console, agent, own_agent] =
+            spawn::inherit(&mut command, ends).try_into().unwrap();
         let extras = &Default::default();
-        let wiring = args::Wiring { qmp, console, agent, disk: &disk, seed: &seed, extras };
+        let wiring =
+            args::Wiring { qmp, console, agent, own_agent, disk: &disk, seed: &seed, extras };
         let arguments = args::qemu(&spec, &wiring).unwrap();
         // Its processors start by themselves: nobody says so by QMP.
         command.args(arguments.into_iter().filter(|word| word != "-S"));

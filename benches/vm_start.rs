@@ -130,14 +130,17 @@ fn shell(spec: &VmSpec) -> (Command, UnixStream, UnixStream) {
     let agent = UnixListener::bind(spec.dir.join("agent.sock")).unwrap();
     let mut command = Command::new("sh");
     command.args(["-c", "exec \"$@\"", "sh"]).arg(&spec.qemu_bin);
-    let ends = vec![qmp.into(), qemu_console.into(), agent.into()];
-    let [qmp, qemu_console, agent] = spawn::inherit(&mut command, ends).try_into().unwrap();
+    let (_, own_agent) = UnixStream::pair().unwrap();
+    let ends = vec![qmp.into(), qemu_console.into(), agent.into(), own_agent.into()];
+    let [qmp, qemu_console, agent, own_agent] =
+        spawn::inherit(&mut command, ends).try_into().unwrap();
     let (disk, seed) = (spec.dir.join("disk.qcow2"), spec.dir.join("seed.img"));
     let extras = Default::default();
     let wiring = args::Wiring {
         qmp,
         console: qemu_console,
         agent,
+        own_agent,
         disk: &disk,
         seed: &seed,
         extras: &extras,
@@ -152,7 +155,8 @@ fn make_files(spec: &VmSpec) {
     let disk = spec.disk.as_ref().unwrap();
     let path = spec.dir.join("disk.qcow2");
     overlay::create(&path, &disk.backing, disk.backing_format, disk.virtual_size).unwrap();
-    seed::write(&spec.dir.join("seed.img"), spec.seed.as_ref().unwrap(), &spec.nics).unwrap();
+    seed::write(&spec.dir.join("seed.img"), spec.seed.as_ref().unwrap(), &spec.nics, false)
+        .unwrap();
 }
 
 fn spec(dir: PathBuf, base: &Path, rank: u32) -> VmSpec {

@@ -3,19 +3,20 @@
 //! ```text
 //!  4  cli            one file per verb or noun; parses, calls, prints through `cli::out`
 //!  3  ops            operations that join the peers below: launch here or as a step of Slurm,
-//!                    root's set-up of a host, the site's store, sweep, wait, save
+//!                    root's set-up of a host, the site's store, sweep, wait, save, run
 //!  2  batch          who runs the job: local, slurm
 //!     network        cluster + configuration -> plan for one host; the guests' DHCP and DNS
 //!     image          repositories, revisions, import, header checks, images from recipes
-//!     vm             one VM: QEMU's arguments, QMP, state machine, console, seed, and the
-//!                    secure channel between the hosts of a cluster
+//!     vm             one VM: QEMU's arguments, QMP, state machine, console, seed, the guest's
+//!                    agent, and the secure channel between the hosts of a cluster
 //!  1  config         YAML files to typed values, all mistakes at once
 //!     store          what is known of jobs: conditional commits, watches, leases, pools
 //!     host           the only layer that changes a machine: steps, journal, netlink, nft
 //!  0  error, model   values and rules; no file, no clock, no environment
 //! ```
 //!
-//! Beside this crate: `slurm-plugin/` (Slurm's hook, which runs `pavo internal setup` as
+//! Beside this crate: `agent/` (the program that runs commands in guests, which `build.rs`
+//! makes a part of this one, and its protocol), `slurm-plugin/` (Slurm's hook, which runs `pavo internal setup` as
 //! root), `tests/lab/` (a Slurm cluster in namespaces, for tests and for people) and `fuzz/`
 //! (every reader of strangers' bytes as a function of bytes).
 //!

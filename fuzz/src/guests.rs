@@ -5,7 +5,12 @@ use std::sync::LazyLock;
 
 use pavo::image::header::{self, Format, MAX_SIZE};
 use pavo::network::responder::{Spec, advertise, dhcp, dhcp6, dns};
+use pavo::vm::agent;
 use pavo::vm::guest_agent::Agent;
+use pavo_agent::{Credit, Decoder, Event, Exit, Failure, Frame, Hello, Kind, Opening, Started};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::watch;
 
 use super::people::folder;
 
@@ -187,7 +192,7 @@ pub fn dns_seeds() -> Vec<Vec<u8>> {
 }
 
 /// An agent in a guest, which says what it likes.
-pub fn agent(data: &[u8]) -> bool {
+pub fn qemu_agent(data: &[u8]) -> bool {
     super::block_on(async {
         let Ok(mut agent) = Agent::over(super::said(data).await, 1).await else { return false };
         let frozen = agent.freeze().await;
@@ -195,11 +200,78 @@ pub fn agent(data: &[u8]) -> bool {
     })
 }
 
-pub fn agent_seeds() -> Vec<Vec<u8>> {
+pub fn qemu_agent_seeds() -> Vec<Vec<u8>> {
     vec![
         b"\xff{\"return\": 1}\n{\"return\": 2}\n{\"return\": 2}\n".to_vec(),
         b"old\xff{\"return\": 1}\n{\"return\": 0}\n{\"return\": {}}\n".to_vec(),
         b"\xff{\"return\": 9}\n\xff{\"return\": 1}\n{\"error\": {\"desc\": \"no\"}}\n".to_vec(),
         b"\xff{\"return\": 1}\n{\"return\": -1}\n{\"return\": {}, \"error\": null}\n".to_vec(),
+    ]
+}
+
+/// Our own agent in a guest, which has answered as it should and been asked for one thing: to
+/// the client comes nothing but frames of its stream, within its credit, and a last one.
+pub fn line(data: &[u8]) -> bool {
+    super::block_on(async {
+        let (ours, mut guest) = UnixStream::pair().unwrap();
+        let (agent, line) = agent::Agent::new("vm0".into(), "/nonexistent".into());
+        let (_port, opened) = watch::channel(agent::Port { changes: 1, open: true });
+        tokio::spawn(line.serve(ours, opened));
+        let mut mark = [0; 32];
+        guest.read_exact(&mut mark).await.unwrap();
+        let hello = [&[0; 8][..], &Hello { version: 1, ..Hello::default() }.encode()].concat();
+        let pong = Frame::new(0, Kind::Pong, hello).bytes();
+        guest.write_all(&[&mark[..], &pong].concat()).await.unwrap();
+        let relay = loop {
+            match agent.connect().await {
+                Ok(relay) => break relay,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        };
+        let (mut client, mut theirs) = tokio::io::duplex(1 << 20);
+        tokio::spawn(async move { relay.carry(&mut theirs).await });
+        let open = Frame::new(1, Kind::Open, Opening::List.encode()).bytes();
+        client.write_all(&open).await.unwrap();
+        let mut asked = vec![0; open.len()];
+        guest.read_exact(&mut asked).await.unwrap();
+        assert_eq!(asked, open);
+        let said = data.to_vec();
+        tokio::spawn(async move {
+            // One that is not in step is not listened to.
+            let _ = guest.write_all(&said).await;
+            let _ = guest.shutdown().await;
+            let _ = tokio::io::copy(&mut guest, &mut tokio::io::sink()).await;
+        });
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard).await.unwrap();
+        let mut decoder = Decoder::in_step();
+        decoder.push(&heard);
+        let (mut bytes, mut last) = (0, None);
+        while let Some(event) = decoder.next_event().unwrap() {
+            let Event::Frame(frame) = event else { panic!("{event:?}") };
+            assert_eq!((frame.stream, last.is_some_and(Kind::ends)), (1, false));
+            bytes += if frame.kind.is_output() { frame.payload.len() } else { 0 };
+            last = Some(frame.kind);
+        }
+        assert!(bytes <= pavo_agent::WINDOW as usize);
+        assert!(last.is_some_and(Kind::ends), "{last:?}");
+        last == Some(Kind::Exit)
+    })
+}
+
+pub fn line_seeds() -> Vec<Vec<u8>> {
+    let frame = |kind, payload: Vec<u8>| Frame::new(1, kind, payload).bytes();
+    let started = || frame(Kind::Started, Started { id: 1, pid: 2 }.encode());
+    let item = frame(Kind::Item, pavo_agent::Command::default().encode());
+    let exit = || frame(Kind::Exit, Exit::Code(0).encode());
+    let failure = Failure { why: "no".into(), code: 127 };
+    vec![
+        [started(), frame(Kind::Data, vec![b'x'; 99]), frame(Kind::Errors, vec![0]), exit()]
+            .concat(),
+        [started(), frame(Kind::Data, vec![0; 60_000]).repeat(5), exit()].concat(),
+        [item.repeat(3), exit()].concat(),
+        [started(), frame(Kind::Credit, Credit(9).encode().into()), exit()].concat(),
+        frame(Kind::Fail, failure.encode()),
+        pavo_agent::mark(&[0; 16]),
     ]
 }

@@ -117,7 +117,7 @@ pub fn user_data(data: &[u8]) -> bool {
         return false;
     }
     let folder = folder();
-    seed::write(&folder.path().join("seed"), &seed, &[]).unwrap();
+    seed::write(&folder.path().join("seed"), &seed, &[], false).unwrap();
     true
 }
 

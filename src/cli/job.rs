@@ -142,6 +142,11 @@ impl Jobs {
         self.store.as_deref()
     }
 
+    /// The same, for who goes on beside us.
+    pub fn shared_store(&self) -> Option<Arc<dyn Store>> {
+        self.store.clone()
+    }
+
     pub fn manager(&self) -> Manager {
         self.manager
     }

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
+mod agent;
 mod alloc;
 mod batch;
 mod cancel;
@@ -30,6 +31,7 @@ mod monitor;
 pub mod out;
 mod passing;
 mod ps;
+mod run;
 mod save;
 mod session;
 mod setup;
@@ -76,6 +78,9 @@ enum Command {
     SshConfig(ssh::SshConfig),
     Forward(forward::Forward),
     Nc(forward::Nc),
+    Run(run::Run),
+    #[command(subcommand)]
+    Agent(agent::Agent),
     Reset(monitor::Reset),
     Pause(monitor::Pause),
     Resume(monitor::Resume),
@@ -111,6 +116,8 @@ impl Command {
             Self::SshConfig(verb) => verb.run(app),
             Self::Forward(verb) => verb.run(app),
             Self::Nc(verb) => verb.run(app),
+            Self::Run(verb) => verb.run(app),
+            Self::Agent(verb) => verb.run(app),
             Self::Reset(verb) => verb.run(app),
             Self::Pause(verb) => verb.run(app),
             Self::Resume(verb) => verb.run(app),

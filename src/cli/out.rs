@@ -122,6 +122,14 @@ impl Out {
             .while_doing(|| "writing to standard output".into())
     }
 
+    /// Writes bytes, whatever they are, to standard error.
+    pub fn raw_error(&self, bytes: &[u8]) -> Result<()> {
+        let mut out = io::stderr().lock();
+        out.write_all(bytes)
+            .and_then(|()| out.flush())
+            .while_doing(|| "writing to standard error".into())
+    }
+
     /// Says, on standard error, what happened.
     pub fn status(&self, text: &str) {
         self.end_progress();
@@ -154,6 +162,13 @@ impl Out {
         let _ = write!(io::stderr(), "\r\x1b[K{cut}");
         let _ = io::stderr().flush();
         self.in_progress.set(true);
+    }
+
+    /// Shows what is waited for, on a terminal only: it is of this moment.
+    pub fn transient(&self, text: &str) {
+        if self.stderr_is_terminal {
+            self.progress(text);
+        }
     }
 
     /// Takes the progress line away.

@@ -204,6 +204,8 @@ impl Session<'_> {
         let state = match (self.args.wait, all.len()) {
             (For::Ssh, 1) => "answers ssh",
             (For::Ssh, _) => "answer ssh",
+            (For::Agent, 1) => "answers",
+            (For::Agent, _) => "answer",
             (_, 1) => "runs",
             (_, _) => "run",
         };

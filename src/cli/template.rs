@@ -109,6 +109,7 @@ struct View<'a> {
     iothreads: u32,
     huge_pages: bool,
     tpm: bool,
+    agent: &'static str,
     sensitive: bool,
 }
 
@@ -177,6 +178,7 @@ impl<'a> From<&'a config::Template> for View<'a> {
             iothreads: t.iothreads,
             huge_pages: t.huge_pages,
             tpm: t.tpm,
+            agent: if t.inject_agent { "inject" } else { "image" },
             sensitive: t.sensitive,
         }
     }

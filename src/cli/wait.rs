@@ -45,6 +45,8 @@ pub enum For {
     Running,
     /// The guest's ssh server answered
     Ssh,
+    /// The guest's agent answered, which `pavo run` needs
+    Agent,
     /// The VM, or the whole cluster, has ended
     Stopped,
 }
@@ -54,6 +56,7 @@ impl From<For> for Goal {
         match goal {
             For::Running => Self::Running,
             For::Ssh => Self::Ssh,
+            For::Agent => Self::Agent,
             For::Stopped => Self::Stopped,
         }
     }
@@ -71,7 +74,7 @@ impl Wait {
             self.timeout.and_then(|seconds| start.checked_add(Duration::from_secs(seconds)));
         let Some((known, job)) = self.begun(app, start, deadline).await? else { return Ok(0) };
         let mut shown = String::new();
-        let mut probes = Probes::new(&job);
+        let mut probes = Probes::new(&job, known.shared_store());
         loop {
             if !known.exists(app, &job).await? {
                 return match goal {
@@ -79,11 +82,11 @@ impl Wait {
                     _ => Err(Error::system(format!("job {} has ended", job.owner.job))),
                 };
             }
-            let states = with_proofs(&known.states(&job).await?, &probes);
-            if goal == Goal::Ssh {
-                let running = |(_, vm): &(_, &VmStatus)| vm.state == VmState::Running;
-                for (vm, _) in job.vms.iter().zip(&states).filter(running) {
-                    probes.ask(vm)?;
+            let states = with_proofs(&known.states(&job).await?, &probes, goal);
+            if goal.shown().is_some() {
+                let asked = |(_, vm): &(_, &VmStatus)| vm.state.is_up() && !goal.reached(vm.state);
+                for (vm, _) in job.vms.iter().zip(&states).filter(asked) {
+                    probes.ask(vm, goal)?;
                 }
             }
             let missing = missing(&states, goal);
@@ -168,13 +171,13 @@ impl Wait {
     }
 }
 
-/// The stored states, raised to `ssh` where our own probe read a banner.
-fn with_proofs(stored: &[Option<VmStatus>], probes: &Probes) -> Vec<VmStatus> {
+/// The stored states, raised to `ssh` or `agent` where our own probe was answered.
+fn with_proofs(stored: &[Option<VmStatus>], probes: &Probes, goal: Goal) -> Vec<VmStatus> {
     let waiting = VmStatus { state: VmState::Waiting, since: 0, detail: String::new() };
     let raise = |(rank, status): (u32, &Option<VmStatus>)| {
         let mut status = status.clone().unwrap_or_else(|| waiting.clone());
-        if status.state == VmState::Running && probes.answered(rank) {
-            status.state = VmState::Ssh;
+        if status.state.is_up() && probes.answered(rank) {
+            status.state = goal.shown().unwrap_or(status.state);
         }
         status
     };

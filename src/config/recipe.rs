@@ -18,6 +18,7 @@ pub const KEYS: &[&str] = &[
     "kernel-args",
     "size",
     "packages",
+    "agent",
     "users",
     "files",
     "commands",
@@ -47,6 +48,8 @@ pub struct Recipe {
     pub kernel_args: String,
     pub size_mib: u64,
     pub packages: Vec<String>,
+    /// Whether it has pavo's agent.
+    pub agent: bool,
     pub users: Vec<RecipeUser>,
     pub files: Vec<RecipeFile>,
     pub commands: Vec<String>,
@@ -195,6 +198,7 @@ fn read(item: &Item, path: &Path) -> Recipe {
     });
     fields.read("size", &mut recipe.size_mib, size);
     fields.read("packages", &mut recipe.packages, words);
+    fields.read("agent", &mut recipe.agent, Item::boolean);
     fields.read("users", &mut recipe.users, |item| {
         Some(item.list().iter().filter_map(user).collect())
     });

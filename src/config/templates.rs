@@ -36,6 +36,7 @@ pub const SETTINGS: &[&str] = &[
     "huge-pages",
     "tpm",
     "sensitive",
+    "agent",
 ];
 pub const MOUNT_POINT: &[&str] = &["path", "readonly", "type"];
 pub const PERSISTENT_DRIVE: &[&str] = &["format", "mmp", "cache", "backup"];
@@ -270,6 +271,9 @@ fn read_extras(fields: &Fields, t: &mut Template) {
     set(fields, "huge-pages", &mut t.huge_pages, false, Item::boolean);
     set(fields, "tpm", &mut t.tpm, false, Item::boolean);
     set(fields, "sensitive", &mut t.sensitive, false, Item::boolean);
+    set(fields, "agent", &mut t.inject_agent, false, |item| {
+        item.word(&[("image", false), ("inject", true)])
+    });
 }
 
 /// `image: false` is none.

@@ -251,6 +251,8 @@ pub struct Template {
     pub huge_pages: bool,
     pub tpm: bool,
     pub sensitive: bool,
+    /// Whether guests get our agent at their first start, because their image has none.
+    pub inject_agent: bool,
     /// Where each setting that is given stands, as `FILE:LINE`; those inherited, too.
     pub places: BTreeMap<String, String>,
 }
@@ -287,6 +289,7 @@ impl Template {
             huge_pages: false,
             tpm: false,
             sensitive: false,
+            inject_agent: false,
             places: BTreeMap::new(),
         }
     }

@@ -93,7 +93,7 @@ pub struct VmStatus {
 /// How far a VM is. Each state says what was *seen*, not what is hoped for.
 ///
 /// ```text
-/// waiting ─► preparing ─► starting ─► running ─► ssh
+/// waiting ─► preparing ─► starting ─► running ─► agent, ssh
 ///    │           │            │          │  ▲     │
 ///    │           │            │          ▼  │     │
 ///    │           │            │         paused    │
@@ -112,6 +112,8 @@ pub enum VmState {
     Running,
     /// The guest's CPUs stand still.
     Paused,
+    /// The guest's agent has answered.
+    Agent,
     /// An ssh banner was read.
     Ssh,
     /// The guest has powered itself off; its disk can still be saved.
@@ -132,6 +134,7 @@ impl VmState {
             Self::Starting => "starting",
             Self::Running => "running",
             Self::Paused => "paused",
+            Self::Agent => "agent",
             Self::Ssh => "ssh",
             Self::Off => "off",
             Self::Stopping => "stopping",
@@ -152,7 +155,7 @@ impl VmState {
 
     /// Whether the guest's CPUs run, as far as is known.
     pub fn is_up(self) -> bool {
-        matches!(self, Self::Running | Self::Ssh)
+        matches!(self, Self::Running | Self::Agent | Self::Ssh)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Pure values and rules: no file, no clock, no environment.
 
 pub mod address;
+pub mod agent;
 pub mod cluster;
 pub mod dial;
 pub mod hostlist;

@@ -80,6 +80,8 @@ pub struct Extras {
     pub tpm: bool,
     /// How its screen is shown, if it has one.
     pub display: Option<RemoteDisplay>,
+    /// Whether the seed brings our agent.
+    pub inject_agent: bool,
     pub cpus: Cpus,
     /// Where copies of its image are kept.
     pub node_cache: Option<NodeCache>,

@@ -146,6 +146,7 @@ pub fn extras(vm: &VmBlueprint, job: &Job<'_>) -> Result<Extras> {
         tpm: template.tpm,
         display: template.remote_display,
         node_cache: node_cache(vm),
+        inject_agent: template.inject_agent,
         cpus: Cpus { emulator: template.emulator_cores, bind, full_node: template.full_node },
         places: template.places.clone(),
     })

@@ -149,7 +149,8 @@ pub async fn trouble_at_site(store: &dyn Store, user: &str, job: Owner) -> Resul
 /// What is said of VMs that run or have failed; of others it is no trouble.
 pub fn trouble(states: Vec<Option<VmStatus>>) -> Option<String> {
     let tells = |status: &VmStatus| {
-        let state = [VmState::Running, VmState::Ssh, VmState::Failed].contains(&status.state);
+        let state = [VmState::Running, VmState::Agent, VmState::Ssh, VmState::Failed]
+            .contains(&status.state);
         state && !status.detail.is_empty()
     };
     let mut said: Vec<(String, Vec<u32>)> = Vec::new();

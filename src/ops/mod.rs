@@ -16,6 +16,7 @@
 //! ends all processes of the cell with its first one.
 
 pub mod accel;
+pub mod agent;
 pub mod beside;
 pub mod book;
 pub mod callers;
@@ -42,6 +43,7 @@ pub mod queue;
 pub mod reach;
 pub mod rehearsal;
 pub mod resolve;
+pub mod run;
 pub mod save;
 pub mod setup;
 pub mod site;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, Result};
-use crate::model::job::JobRecord;
+use crate::model::job::{JobRecord, VmRecord};
 use crate::model::vm::HostKey;
 use crate::store::{Store, get_json, keys};
 use crate::vm::channel::Identity;
@@ -41,6 +41,15 @@ pub enum Reach {
 pub async fn reach(store: Option<&dyn Store>, job: &JobRecord, rank: u32) -> Result<Reach> {
     let vm = job.vms.iter().find(|vm| vm.rank == rank);
     let vm = vm.ok_or_else(|| Error::not_found(format!("the cluster has no vm{rank}")))?;
+    reach_vm(store, job, vm).await
+}
+
+/// The same of a VM that is known better than by the job's record.
+///
+/// # Errors
+/// As [`reach`].
+pub async fn reach_vm(store: Option<&dyn Store>, job: &JobRecord, vm: &VmRecord) -> Result<Reach> {
+    let rank = vm.rank;
     let dir = job.dir.join(format!("vm{rank}"));
     match vm.control {
         Some(address) if !(is_this_host(&vm.host) && is_ours(&dir)) => {
@@ -156,7 +165,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::model::job::{ProcessId, VmRecord};
+    use crate::model::job::ProcessId;
     use crate::model::owner::Owner;
     use crate::store::embedded;
 

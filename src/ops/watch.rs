@@ -1,7 +1,7 @@
 //! Waiting for VMs, with the reason shown and an end.
 
 use std::net::SocketAddr;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -13,9 +13,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::book::now;
 use super::launch::Cluster;
+use super::reach::reach_vm;
 use crate::error::{Error, Kind, Result};
 use crate::model::job::{JobRecord, VmRecord, VmState, VmStatus};
 use crate::model::vmset::fold;
+use crate::store::Store;
 
 /// What a VM must have shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub enum Goal {
     Running,
     /// An ssh banner was read.
     Ssh,
+    /// The guest's agent answered.
+    Agent,
     /// It has ended.
     Stopped,
 }
@@ -33,7 +37,17 @@ impl Goal {
         match self {
             Self::Running => "running",
             Self::Ssh => "ssh",
+            Self::Agent => "agent",
             Self::Stopped => "stopped",
+        }
+    }
+
+    /// What a VM has shown that was asked for it; `None` where nobody has to ask.
+    pub fn shown(self) -> Option<VmState> {
+        match self {
+            Self::Ssh => Some(VmState::Ssh),
+            Self::Agent => Some(VmState::Agent),
+            Self::Running | Self::Stopped => None,
         }
     }
 
@@ -42,6 +56,7 @@ impl Goal {
         match self {
             Self::Running => state.is_up(),
             Self::Ssh => state == VmState::Ssh,
+            Self::Agent => state == VmState::Agent,
             Self::Stopped => state.is_down(),
         }
     }
@@ -80,30 +95,42 @@ const SSH: Asking = Asking {
 /// too, from ten connections that have not logged in (`MaxStartups`).
 const SSH_TRIES: usize = 3;
 
-/// Asks the VMs of a cluster for their ssh banners, until each has answered.
+/// Asks the VMs of a cluster for their ssh banners, or for their agents, until each has
+/// answered.
 #[derive(Debug)]
 pub struct Probes {
+    job: Arc<JobRecord>,
+    store: Option<Arc<dyn Store>>,
     asked: Vec<bool>,
     answered: Vec<bool>,
     tries: FuturesUnordered<BoxFuture<'static, u32>>,
 }
 
 impl Probes {
-    pub fn new(job: &JobRecord) -> Self {
+    pub fn new(job: &JobRecord, store: Option<Arc<dyn Store>>) -> Self {
         let none = vec![false; job.vms.len()];
-        Self { asked: none.clone(), answered: none, tries: FuturesUnordered::new() }
+        let job = Arc::new(job.clone());
+        Self { job, store, asked: none.clone(), answered: none, tries: FuturesUnordered::new() }
     }
 
-    /// Begins to ask a VM that runs. Asking again changes nothing.
+    /// Begins to ask a VM that runs for what shows that it has got to the goal. Asking again
+    /// changes nothing.
     ///
     /// # Errors
     /// When its ssh port is not published, so that there is nothing to ask.
-    pub fn ask(&mut self, vm: &VmRecord) -> Result<()> {
+    pub fn ask(&mut self, vm: &VmRecord, goal: Goal) -> Result<()> {
         let at = vm.rank as usize;
         if !self.asked[at] {
             self.asked[at] = true;
-            let (rank, address) = (vm.rank, published_ssh(vm)?);
-            self.tries.push(ssh_banner(address, SSH).map(move |()| rank).boxed());
+            self.tries.push(match goal {
+                Goal::Agent => {
+                    agent_answer(vm.clone(), self.job.clone(), self.store.clone()).boxed()
+                }
+                _ => {
+                    let (rank, address) = (vm.rank, published_ssh(vm)?);
+                    ssh_banner(address, SSH).map(move |()| rank).boxed()
+                }
+            });
         }
         Ok(())
     }
@@ -151,7 +178,7 @@ pub async fn wait_until(
     // Later than the clock can tell is never.
     let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
     let start = Instant::now();
-    let mut probes = Probes::new(&cluster.book.record);
+    let mut probes = Probes::new(&cluster.book.record, None);
     let mut ticks = interval(Duration::from_secs(1));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut shown = Shown::default();
@@ -162,16 +189,17 @@ pub async fn wait_until(
             return Ok(());
         }
         show(&mut shown, &cluster.book.states, &missing, goal, start, progress);
-        if goal == Goal::Ssh {
+        if goal.shown().is_some() {
             let runs = |rank: &&u32| cluster.book.states[**rank as usize].state == VmState::Running;
             for rank in missing.iter().filter(runs) {
-                probes.ask(&cluster.book.record.vms[*rank as usize])?;
+                probes.ask(&cluster.book.record.vms[*rank as usize], goal)?;
             }
         }
         tokio::select! {
             report = cluster.next_report() => drop(report?),
             rank = probes.next() => {
-                let status = VmStatus { state: VmState::Ssh, since: now(), detail: String::new() };
+                let state = goal.shown().unwrap_or(VmState::Running);
+                let status = VmStatus { state, since: now(), detail: String::new() };
                 cluster.set_state(rank, status).await?;
             }
             _ = ticks.tick() => {}
@@ -288,6 +316,7 @@ fn show(
         (VmState::Preparing, _) => "to have its disk",
         (VmState::Starting, _) => "for QEMU",
         (_, Goal::Ssh) => "to boot and answer ssh",
+        (_, Goal::Agent) => "to boot and its agent to answer",
         (_, Goal::Stopped) => "to end",
         (_, Goal::Running) => "to run",
     };
@@ -352,6 +381,26 @@ async fn overlapping_tries(address: SocketAddr, asking: Asking, since: &Mutex<In
         if tries.len() < SSH_TRIES {
             tries.push(timeout(patience, one_banner(address)));
         }
+    }
+}
+
+/// How long one question waits for the agent, and after how long it is asked again where
+/// nobody could be asked.
+const AGENT_PATIENCE: Duration = Duration::from_secs(20);
+const AGENT_RETRY: Duration = Duration::from_millis(500);
+
+/// Returns the VM's rank once its guest's agent has answered.
+async fn agent_answer(vm: VmRecord, job: Arc<JobRecord>, store: Option<Arc<dyn Store>>) -> u32 {
+    loop {
+        let asked = Instant::now();
+        let answer = async {
+            let way = reach_vm(store.as_deref(), &job, &vm).await?;
+            way.connect().await?.agent_hello(AGENT_PATIENCE).await
+        };
+        if answer.await.is_ok() {
+            return vm.rank;
+        }
+        tokio::time::sleep_until(asked + AGENT_RETRY).await;
     }
 }
 

@@ -29,6 +29,8 @@ pub struct Wiring<'a> {
     pub console: RawFd,
     /// A listening socket: the guest agent's channel.
     pub agent: RawFd,
+    /// One end of a connected pair: the channel of our own agent.
+    pub own_agent: RawFd,
     /// The overlay of `spec.disk`.
     pub disk: &'a Path,
     /// The volume of `spec.seed`.
@@ -83,6 +85,13 @@ pub fn qemu(spec: &VmSpec, at: &Wiring<'_>) -> Result<Vec<OsString>> {
         "driver": "virtserialport",
         "chardev": "agent",
         "name": "org.qemu.guest_agent.0",
+    }));
+    args.chardev("own-agent", at.own_agent, "");
+    args.device(json!({
+        "driver": "virtserialport",
+        "id": super::agent::DEVICE,
+        "chardev": "own-agent",
+        "name": pavo_agent::PORT,
     }));
     devices::mounts(&mut args, spec, at.extras)?;
     devices::tpm(&mut args, at.extras);
@@ -295,7 +304,7 @@ pub(super) mod tests {
     }
 
     fn wiring<'a>(disk: &'a Path, seed: &'a Path, extras: &'a Attachments) -> Wiring<'a> {
-        Wiring { qmp: 10, console: 11, agent: 12, disk, seed, extras }
+        Wiring { qmp: 10, console: 11, agent: 12, own_agent: 14, disk, seed, extras }
     }
 
     /// Compares the whole command line with `tests/golden/args-NAME.txt`.
@@ -379,10 +388,11 @@ pub(super) mod tests {
         }
         let script = taps.concat() + "exec \"$@\"";
         command.args(["-c", &script, "sh"]).arg(&spec.qemu_bin);
-        let ends = vec![qmp.into(), console.into(), agent.into()];
-        let [qmp, console, agent] =
+        let (_own_agent, own_agent) = UnixStream::pair().unwrap();
+        let ends = vec![qmp.into(), console.into(), agent.into(), own_agent.into()];
+        let [qmp, console, agent, own_agent] =
             crate::host::spawn::inherit(&mut command, ends).try_into().unwrap();
-        let wiring = Wiring { qmp, console, agent, disk: &disk, seed: &seed, extras };
+        let wiring = Wiring { qmp, console, agent, own_agent, disk: &disk, seed: &seed, extras };
         command.args(qemu(spec, &wiring).unwrap());
         crate::host::spawn::die_with_parent(&mut command);
         let mut child = command.spawn().unwrap();

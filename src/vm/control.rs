@@ -13,6 +13,8 @@
 //! ← {"return":{"replay":1234}}   then 1234 bytes of the log, then the console
 //! → {"version":1,"op":"connect","port":22}
 //! ← {"return":null}              then the connection to the guest's port
+//! → {"version":1,"op":"exec"}
+//! ← {"return":null}              then a stream of frames to the agent (crate `pavo_agent`)
 //! ```
 
 use std::path::PathBuf;
@@ -31,15 +33,17 @@ use super::console::{Console, Viewing};
 use super::display::Screen;
 use super::guest_ports::{Connected, GuestPorts};
 use super::machine::Stop;
-use super::{channel, display, dump, qmp, save, usage};
+use super::{agent, channel, display, dump, qmp, save, usage};
 use crate::error::{Context, Error, Result, WireError};
 use crate::model::job::{VmState, VmStatus};
 
 mod client;
+mod outcome;
 mod request;
 mod socket;
 
 pub use client::{Client, Connection, Viewer};
+use outcome::Outcome;
 pub use socket::{connect, listen};
 
 /// The version of this protocol. A process answers requests of its own version
@@ -124,6 +128,13 @@ pub enum Op {
     },
     /// Nothing more: the connection ends with the VM.
     Attend,
+    /// An [`agent::Answer`] of the guest's agent, which is waited for so long.
+    AgentHello {
+        #[serde(default)]
+        patience_ms: u64,
+    },
+    /// A stream to the guest's agent, which this connection becomes.
+    Exec,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -161,6 +172,7 @@ pub struct Endpoint {
     pub ports: GuestPorts,
     pub screen: Screen,
     pub meter: usage::Meter,
+    pub agent: agent::Agent,
 }
 
 /// What the answer to `console` returns.
@@ -244,17 +256,22 @@ async fn converse(
     endpoint: Endpoint,
     turn: OwnedSemaphorePermit,
 ) {
-    let mut becomes = answer_requests(&mut stream, &endpoint).await;
-    match &mut becomes {
-        Some(Becomes::Console(console)) => console.show(&mut stream).await,
-        Some(Becomes::Guest(guest)) => {
+    let becomes = answer_requests(&mut stream, &endpoint).await;
+    match becomes {
+        Some(Becomes::Console(mut console)) => console.show(&mut stream).await,
+        Some(Becomes::Guest(mut guest)) => {
             // They have a limit of their own; who has a question is not kept waiting.
             drop(turn);
             guest.carry(&mut stream).await;
         }
-        Some(Becomes::Screen(screen)) => {
+        Some(Becomes::Screen(mut screen)) => {
             drop(turn);
             screen.carry(&mut stream).await;
+        }
+        Some(Becomes::Agent(relay)) => {
+            // Limited by the agent.
+            drop(turn);
+            relay.carry(&mut stream).await;
         }
         Some(Becomes::Nothing) => while matches!(stream.read(&mut [0]).await, Ok(1)) {},
         None => {}
@@ -279,6 +296,7 @@ enum Becomes {
     Console(Viewing),
     Guest(Connected),
     Screen(display::Connected),
+    Agent(agent::Relay),
     Nothing,
 }
 
@@ -314,6 +332,10 @@ async fn answer_requests(
             Ok(Op::Display { connect }) => endpoint.display(connect).await.map(|(offer, seen)| {
                 becomes = seen.map(Becomes::Screen);
                 json!(offer)
+            }),
+            Ok(Op::Exec) => endpoint.agent.connect().await.map(|relay| {
+                becomes = Some(Becomes::Agent(relay));
+                Value::Null
             }),
             Ok(Op::Attend) => {
                 becomes = Some(Becomes::Nothing);
@@ -403,9 +425,13 @@ impl Endpoint {
                     format!("telling QEMU of {} `{}`", self.name, command.escape_debug())
                 });
             }
+            Op::AgentHello { patience_ms } => {
+                let answer = self.agent.hello(Duration::from_millis(patience_ms)).await;
+                return answer.map(|answer| json!(answer));
+            }
             // Answered before this.
             Op::Console { .. } | Op::Save(_) | Op::Dump(_) | Op::Connect { .. } => Ok(()),
-            Op::Display { .. } | Op::Attend => Ok(()),
+            Op::Display { .. } | Op::Attend | Op::Exec => Ok(()),
         }
         .map(|()| Value::Null)
     }
@@ -466,21 +492,6 @@ impl Endpoint {
     }
 }
 
-/// An answer of QMP that is nothing (`{}`) or text.
-struct Outcome<T>(T);
-
-impl From<qapi::Empty> for Outcome<()> {
-    fn from(_: qapi::Empty) -> Self {
-        Self(())
-    }
-}
-
-impl From<String> for Outcome<String> {
-    fn from(text: String) -> Self {
-        Self(text)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -517,6 +528,7 @@ mod tests {
             ports: GuestPorts::new(&crate::vm::testing::spec(dir.path())),
             screen: Screen::new(&crate::vm::testing::spec(dir.path())),
             meter: usage::Meter::new(&crate::vm::testing::spec(dir.path())),
+            agent: agent::Agent::new("vm0".into(), dir.path().to_owned()).0,
         };
         let listener = listen(dir.path(), SOCKET).unwrap();
         listener.set_nonblocking(true).unwrap();

@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
+use super::agent::{Agent, Port};
 use super::args::{self, Wiring};
 use super::attach::Attached;
 use super::channel::Listener;
@@ -194,12 +195,13 @@ impl Driver {
         let (console, qemu_console) = pair()?;
         let (qmp, qemu_qmp) = pair()?;
         let agent = control::listen(&spec.dir, guest_agent::SOCKET)?;
+        let (line, qemu_line) = pair()?;
 
         let mut command = std::process::Command::new(&spec.qemu_bin);
         let (tpm, display) = (self.attached.tpm.take(), self.attached.display.take());
         self.attached.args.tpm = tpm.as_ref().map(AsRawFd::as_raw_fd);
         self.attached.args.display = display.as_ref().map(AsRawFd::as_raw_fd);
-        let mut inherited = vec![qemu_qmp, qemu_console, agent.into()];
+        let mut inherited = vec![qemu_qmp, qemu_console, agent.into(), qemu_line];
         inherited.extend(tpm.into_iter().chain(display));
         let numbers = spawn::inherit(&mut command, inherited);
         command.args(args::qemu(
@@ -208,13 +210,17 @@ impl Driver {
                 qmp: numbers[0],
                 console: numbers[1],
                 agent: numbers[2],
+                own_agent: numbers[3],
                 disk: &files.disk,
                 seed: &files.seed,
                 extras: &self.attached.args,
             },
         )?);
         let console = Console::start(console, &spec.dir)?;
-        self.serve(console, remote)?;
+        let (port, opened) = watch::channel(Port::default());
+        let (agent, served) = Agent::new(spec.name(), spec.dir.clone());
+        self.tasks.spawn(served.serve(line, opened));
+        self.serve(console, agent, remote)?;
         let before = layout.enter();
         let child = self.spawn(command);
         cpus::leave(before);
@@ -224,7 +230,7 @@ impl Driver {
         let stderr = child.stderr.take().expect("it is piped");
         let stderr = tokio::spawn(Stderr::keep(stderr, self.spec.dir.join("qemu.log")));
         let run = !self.spec.paused;
-        let listener = tokio::spawn(listen(qmp, self.qmp.clone(), self.post.clone(), run));
+        let listener = tokio::spawn(listen(qmp, self.qmp.clone(), self.post.clone(), port, run));
         self.qemu = Some(Qemu { child, stderr, listener });
         // The inbox is empty: there is room.
         self.post.try_send(Event::Started).while_doing(|| "starting QEMU".into())
@@ -249,7 +255,7 @@ impl Driver {
     }
 
     /// Answers at the control socket, and those on other hosts.
-    fn serve(&mut self, console: Console, remote: Option<Listener>) -> Result<()> {
+    fn serve(&mut self, console: Console, agent: Agent, remote: Option<Listener>) -> Result<()> {
         let listener = control::listen(&self.spec.dir, control::SOCKET)?;
         let listener =
             listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
@@ -266,6 +272,7 @@ impl Driver {
             ports: GuestPorts::new(&self.spec),
             screen: Screen::new(&self.spec),
             meter: self.meter.clone(),
+            agent,
         };
         self.console = Some(console);
         if let Some(remote) = remote {
@@ -451,7 +458,7 @@ impl Files {
             overlay::create(&files.disk, &disk.backing, disk.backing_format, disk.virtual_size)?;
         }
         if let Some(seed) = &spec.seed {
-            seed::write(&files.seed, seed, &spec.nics)?;
+            seed::write(&files.seed, seed, &spec.nics, spec.extras.inject_agent)?;
         }
         Ok(files)
     }

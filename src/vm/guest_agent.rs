@@ -1,4 +1,5 @@
-//! QEMU's guest agent, where a guest runs one: asked to bring its file systems to rest.
+//! QEMU's guest agent, where a guest runs one: asked to bring its file systems to rest, and
+//! for what [`agent`](super::agent) lacks one of its own for.
 //!
 //! The protocol: QEMU, docs/interop/qemu-ga. One JSON value a line; a synchronising command
 //! with a byte that no JSON holds before it ends whatever an earlier client left half said.
@@ -23,6 +24,9 @@ const GREETING: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The longest answer, in bytes.
 const MAX_ANSWER: u64 = 64 << 10;
+/// The same of a command that it ran, which holds all that was written: 16 MiB at most, twice,
+/// in text of 6 bits a byte.
+const MAX_OUTPUT: u64 = 48 << 20;
 /// Begins and ends an exchange: not JSON, and not UTF-8.
 const MARK: u8 = 0xff;
 
@@ -87,7 +91,7 @@ impl Agent {
             if skipped.last() != Some(&MARK) {
                 return Err(Error::system("it says what is no greeting"));
             }
-            if self.answer().await?.as_u64() == Some(id) {
+            if self.answer(MAX_ANSWER).await?.as_u64() == Some(id) {
                 return Ok(());
             }
         }
@@ -119,11 +123,20 @@ impl Agent {
     }
 
     async fn ask(&mut self, command: &str) -> Result<Value> {
+        self.execute(command, json!({})).await
+    }
+
+    /// Asks it for anything it knows.
+    ///
+    /// # Errors
+    /// When it refuses, or takes longer than half a minute.
+    pub async fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
         let exchange = async {
-            let line = json!({ "execute": command }).to_string() + "\n";
+            let request = json!({ "execute": command, "arguments": arguments });
+            let line = request.to_string() + "\n";
             let sent = self.stream.get_mut().write_all(line.as_bytes()).await;
             sent.while_doing(|| "asking it".into())?;
-            self.answer().await
+            self.answer(if command == "guest-exec-status" { MAX_OUTPUT } else { MAX_ANSWER }).await
         };
         let doing = || format!("asking the guest's agent for `{command}`");
         match timeout(PATIENCE, exchange).await {
@@ -134,9 +147,9 @@ impl Agent {
         }
     }
 
-    async fn answer(&mut self) -> Result<Value> {
+    async fn answer(&mut self, limit: u64) -> Result<Value> {
         let mut line = Vec::new();
-        let mut bounded = (&mut self.stream).take(MAX_ANSWER);
+        let mut bounded = (&mut self.stream).take(limit);
         bounded.read_until(b'\n', &mut line).await.while_doing(|| "listening to it".into())?;
         if line.last() != Some(&b'\n') {
             return Err(Error::system("it ended in the middle of an answer"));

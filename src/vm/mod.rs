@@ -8,10 +8,11 @@
 //!     overlay seed args devices   what QEMU is given
 //!     attach cpus near         what of this host it may use
 //!     qmp stderr               what QEMU says
-//!     console display control  what people reach it by
+//!     console display control agent   what people reach it by
 //! kvm       whether KVM is to be trusted
 //! ```
 
+pub mod agent;
 pub mod args;
 pub mod attach;
 pub mod channel;

@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Context, Error, Result};
+use crate::model::agent;
 use crate::model::prefix::Prefix64;
 use crate::model::vm::{HostKey, Nic, Seed};
 
@@ -31,14 +32,15 @@ pub const MAX_USER_DATA: usize = 1 << 20;
 /// The smallest volume, in bytes; files are added to it.
 const VOLUME: usize = 256 << 10;
 
-/// Writes the seed of one VM to `path`, 0600. The same seed gives the same bytes.
+/// Writes the seed of one VM to `path`, 0600, if wished with our agent and what brings it into
+/// a guest that has cloud-init. The same seed gives the same bytes.
 ///
 /// # Errors
 /// When `path` exists or cannot be written, or the seed holds what a guest
 /// cannot be told (see [`check`]).
-pub fn write(path: &Path, seed: &Seed, nics: &[Nic]) -> Result<()> {
+pub fn write(path: &Path, seed: &Seed, nics: &[Nic], agent: bool) -> Result<()> {
     check(seed)?;
-    let files = files(seed, nics)?;
+    let files = files(seed, nics, agent)?;
     let volume = volume(&files, &seed.instance_id).while_doing(|| "making the seed".into())?;
     let write = || {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
@@ -125,11 +127,11 @@ impl UserData {
 }
 
 /// Path and content of each file of the volume.
-fn files(seed: &Seed, nics: &[Nic]) -> Result<Vec<(&'static str, Vec<u8>)>> {
+fn files(seed: &Seed, nics: &[Nic], agent: bool) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let lines = |lines: &[String]| lines.iter().map(|line| format!("{line}\n")).collect::<String>();
     let mut files = vec![
         ("meta-data", yaml(&meta_data(seed))),
-        ("user-data", user_data(seed)?.into_bytes()),
+        ("user-data", user_data(seed, agent)?.into_bytes()),
         ("network-config", yaml(&network_config(nics))),
         ("pavo/hostname", format!("{}\n", seed.hostname).into_bytes()),
         ("pavo/authorized_keys", lines(&seed.authorized_keys).into_bytes()),
@@ -149,7 +151,33 @@ fn files(seed: &Seed, nics: &[Nic]) -> Result<Vec<(&'static str, Vec<u8>)>> {
     if let Some(script) = seed.user_data.as_ref().filter(|text| text.starts_with("#!")) {
         files.push(("pavo/user-script", script.clone().into_bytes()));
     }
+    if agent {
+        files.push(("pavo/agent", agent::PROGRAM.to_vec()));
+        files.push(("pavo/agent.service", agent::UNIT.as_bytes().to_vec()));
+    }
     Ok(files)
+}
+
+/// Takes the agent from this volume, and starts it: at each start of the guest, so that it is
+/// always that of the pavo that runs the VM.
+fn install_agent() -> String {
+    let (path, unit) = (agent::PATH, agent::UNIT_PATH);
+    format!(
+        "from=$(mktemp -d)\n\
+         mount -o ro LABEL=CIDATA $from || exit\n\
+         mkdir -p $(dirname {path})\n\
+         cp $from/pavo/agent {path}.new && chmod 755 {path}.new && mv {path}.new {path}\n\
+         if [ -d /run/systemd/system ]; then\n\
+         \x20 cp $from/pavo/agent.service {unit}\n\
+         \x20 systemctl daemon-reload\n\
+         \x20 systemctl --quiet enable pavo-agent\n\
+         \x20 systemctl --no-block restart pavo-agent\n\
+         else\n\
+         \x20 (while :; do {path}; sleep 1; done) </dev/null >/dev/null 2>&1 &\n\
+         fi\n\
+         umount $from\n\
+         rmdir $from\n"
+    )
 }
 
 /// JSON is YAML, and leaves nothing to quote by hand.
@@ -198,8 +226,8 @@ fn network_config(nics: &[Nic]) -> Value {
 }
 
 /// Our cloud-config: who may log in, as whom the guest shows itself.
-fn cloud_config(seed: &Seed) -> Value {
-    json!({
+fn cloud_config(seed: &Seed, agent: bool) -> Value {
+    let mut config = json!({
         "hostname": seed.hostname,
         "fqdn": full_name(seed),
         // Of the default user; and root's too, unless root is disabled.
@@ -212,11 +240,15 @@ fn cloud_config(seed: &Seed) -> Value {
             "ed25519_private": seed.host_key.openssh_private,
             "ed25519_public": seed.host_key.openssh_public,
         },
-    })
+    });
+    if agent {
+        config["bootcmd"] = json!([["sh", "-c", install_agent()]]);
+    }
+    config
 }
 
 /// The MIME message (RFC 2046) that joins the user's part and ours.
-fn user_data(seed: &Seed) -> Result<String> {
+fn user_data(seed: &Seed, agent: bool) -> Result<String> {
     let text = seed.user_data.as_deref().unwrap_or_default();
     let theirs = match UserData::of(text)? {
         UserData::Nothing => None,
@@ -225,7 +257,7 @@ fn user_data(seed: &Seed) -> Result<String> {
         UserData::Message => Some(format!("{}\n", text.trim_end_matches('\n'))),
     };
     let merge = "Merge-Type: list(append)+dict(no_replace,recurse_list)+str()\n";
-    let config = format!("#cloud-config\n{:#}\n", cloud_config(seed));
+    let config = format!("#cloud-config\n{:#}\n", cloud_config(seed, agent));
     let ours = part("text/cloud-config", merge, &config);
     let parts: Vec<String> = theirs.into_iter().chain([ours]).collect();
 
@@ -373,9 +405,13 @@ mod tests {
 
     /// Writes a seed and reads its files back.
     fn written(seed: &Seed) -> BTreeMap<String, Vec<u8>> {
+        written_with(seed, false)
+    }
+
+    fn written_with(seed: &Seed, agent: bool) -> BTreeMap<String, Vec<u8>> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("seed");
-        write(&path, seed, &nics()).unwrap();
+        write(&path, seed, &nics(), agent).unwrap();
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         let volume = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
         let system = FileSystem::new(volume, FsOptions::new()).unwrap();
@@ -434,6 +470,21 @@ mod tests {
     }
 
     #[test]
+    fn an_agent_that_is_injected_comes_as_a_file_and_is_taken_by_a_script_of_the_shell() {
+        let files = written_with(&seed(Some("#cloud-config\nbootcmd: [id]\n")), true);
+        assert!(files["pavo/agent"] == agent::PROGRAM);
+        let unit = std::str::from_utf8(&files["pavo/agent.service"]).unwrap();
+        assert!(unit.contains(&format!("ExecStart={}\n", agent::PATH)));
+        let [_, ours] = parts(&files["user-data"]).try_into().unwrap();
+        assert!(ours.0.contains("list(append)"), "the user's own commands stay");
+        let script = config_of(&ours)["bootcmd"][0][2].as_str().unwrap().to_owned();
+        let checked = std::process::Command::new("sh").args(["-nc", &script]).output().unwrap();
+        assert!(checked.status.success(), "{script}\n{checked:?}");
+        // It is small beside what a guest's disk is.
+        assert!(!written(&seed(None)).contains_key("pavo/agent"));
+    }
+
+    #[test]
     fn interfaces_are_matched_by_mac_and_ask_dhcp_only_where_it_answers() {
         let config: Value =
             serde_json::from_slice(&written(&seed(None))["network-config"]).unwrap();
@@ -450,7 +501,7 @@ mod tests {
         let prefix: Prefix64 = "fd12:3456:789a:1::/64".parse().unwrap();
         let address = prefix.guest(0).unwrap();
         nics[0].ipv6 = Some(crate::model::vm::NicIpv6 { address, prefix });
-        let files: BTreeMap<_, _> = files(&seed(None), &nics).unwrap().into_iter().collect();
+        let files: BTreeMap<_, _> = files(&seed(None), &nics, false).unwrap().into_iter().collect();
         let config: Value = serde_json::from_slice(&files["network-config"]).unwrap();
         let of = |mac: &str| {
             let mut all = config["ethernets"].as_object().unwrap().values();
@@ -520,7 +571,7 @@ mod tests {
     fn the_largest_user_data_fits_and_the_same_seed_gives_the_same_bytes() {
         let text = format!("#!{}", "x".repeat(MAX_USER_DATA - 2));
         assert_eq!(written(&seed(Some(&text)))["pavo/user-script"].len(), MAX_USER_DATA);
-        let bytes = || volume(&files(&seed(None), &nics()).unwrap(), "id").unwrap();
+        let bytes = || volume(&files(&seed(None), &nics(), false).unwrap(), "id").unwrap();
         assert_eq!(bytes(), bytes());
     }
 

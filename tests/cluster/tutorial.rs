@@ -22,8 +22,14 @@ use super::world::{World, prepared_world};
 const PATIENCE: Duration = Duration::from_secs(900);
 
 /// What the image is made of: a change makes it anew.
-const MADE_OF: &[&str] =
-    &["etc/recipes", "src/image/build", "src/image/grub.rs", "src/config/recipe.rs"];
+const MADE_OF: &[&str] = &[
+    "etc/recipes",
+    "src/image/build",
+    "src/image/grub.rs",
+    "src/config/recipe.rs",
+    "agent/src",
+    "agent/pavo-agent.service",
+];
 
 const TEMPLATE: &str = "\
 mine:
@@ -36,6 +42,9 @@ mine:
           written by cloud-init
     runcmd:
       - echo \"set up on $(hostname)\" >/root/done
+other:
+  inherits: mine
+  agent: inject
 ";
 
 const OWN_NAME: &str = "vm0.pavo.internal\n10.200.0.1\n";
@@ -62,8 +71,14 @@ fn the_tutorials_session() {
         // What MPI, Slurm and others ask of their host.
         assert_eq!(vm0("hostname -f; getent hosts vm0 | cut -d' ' -f1"), OWN_NAME);
         the_console_is_a_root_shell(world);
+        let said = patiently(world, &["run", "--user", "debian", "sh", "-c", "id -un; pwd"]);
+        assert_eq!(said, "debian\n/home/debian\n");
 
+        qemus_agent_serves_where_ours_is_missing(world, || drop(vm0("systemctl stop pavo-agent")));
         vm0("echo kept >/root/kept && sync");
+        // As an image of others' is.
+        let unit = "/etc/systemd/system/pavo-agent.service";
+        vm0(&format!("systemctl --quiet disable pavo-agent; rm {unit} /usr/local/sbin/pavo-agent"));
         // It ends the connection on its way.
         world.pavo(&["ssh", "vm0", "shutdown -H now"]);
         console_says(world, "System halted");
@@ -72,8 +87,11 @@ fn the_tutorials_session() {
         assert!(saved.stderr.contains(message), "{saved}");
         end(world, alloc);
 
-        let alloc = up(world, "mine:1");
+        let alloc = up(world, "other:1");
         assert_eq!(vm0("cat /root/kept"), "kept\n");
+        patiently(world, &["wait", "--for", "agent"]);
+        let said = patiently(world, &["run", "systemctl", "is-enabled", "pavo-agent"]);
+        assert_eq!(said, "enabled\n");
         // It is another VM: cloud-init has done its work again.
         assert_eq!(vm0("cloud-init status --wait >/dev/null; cat /root/done"), "set up on vm0\n");
         end(world, alloc);
@@ -165,6 +183,17 @@ fn the_console_is_a_root_shell(world: &World) {
     terminal.wait_for("it is root on /dev/ttyS0");
     terminal.type_in("\x03\x03\x03");
     assert!(terminal.ends_cooked());
+}
+
+fn qemus_agent_serves_where_ours_is_missing(world: &World, stop: impl Fn()) {
+    stop();
+    until(|| world.pavo(&["agent", "ping"]).stderr.contains("vm0: only QEMU's agent answers"));
+    let line = "echo out; echo err >&2; exit 3";
+    let said = world.pavo(&["run", "--input-none", "sh", "-c", line]);
+    assert_eq!((&*said.stdout, &*said.stderr, said.code), ("out\n", "err\n", Some(3)), "{said}");
+    let said = world.pavo(&["run", "--cwd", "/", "--input-none", "true"]);
+    assert_eq!(said.code, Some(255), "{said}");
+    assert!(said.stderr.contains("only QEMU's agent answers in this guest"), "{said}");
 }
 
 /// Gives the world the image `debian`, in a repository of its own.

@@ -1,9 +1,9 @@
-//! Ports, memory and usage of guests on other hosts.
+//! Ports, memory, usage and agents of guests on other hosts.
 
 use super::world::Site;
 
 #[test]
-fn a_port_of_a_guest_on_another_host_is_its_users_alone() {
+fn a_guest_on_another_host_is_reached_by_its_user_alone() {
     let site = Site::up(2);
     let before = site.snapshot();
     // The example's first network; each VM is on a host of its own.
@@ -13,6 +13,8 @@ fn a_port_of_a_guest_on_another_host_is_its_users_alone() {
         until [ -s ports ]; do sleep 0.1; done
         port=$(sed -n 's/^127.0.0.1:\\([0-9]*\\) -> vm1:22$/\\1/p' ports)
         exec 3<>/dev/tcp/127.0.0.1/$port; head -c 7 <&3; exec 3>&-; echo
+        pavo wait --for agent; pavo run --label hostname </dev/null | sort >ran
+        head -c 3000000 /dev/urandom >sent; pavo run -w vm1 cat <sent | cmp - sent
         pavo top --once -o json >used; pavo dump -z vm1 /tmp/memory
         touch ready; until [ -e seen ]; do sleep 0.1; done; kill -INT $!; wait $!
 END
@@ -33,6 +35,9 @@ END
             assert!(may("alice"), "on {host}");
             assert!(!may("bob"), "on {host}");
         }
+        assert_eq!(site.sh("alice", "cat ran"), "vm0: vm0\nvm1: vm1\n");
+        let refused = site.run("bob", &["pavo", "run", "-J", "f", "true"]);
+        assert_eq!(refused.status.code(), Some(4), "{refused:?}");
         let used: Vec<serde_json::Value> =
             serde_json::from_str(&site.sh("alice", "cat used")).unwrap();
         let host = |rank: usize| used[rank]["host"].as_str().unwrap().to_owned();

@@ -32,6 +32,10 @@ pub struct Build {
     #[arg(long)]
     force: bool,
 
+    /// Add pavo's agent, for `pavo run`, also if the recipe does not say so
+    #[arg(long)]
+    agent: bool,
+
     /// Where downloaded packages are kept [default: ~/.cache/pavo/packages]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
@@ -47,7 +51,8 @@ impl Build {
                 tiny::build(tiny::Options { cache, output, progress })
             })?
         } else {
-            let (recipe, warnings) = Recipe::load(&self.recipe, &config::sources(app))?;
+            let (mut recipe, warnings) = Recipe::load(&self.recipe, &config::sources(app))?;
+            recipe.agent |= self.agent;
             warnings.iter().for_each(|warning| app.out.warn(&warning.to_string()));
             let recipe = &recipe;
             library.create(name, user, self.force, |output, scratch| {

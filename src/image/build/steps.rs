@@ -5,6 +5,7 @@ use base64ct::{Base64, Encoding};
 
 use crate::config::{Content, Recipe, RecipeFile, RecipeUser};
 use crate::error::{Context, Error, Result};
+use crate::model::agent;
 
 /// What every image needs to start, beside the kernel.
 const PACKAGES: &[&str] = &[
@@ -46,6 +47,9 @@ pub(super) fn packages(recipe: &Recipe) -> impl Iterator<Item = &str> {
 /// Names and texts of the scripts: `early` ones run before packages are installed.
 pub(super) fn scripts(recipe: &Recipe, root: &str) -> Result<Vec<(String, String)>> {
     let mut late = vec![boot(recipe, root)];
+    if recipe.agent {
+        late.push(agent());
+    }
     late.extend(recipe.users.iter().map(user));
     for wanted in &recipe.files {
         late.push(file(wanted)?);
@@ -133,6 +137,14 @@ fn user(user: &RecipeUser) -> String {
     script
 }
 
+/// Our agent, and what starts it.
+fn agent() -> String {
+    let mut script = String::from("# Adding pavo's agent\n");
+    script += &written(agent::PATH, agent::PROGRAM);
+    script += &written(agent::UNIT_PATH, agent::UNIT.as_bytes());
+    script + &format!("chmod 755 {}\nsystemctl --quiet enable pavo-agent\n", agent::PATH)
+}
+
 /// A file. Written from inside, so that no link of the image leads to a file of this machine.
 fn file(file: &RecipeFile) -> Result<String> {
     let bytes = match &file.content {
@@ -148,18 +160,22 @@ fn file(file: &RecipeFile) -> Result<String> {
         }
     };
     let path = quoted(&file.path);
-    let mut script = format!(
-        "# Writing {}\nmkdir -p \"$(dirname {path})\"\nbase64 -d >{path} <<'END'\n",
-        file.path
-    );
-    for line in Base64::encode_string(&bytes).as_bytes().chunks(76) {
-        script += std::str::from_utf8(line).expect("base64 is ASCII");
-        script.push('\n');
-    }
-    script += &format!("END\nchmod {:o} {path}\nchown {} {path}\n", file.mode, quoted(&file.owner));
+    let mut script = format!("# Writing {}\n", file.path) + &written(&file.path, &bytes);
+    script += &format!("chmod {:o} {path}\nchown {} {path}\n", file.mode, quoted(&file.owner));
     // After: a change of the owner takes set-user-id away.
     script += &format!("chmod {:o} {path}\n", file.mode);
     Ok(script)
+}
+
+/// Writes these bytes.
+fn written(path: &str, bytes: &[u8]) -> String {
+    let path = quoted(path);
+    let mut script = format!("mkdir -p \"$(dirname {path})\"\nbase64 -d >{path} <<'END'\n");
+    for line in Base64::encode_string(bytes).as_bytes().chunks(76) {
+        script += std::str::from_utf8(line).expect("base64 is ASCII");
+        script.push('\n');
+    }
+    script + "END\n"
 }
 
 fn command(command: &str) -> String {

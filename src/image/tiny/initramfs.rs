@@ -121,6 +121,7 @@ pub(super) fn build(root: &Path, kernel: &Kernel) -> Result<Vec<u8>> {
         let path = find(root, BIN, name)?;
         archive.file(&format!("bin/{name}"), 0o755, &read(&path)?);
     }
+    archive.file("bin/pavo-agent", 0o755, crate::model::agent::PROGRAM);
     // Where dropbear looks for it: /usr is /.
     let sftp = find(root, &["usr/lib/openssh"], "sftp-server")?;
     archive.file("lib/sftp-server", 0o755, &read(&sftp)?);

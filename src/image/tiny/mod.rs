@@ -6,7 +6,7 @@
 //! by us, GRUB's image by its own tool.
 //!
 //! ```text
-//! MBR │ GRUB │ kernel │ initramfs: busybox, dropbear, modules, guest/*
+//! MBR │ GRUB │ kernel │ initramfs: busybox, dropbear, the agent, modules, guest/*
 //! ```
 //!
 //! The guest runs from memory, as root, with no password anywhere. What makes it a

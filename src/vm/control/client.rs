@@ -9,6 +9,7 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::time::timeout;
 
+use super::super::agent;
 use super::super::channel::{self, Identity};
 use super::super::display::Offer;
 use super::super::dump::{self, Dumped};
@@ -181,6 +182,26 @@ impl Client {
     /// As [`display`](Self::display).
     pub async fn connect_display(mut self) -> Result<Box<dyn Connection>> {
         self.ask(Op::Display { connect: true }).await?;
+        Ok(Box::new(self.stream))
+    }
+
+    /// Asks the guest's agent who it is, waiting so long for one.
+    ///
+    /// # Errors
+    /// As [`status`](Self::status), and when no agent answers.
+    pub async fn agent_hello(&mut self, patience: Duration) -> Result<agent::Answer> {
+        let patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        let value = self.ask(Op::AgentHello { patience_ms }).await?;
+        serde_json::from_value(value).while_doing(|| "reading the agent's answer".into())
+    }
+
+    /// Turns the connection into a stream of frames to the guest's agent. No time limit is
+    /// on it.
+    ///
+    /// # Errors
+    /// As [`status`](Self::status), and when no agent answers.
+    pub async fn exec(mut self) -> Result<Box<dyn Connection>> {
+        self.ask(Op::Exec).await?;
         Ok(Box::new(self.stream))
     }
 

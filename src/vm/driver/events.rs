@@ -4,6 +4,7 @@ use serde::Deserialize;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 
+use super::super::agent::{DEVICE, Port};
 use super::super::machine::{self, Event};
 use super::super::qmp;
 
@@ -12,6 +13,7 @@ pub(super) async fn listen(
     stream: UnixStream,
     client: watch::Sender<Option<qmp::Client>>,
     post: mpsc::Sender<Event>,
+    port: watch::Sender<Port>,
     run: bool,
 ) {
     // The machine has the deadline; this one only ends the task after it.
@@ -34,6 +36,14 @@ pub(super) async fn listen(
                 disk_error = event.data::<DiskError>();
                 continue;
             }
+            "VSERPORT_CHANGE" => {
+                if let Some(change) = event.data::<PortChange>().filter(|it| it.id == DEVICE) {
+                    port.send_modify(|port| {
+                        *port = Port { changes: port.changes + 1, open: change.open };
+                    });
+                }
+                continue;
+            }
             "RESUME" => Event::Resumed,
             "STOP" => Event::Suspended { why: why_suspended(disk_error.take()) },
             "SHUTDOWN" => shut_down(event.data()),
@@ -43,6 +53,12 @@ pub(super) async fn listen(
     }
     client.send_replace(None);
     let _ = post.send(Event::Broken { why: qmp::Failure::Lost.to_string() }).await;
+}
+
+#[derive(Deserialize)]
+struct PortChange {
+    id: String,
+    open: bool,
 }
 
 /// The part of BLOCK_IO_ERROR that is shown.

@@ -1,0 +1,314 @@
+//! A command that was started: its streams, its end, and who looks on.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use pavo_agent::{
+    Command as Listed, Exec, Exit, Failure, Frame, Kind, PIECE, REPLAY, Size, WINDOW,
+};
+
+use super::spawn;
+
+/// How long a command that nobody wants any more may take to end.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// A command, until nobody asks for it any more.
+#[derive(Debug)]
+pub struct Command {
+    pub id: u64,
+    /// Where it is shown.
+    pub stream: Option<u32>,
+    child: std::process::Child,
+    user: String,
+    words: String,
+    began: Instant,
+    terminal: bool,
+    keep: bool,
+    input: Option<File>,
+    /// What the command has not read yet.
+    typed: VecDeque<u8>,
+    /// Nothing more will be typed.
+    typed_all: bool,
+    pub output: Option<File>,
+    pub errors: Option<File>,
+    /// The newest of its output, if it may be left.
+    past: VecDeque<u8>,
+    /// What of it is still to be shown to who came back.
+    replay: VecDeque<u8>,
+    credit: usize,
+    exit: Option<Exit>,
+    /// When it is killed.
+    doom: Option<Instant>,
+}
+
+impl Command {
+    pub fn start(id: u64, stream: u32, exec: &Exec) -> Result<Self, Failure> {
+        let spawned = spawn::spawn(exec)?;
+        let words: Vec<_> = exec.argv.iter().map(|word| String::from_utf8_lossy(word)).collect();
+        let mut words = words.join(" ");
+        if exec.script.is_some() {
+            words = format!("(script) {words}");
+        }
+        Ok(Self {
+            id,
+            stream: Some(stream),
+            child: spawned.child,
+            user: spawned.user,
+            words: words.trim_end().chars().take(1000).collect(),
+            began: Instant::now(),
+            terminal: exec.terminal.is_some(),
+            keep: exec.keep,
+            input: spawned.input,
+            typed: VecDeque::new(),
+            typed_all: false,
+            output: Some(spawned.output),
+            errors: spawned.errors,
+            past: VecDeque::new(),
+            replay: VecDeque::new(),
+            credit: WINDOW as usize,
+            exit: None,
+            doom: None,
+        })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn describe(&self) -> Listed {
+        Listed {
+            id: self.id,
+            pid: self.pid(),
+            user: self.user.clone(),
+            words: self.words.clone(),
+            seconds: self.began.elapsed().as_secs(),
+            attached: self.stream.is_some(),
+            exit: self.exit,
+        }
+    }
+
+    /// Whether there is nothing left to do for it, or to tell of it.
+    pub fn is_over(&self) -> bool {
+        self.exit.is_some() && self.stream.is_none() && !self.keep
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.exit.is_some()
+    }
+
+    /// Whether its output may be read now, given there is room to send it.
+    pub fn wants_output(&self) -> bool {
+        match self.stream {
+            Some(_) => self.credit > 0 && self.replay.is_empty(),
+            // Nobody waits for it; it does not wait either.
+            None => self.keep,
+        }
+    }
+
+    /// Whether it has ended, and what it wrote can be shown to its end without waiting.
+    pub fn is_ending(&self) -> bool {
+        let unread = self.output.is_some() || self.errors.is_some();
+        let shown = if self.stream.is_some() { self.credit > 0 } else { unread };
+        self.exit.is_some() && shown
+    }
+
+    /// Where it takes input, if there is any for it.
+    pub fn hungry(&self) -> Option<&File> {
+        let wants = !self.typed.is_empty();
+        self.input.as_ref().filter(|_| wants)
+    }
+
+    pub fn add_credit(&mut self, credit: u32) {
+        self.credit = self.credit.saturating_add(credit as usize).min(WINDOW as usize);
+    }
+
+    /// Takes input for the command.
+    pub fn type_in(&mut self, bytes: &[u8], send: &mut impl FnMut(Frame)) {
+        if self.input.is_none() {
+            // It reads no more: what was sent for it is taken all the same.
+            self.give_credit(bytes.len(), send);
+        } else if self.typed.len() + bytes.len() <= WINDOW as usize {
+            self.typed.extend(bytes);
+            self.feed(send);
+        }
+    }
+
+    pub fn end_input(&mut self, send: &mut impl FnMut(Frame)) {
+        if self.terminal && !self.typed_all {
+            // What a person types there to say so.
+            self.typed.push_back(4);
+        }
+        self.typed_all = true;
+        self.feed(send);
+    }
+
+    /// Gives the command what it takes of its input.
+    pub fn feed(&mut self, send: &mut impl FnMut(Frame)) {
+        let mut taken = 0;
+        while let Some(input) = &mut self.input {
+            let (bytes, _) = self.typed.as_slices();
+            if bytes.is_empty() {
+                break;
+            }
+            match input.write(bytes) {
+                Ok(count) => {
+                    self.typed.drain(..count);
+                    taken += count;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(_) => {
+                    // It has closed its input.
+                    taken += self.typed.len();
+                    self.typed.clear();
+                    self.input = None;
+                }
+            }
+        }
+        self.give_credit(taken, send);
+        if self.typed_all && self.typed.is_empty() && !self.terminal {
+            self.input = None;
+        }
+    }
+
+    fn give_credit(&self, bytes: usize, send: &mut impl FnMut(Frame)) {
+        if let (Some(stream), true) = (self.stream, bytes > 0) {
+            let credit = pavo_agent::Credit(bytes as u32);
+            send(Frame::new(stream, Kind::Credit, credit.encode()));
+        }
+    }
+
+    /// Shows what is there of a stream; says whether there was anything.
+    pub fn show(&mut self, kind: Kind, send: &mut impl FnMut(Frame)) -> bool {
+        if !self.wants_output() {
+            return false;
+        }
+        let limit = if self.stream.is_some() { self.credit.min(PIECE) } else { PIECE };
+        let from = if kind == Kind::Data { &mut self.output } else { &mut self.errors };
+        let Some(file) = from else { return false };
+        let mut piece = vec![0; limit];
+        match file.read(&mut piece) {
+            Ok(count @ 1..) => {
+                piece.truncate(count);
+                self.seen(kind, piece, send);
+                true
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => false,
+            Err(error) if error.kind() == ErrorKind::Interrupted => true,
+            // A terminal that everybody has closed is an error.
+            Ok(_) | Err(_) => {
+                *from = None;
+                false
+            }
+        }
+    }
+
+    fn seen(&mut self, kind: Kind, piece: Vec<u8>, send: &mut impl FnMut(Frame)) {
+        if self.keep {
+            self.past.extend(&piece);
+            let excess = self.past.len().saturating_sub(REPLAY);
+            self.past.drain(..excess);
+        }
+        if let Some(stream) = self.stream {
+            self.credit -= piece.len();
+            send(Frame::new(stream, kind, piece));
+        }
+    }
+
+    /// Shows the past to who has come back.
+    pub fn show_past(&mut self, send: &mut impl FnMut(Frame)) {
+        let Some(stream) = self.stream else { return };
+        while !self.replay.is_empty() && self.credit > 0 {
+            let count = self.replay.len().min(self.credit).min(PIECE);
+            let piece: Vec<u8> = self.replay.drain(..count).collect();
+            self.credit -= count;
+            send(Frame::new(stream, Kind::Data, piece));
+        }
+    }
+
+    /// Looks whether it has ended. What it had written before is then shown first; who else
+    /// holds its streams open is not waited for.
+    pub fn check(&mut self) {
+        if self.exit.is_none() {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                let byte = |number: i32| number.clamp(0, 255) as u8;
+                self.exit = Some(match (status.code(), status.signal()) {
+                    (Some(code), _) => Exit::Code(byte(code)),
+                    (None, signal) => Exit::Signal(byte(signal.unwrap_or_default())),
+                });
+                self.doom = None;
+            }
+        }
+    }
+
+    /// Says how it ended, once all it wrote is shown. Call it when reading it gave nothing.
+    pub fn tell_end(&mut self, send: &mut impl FnMut(Frame)) {
+        let all_shown = self.replay.is_empty() && (self.stream.is_none() || self.credit > 0);
+        let Some(exit) = self.exit.filter(|_| all_shown) else { return };
+        (self.input, self.output, self.errors) = (None, None, None);
+        if let Some(stream) = self.stream.take() {
+            send(Frame::new(stream, Kind::Exit, exit.encode()));
+            // Its end was seen.
+            self.keep = false;
+        }
+    }
+
+    /// Shows it to somebody who comes back.
+    pub fn attach(&mut self, stream: u32) {
+        self.stream = Some(stream);
+        self.credit = WINDOW as usize;
+        self.replay = self.past.clone();
+    }
+
+    /// Who was there is gone.
+    pub fn leave(&mut self, send: &mut impl FnMut(Frame)) {
+        let Some(stream) = self.stream.take() else { return };
+        self.replay.clear();
+        send(Frame::new(stream, Kind::Exit, Exit::Left.encode()));
+        if !self.keep {
+            self.end();
+        }
+    }
+
+    /// Ends it: with a word first.
+    pub fn end(&mut self) {
+        self.keep = false;
+        (self.input, self.output, self.errors) = (None, None, None);
+        self.signal(Signal::SIGHUP as u8);
+        self.signal(Signal::SIGCONT as u8);
+        self.doom.get_or_insert_with(|| Instant::now() + GRACE);
+    }
+
+    pub fn doom(&self) -> Option<Instant> {
+        self.doom
+    }
+
+    /// Kills it if its time has come.
+    pub fn kill_if_due(&mut self) {
+        if self.doom.is_some_and(|doom| Instant::now() >= doom) {
+            self.signal(Signal::SIGKILL as u8);
+            self.doom = None;
+        }
+    }
+
+    /// A signal to all of its process group.
+    pub fn signal(&self, signal: u8) {
+        let Ok(signal) = Signal::try_from(i32::from(signal)) else { return };
+        let pid = Pid::from_raw(self.pid() as i32);
+        // Once it has been waited for, its number may be another's.
+        if self.exit.is_none() {
+            let _ = kill(Pid::from_raw(-pid.as_raw()), signal).or_else(|_| kill(pid, signal));
+        }
+    }
+
+    pub fn resize(&self, size: Size) {
+        if let Some(terminal) = self.output.as_ref().filter(|_| self.terminal) {
+            spawn::resize(terminal, size);
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! The agent: a program in the guest that runs commands for who started the VM.
+//!
+//! ```text
+//! pavo-agent                 serves the port org.pavo.agent.0, as soon as it is there
+//! pavo-agent --port PATH     serves this device or socket
+//! pavo-agent --stdio         serves what its standard input is: a socket, a terminal
+//! ```
+//!
+//! One thread and one loop that sleeps while there is nothing to do. What is read of a
+//! command waits for nobody: it is read only when there is credit for it, and room.
+
+mod account;
+mod command;
+mod port;
+mod serve;
+mod spawn;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Before a port that was closed is opened again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let served = match *words {
+        [] => serve_for_ever(),
+        ["--port", path] => port::open(path.as_ref()).and_then(|port| serve::serve(&port)),
+        ["--stdio"] => port::stdio().and_then(|port| serve::serve(&port)),
+        ["--version"] => say(&format!("pavo-agent {}", env!("CARGO_PKG_VERSION"))),
+        _ => {
+            say("usage: pavo-agent [--port PATH | --stdio | --version]").ok();
+            return ExitCode::from(2);
+        }
+    };
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "pavo-agent: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn say(text: &str) -> std::io::Result<()> {
+    writeln!(std::io::stdout(), "{text}")
+}
+
+/// Serves the port of this guest, also when QEMU's side was away.
+fn serve_for_ever() -> std::io::Result<()> {
+    loop {
+        let port = port::wait()?;
+        serve::serve(&port)?;
+        drop(port);
+        std::thread::sleep(AGAIN);
+    }
+}

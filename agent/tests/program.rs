@@ -1,0 +1,425 @@
+//! The program as a VM's process meets it, on this machine: its port is a socket.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use pavo_agent::{
+    Command as Listed, Credit, Decoder, Event, Exec, Exit, Failure, Frame, Hello, Kind, Nonce,
+    Opening, PIECE, REPLAY, Size, Started, WINDOW, mark,
+};
+
+/// Far more than anything takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An agent, and our end of its port.
+struct Agent {
+    child: Child,
+    port: UnixStream,
+    decoder: Decoder,
+    streams: u32,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// What one stream has said, to its end.
+#[derive(Debug, Default, PartialEq)]
+struct Said {
+    output: Vec<u8>,
+    errors: Vec<u8>,
+    exit: Option<Exit>,
+    failure: Option<Failure>,
+    items: Vec<Listed>,
+}
+
+impl Agent {
+    fn start() -> Self {
+        let (port, theirs) = UnixStream::pair().unwrap();
+        port.set_read_timeout(Some(PATIENCE)).unwrap();
+        // As a shell starts what is to run beside it: with interrupts ignored.
+        let child = Command::new("sh")
+            .args(["-c", "trap '' INT; exec \"$0\" --stdio", env!("CARGO_BIN_EXE_pavo-agent")])
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .spawn()
+            .unwrap();
+        let mut agent = Self { child, port, decoder: Decoder::new(), streams: 0 };
+        agent.begin([1; 16]);
+        agent
+    }
+
+    /// Begins a conversation; what was said before it is passed over.
+    fn begin(&mut self, nonce: Nonce) -> Hello {
+        self.port.write_all(&mark(&nonce)).unwrap();
+        loop {
+            self.decoder.lose_step();
+            if self.event() == Event::Mark(nonce) {
+                break;
+            }
+        }
+        let Event::Frame(pong) = self.event() else { panic!("no frame") };
+        assert_eq!((pong.stream, pong.kind), (0, Kind::Pong));
+        Hello::decode(&pong.payload[8..]).unwrap()
+    }
+
+    fn event(&mut self) -> Event {
+        let mut bytes = [0; 4096];
+        loop {
+            if let Some(event) = self.decoder.next_event().unwrap() {
+                return event;
+            }
+            let count = self.port.read(&mut bytes).unwrap();
+            assert!(count > 0, "the agent has ended");
+            self.decoder.push(&bytes[..count]);
+        }
+    }
+
+    fn frame(&mut self) -> Frame {
+        match self.event() {
+            Event::Frame(frame) => frame,
+            Event::Mark(_) => panic!("a beginning in the middle"),
+        }
+    }
+
+    fn say(&mut self, stream: u32, kind: Kind, payload: impl Into<Vec<u8>>) {
+        self.port.write_all(&Frame::new(stream, kind, payload).bytes()).unwrap();
+    }
+
+    fn open(&mut self, opening: Opening) -> u32 {
+        self.streams += 1;
+        self.say(self.streams, Kind::Open, opening.encode());
+        self.streams
+    }
+
+    /// Starts a line of the shell.
+    fn sh(&mut self, line: &str, change: impl FnOnce(&mut Exec)) -> (u32, Started) {
+        let argv = ["sh", "-c", line].map(|word| word.as_bytes().to_vec()).into();
+        let mut exec = Exec { argv, ..Exec::default() };
+        change(&mut exec);
+        let stream = self.open(Opening::Exec(exec));
+        let started = self.frame();
+        assert_eq!((started.stream, started.kind), (stream, Kind::Started), "{started:?}");
+        (stream, Started::decode(&started.payload).unwrap())
+    }
+
+    /// Takes what this stream says, with credit for it, to its end; others say nothing.
+    fn until_end(&mut self, stream: u32) -> Said {
+        let mut said = Said::default();
+        while said.exit.is_none() && said.failure.is_none() {
+            let frame = self.frame();
+            assert_eq!(frame.stream, stream, "{frame:?}");
+            self.take(frame, &mut said);
+        }
+        said
+    }
+
+    fn take(&mut self, frame: Frame, said: &mut Said) {
+        match frame.kind {
+            Kind::Data => said.output.extend(&frame.payload),
+            Kind::Errors => said.errors.extend(&frame.payload),
+            Kind::Item => said.items.push(Listed::decode(&frame.payload).unwrap()),
+            Kind::Exit => said.exit = Some(Exit::decode(&frame.payload).unwrap()),
+            Kind::Fail => said.failure = Some(Failure::decode(&frame.payload).unwrap()),
+            Kind::Credit | Kind::Started => {}
+            kind => panic!("{kind:?}"),
+        }
+        if frame.kind.is_output() {
+            let credit = Credit(frame.payload.len() as u32);
+            self.say(frame.stream, Kind::Credit, credit.encode());
+        }
+    }
+
+    fn run(&mut self, line: &str) -> Said {
+        let (stream, _) = self.sh(line, |_| {});
+        self.until_end(stream)
+    }
+
+    fn list(&mut self) -> Vec<Listed> {
+        let stream = self.open(Opening::List);
+        self.until_end(stream).items
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < end, "not so: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn is_alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    !stat.is_empty() && !stat.contains(") Z ")
+}
+
+#[test]
+fn a_command_runs_with_its_streams_apart_and_its_exit_told() {
+    let mut agent = Agent::start();
+    let said = agent.run("echo out; echo err >&2; exit 3");
+    assert_eq!((&*said.output, &*said.errors), (&b"out\n"[..], &b"err\n"[..]));
+    assert_eq!(said.exit, Some(Exit::Code(3)));
+    assert_eq!(agent.run("kill -9 $$").exit, Some(Exit::Signal(9)));
+    assert_eq!(agent.run("cat").exit, Some(Exit::Code(0)), "no input is an empty one");
+    for (argv, code) in [(&["/no/such"][..], 127), (&["/etc"], 126), (&[], 127)] {
+        let argv = argv.iter().map(|word| word.as_bytes().to_vec()).collect();
+        let stream = agent.open(Opening::Exec(Exec { argv, ..Exec::default() }));
+        assert_eq!(agent.until_end(stream).failure.unwrap().code, code);
+    }
+}
+
+#[test]
+fn what_it_is_given_reaches_a_command() {
+    let mut agent = Agent::start();
+    let line = "echo $A-$B-$C; pwd; echo ${HOME:+home} $1";
+    let (stream, _) = agent.sh(line, |exec| {
+        exec.argv.extend([b"sh".to_vec(), b"\xff".to_vec()]);
+        exec.env = ["A=1", "B=b", "C=2=3"].map(|word| word.as_bytes().to_vec()).into();
+        exec.prefixes = vec![b"B=before".into()];
+        exec.suffixes = vec![b"B=after".into()];
+        exec.cwd = Some(b"/usr".into());
+    });
+    let said = agent.until_end(stream);
+    assert_eq!(said.output, b"1-before:b:after-2=3\n/usr\nhome \xff\n");
+    let (stream, _) = agent.sh("taskset -p $$ 2>&1 || nproc", |exec| exec.cpus = vec![0]);
+    let said = text(&agent.until_end(stream).output);
+    assert!(said.trim_end().ends_with('1'), "{said}");
+    for wrong in [
+        Exec { cwd: Some(b"/no/such".into()), argv: vec![b"true".into()], ..Exec::default() },
+        Exec { user: Some(b"nobody-here".into()), argv: vec![b"true".into()], ..Exec::default() },
+    ] {
+        let stream = agent.open(Opening::Exec(wrong));
+        let failure = agent.until_end(stream).failure.unwrap();
+        assert!(failure.why.contains("/no/such") || failure.why.contains("nobody-here"));
+    }
+}
+
+#[test]
+fn a_script_runs_with_its_interpreter_however_long_it_is() {
+    let mut agent = Agent::start();
+    let long = format!("#!/bin/sh\n# {}\necho \"$1 of $#\"\n", "x".repeat(200_000));
+    for script in ["echo \"$1 of $#\"\n", &*long] {
+        let argv = ["name", "a", "b"].map(|word| word.as_bytes().to_vec()).into();
+        let exec = Exec { argv, script: Some(script.into()), ..Exec::default() };
+        let bytes = Opening::Exec(exec).encode();
+        agent.streams += 1;
+        let stream = agent.streams;
+        let mut pieces = bytes.chunks(pavo_agent::MAX_PAYLOAD).peekable();
+        while let Some(piece) = pieces.next() {
+            let last = pieces.peek().is_none();
+            agent.say(stream, if last { Kind::Open } else { Kind::Part }, piece);
+        }
+        let said = agent.until_end(stream);
+        assert_eq!(text(&said.output), "a of 2\n", "{said:?}");
+    }
+}
+
+#[test]
+fn input_arrives_whole_as_far_as_it_is_read() {
+    let mut agent = Agent::start();
+    let (stream, _) = agent.sh("sleep 0.2; cat", |exec| exec.input = true);
+    let input: Vec<u8> = (0..3_000_000_u32).map(|number| (number % 251) as u8).collect();
+    let (mut said, mut credit, mut at) = (Said::default(), WINDOW as usize, 0);
+    while said.exit.is_none() {
+        if at < input.len() && credit >= PIECE {
+            let piece = &input[at..input.len().min(at + PIECE)];
+            (at, credit) = (at + piece.len(), credit - piece.len());
+            agent.say(stream, Kind::Data, piece);
+            if at == input.len() {
+                agent.say(stream, Kind::End, []);
+            }
+            continue;
+        }
+        let frame = agent.frame();
+        if frame.kind == Kind::Credit {
+            credit += Credit::decode(&frame.payload).unwrap().0 as usize;
+            assert!(credit <= WINDOW as usize);
+        }
+        agent.take(frame, &mut said);
+    }
+    assert!(said.output == input, "{} bytes", said.output.len());
+    // One that does not read is no obstacle.
+    let (stream, _) = agent.sh("exec <&-; sleep 0.1", |exec| exec.input = true);
+    for _ in 0..WINDOW as usize / PIECE {
+        agent.say(stream, Kind::Data, [0; PIECE]);
+    }
+    assert_eq!(agent.until_end(stream).exit, Some(Exit::Code(0)));
+}
+
+#[test]
+fn output_stays_within_its_credit_and_one_that_nobody_reads_stops_no_other() {
+    let mut agent = Agent::start();
+    let (noisy, started) = agent.sh("yes", |_| {});
+    let mut come = 0;
+    while come < WINDOW as usize {
+        let frame = agent.frame();
+        assert_eq!((frame.stream, frame.kind), (noisy, Kind::Data));
+        come += frame.payload.len();
+    }
+    assert_eq!(come, WINDOW as usize);
+    // From here on only others speak.
+    for _ in 0..3 {
+        let said = agent.run("head -c 1000000 /dev/zero");
+        assert_eq!(said.output.len(), 1_000_000);
+    }
+    agent.say(noisy, Kind::Close, []);
+    let said = agent.until_end(noisy);
+    assert_eq!((said.exit, said.output.len()), (Some(Exit::Left), 0));
+    until("it is ended", || !is_alive(started.pid));
+}
+
+#[test]
+fn signals_reach_the_whole_group() {
+    let mut agent = Agent::start();
+    let said = agent.run("kill -INT $$; echo survived");
+    assert_eq!((&*said.output, said.exit), (&b""[..], Some(Exit::Signal(2))));
+    let line = "trap 'echo got; exit 5' TERM; sh -c 'echo $$; exec sleep 1000' & wait";
+    let (stream, _) = agent.sh(line, |_| {});
+    let sleeper: u32 = text(&agent.frame().payload).trim().parse().unwrap();
+    agent.say(stream, Kind::Signal, [15]);
+    let said = agent.until_end(stream);
+    assert_eq!((text(&said.output).as_str(), said.exit), ("got\n", Some(Exit::Code(5))));
+    until("the sleeper is ended", || !is_alive(sleeper));
+    // A request that never ends is over with who made it.
+    agent.streams += 1;
+    let stream = agent.streams;
+    agent.say(stream, Kind::Part, [1; 100]);
+    agent.say(stream, Kind::Close, []);
+    assert_eq!(agent.until_end(stream).exit, Some(Exit::Left));
+    // What stays behind does not keep its caller waiting.
+    let said = agent.run("sleep 1000 >&1 & echo $!");
+    assert_eq!(said.exit, Some(Exit::Code(0)));
+    let sleeper = nix::unistd::Pid::from_raw(text(&said.output).trim().parse().unwrap());
+    nix::sys::signal::kill(sleeper, nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+#[test]
+fn a_command_that_ignores_its_end_is_killed() {
+    let mut agent = Agent::start();
+    let (stream, started) = agent.sh("trap '' HUP TERM; echo; while :; do sleep 0.1; done", |_| {});
+    assert_eq!(agent.frame().kind, Kind::Data);
+    agent.say(stream, Kind::Close, []);
+    assert_eq!(agent.until_end(stream).exit, Some(Exit::Left));
+    assert!(is_alive(started.pid));
+    until("it is killed", || !is_alive(started.pid));
+    assert_eq!(agent.run("echo on").output, b"on\n");
+}
+
+#[test]
+fn a_terminal_has_its_size_and_ends_with_its_command() {
+    let mut agent = Agent::start();
+    let size = Size { rows: 31, columns: 77 };
+    let (stream, _) =
+        agent.sh("tty >/dev/null && stty size; read x; stty size; echo $x; exit 4", |exec| {
+            exec.terminal = Some(size);
+            exec.input = true;
+        });
+    assert_eq!(text(&agent.frame().payload), "31 77\r\n");
+    agent.say(stream, Kind::Resize, Size { rows: 10, columns: 20 }.encode());
+    agent.say(stream, Kind::Data, b"hi\n".as_slice());
+    let said = agent.until_end(stream);
+    let output = text(&said.output);
+    assert!(output.ends_with("10 20\r\nhi\r\n"), "{output:?}");
+    assert_eq!(said.exit, Some(Exit::Code(4)));
+    // Ctrl-C is a signal there.
+    let (stream, _) = agent.sh("echo; exec sleep 1000", |exec| exec.terminal = Some(size));
+    agent.frame();
+    agent.say(stream, Kind::Data, [3]);
+    assert_eq!(agent.until_end(stream).exit, Some(Exit::Signal(2)));
+}
+
+#[test]
+fn a_command_that_is_left_goes_on_and_is_come_back_to() {
+    let mut agent = Agent::start();
+    let line = "head -c 300000 /dev/zero | tr '\\0' x; echo; echo end; read y; echo $y; exit 6";
+    let (stream, started) = agent.sh(line, |exec| (exec.keep, exec.input) = (true, true));
+    agent.say(stream, Kind::Close, []);
+    assert_eq!(agent.until_end(stream).exit, Some(Exit::Left));
+    let listed = agent.list();
+    let [command] = &*listed else { panic!("{listed:?}") };
+    assert_eq!((command.id, command.pid, command.attached), (started.id, started.pid, false));
+    // It did not wait for us: what it wrote is there, the newest of it.
+    std::thread::sleep(Duration::from_millis(300));
+    let stream = agent.open(Opening::Attach { id: started.id });
+    let other = agent.open(Opening::Attach { id: started.id });
+    let (mut said, mut refused) = (Said::default(), Said::default());
+    while !said.output.ends_with(b"end\n") || refused.failure.is_none() {
+        let frame = agent.frame();
+        let to = if frame.stream == stream { &mut said } else { &mut refused };
+        agent.take(frame, to);
+    }
+    assert!(refused.failure.unwrap().why.contains("somebody is attached"), "{other}");
+    assert!(said.output.len() <= REPLAY || said.output.len() > 290_000, "{}", said.output.len());
+    agent.say(stream, Kind::Data, b"back\n".as_slice());
+    let said = agent.until_end(stream);
+    assert_eq!((said.output, said.exit), (b"back\n".to_vec(), Some(Exit::Code(6))));
+    assert_eq!(agent.list(), []);
+}
+
+#[test]
+fn a_command_that_was_left_is_ended_by_a_signal_and_still_tells_how() {
+    let mut agent = Agent::start();
+    let (stream, started) = agent.sh("echo here; exec sleep 1000", |exec| exec.keep = true);
+    assert_eq!(agent.frame().payload, b"here\n");
+    agent.say(stream, Kind::Close, []);
+    agent.until_end(stream);
+    let stream = agent.open(Opening::Kill { id: started.id, signal: 15 });
+    assert_eq!(agent.until_end(stream).exit, Some(Exit::Code(0)));
+    until("it is dead", || !is_alive(started.pid));
+    let end = Instant::now() + PATIENCE;
+    while agent.list()[0].exit.is_none() {
+        assert!(Instant::now() < end);
+    }
+    let stream = agent.open(Opening::Attach { id: started.id });
+    let said = agent.until_end(stream);
+    assert_eq!((text(&said.output).as_str(), said.exit), ("here\n", Some(Exit::Signal(15))));
+    let stream = agent.open(Opening::Kill { id: 99, signal: 15 });
+    assert_eq!(agent.until_end(stream).failure.unwrap().code, 1);
+}
+
+#[test]
+fn a_new_conversation_ends_what_was_and_takes_nothing_of_it() {
+    let mut agent = Agent::start();
+    let (_, lost) = agent.sh("exec sleep 1000", |_| {});
+    let (_, kept) = agent.sh("exec sleep 1000", |exec| exec.keep = true);
+    // In the middle of nothing a frame was left half said.
+    let half = Frame::new(7, Kind::Data, [0; 100]).bytes();
+    agent.port.write_all(&half[..40]).unwrap();
+    // It is taken for the rest of that frame, and then found.
+    agent.port.write_all(&[0; 69]).unwrap();
+    let hello = agent.begin([2; 16]);
+    assert_eq!(hello.version, pavo_agent::VERSION);
+    assert!(hello.cores > 0 && hello.uptime > 0 && !hello.boot_id.is_empty(), "{hello:?}");
+    until("it is ended", || !is_alive(lost.pid));
+    assert!(is_alive(kept.pid));
+    let stream = agent.open(Opening::Kill { id: kept.id, signal: 9 });
+    agent.until_end(stream);
+    // Rubbish is passed over until the next mark.
+    agent.port.write_all(&[0xee; 5000]).unwrap();
+    agent.begin([3; 16]);
+    assert_eq!(agent.run("echo on").output, b"on\n");
+}
+
+#[test]
+fn it_ends_with_its_port_and_its_commands_with_it() {
+    let mut agent = Agent::start();
+    let (_, started) = agent.sh("exec sleep 1000", |_| {});
+    agent.port.shutdown(std::net::Shutdown::Both).unwrap();
+    until("the command is ended", || !is_alive(started.pid));
+    assert!(agent.child.wait().unwrap().success());
+    let mut rest = Vec::new();
+    match agent.port.read_to_end(&mut rest) {
+        Err(error) if error.kind() != ErrorKind::ConnectionReset => panic!("{error}"),
+        _ => {}
+    }
+}
