@@ -78,7 +78,7 @@ async fn end(app: &App, known: &Jobs, job: &JobRecord) -> Result<u8> {
             known.running(app).await?;
             ask_slurm = Instant::now() + ASK_SLURM;
         }
-        if !known.exists(app, job).await? {
+        if known.current(app, job).await?.is_none() {
             app.out.status(&format!("Job {id} has ended."));
             return Ok(0);
         }

@@ -17,7 +17,7 @@ use crate::ops::elsewhere;
 use crate::ops::jobs::{self, Remains, Selector};
 use crate::ops::queue::{self, Whose};
 use crate::store::embedded;
-use crate::store::{Store, keys};
+use crate::store::{Store, get_json, keys};
 
 /// `-j` and `-J`, for every command on one cluster.
 #[derive(Clone, Debug, Default, Args)]
@@ -151,17 +151,17 @@ impl Jobs {
         self.manager
     }
 
-    /// Whether a cluster that was running still is. Asks no scheduler: it may be asked often.
-    pub async fn exists(&self, app: &App, job: &JobRecord) -> Result<bool> {
-        let Some(store) = self.store() else { return Ok(false) };
+    /// The record of a cluster that was running, if it still is. Asks no scheduler: it may be asked often.
+    pub async fn current(&self, app: &App, job: &JobRecord) -> Result<Option<JobRecord>> {
+        let Some(store) = self.store() else { return Ok(None) };
         match self.manager {
             Manager::Local => {
                 let alive = running(app, store).await?;
-                Ok(alive.iter().any(|other| other.owner == job.owner))
+                Ok(alive.into_iter().find(|other| other.owner == job.owner))
             }
             Manager::Slurm | Manager::Node => {
                 let record = keys::job_record(&job.user, job.owner);
-                Ok(store.get(&record).await?.is_some())
+                Ok(get_json(store, &record).await?.map(|(record, _)| record))
             }
         }
     }

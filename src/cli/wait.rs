@@ -9,7 +9,7 @@ use super::App;
 use super::job::{JobSelector, Jobs};
 use crate::batch::slurm::Queued;
 use crate::error::{Error, Kind, Result};
-use crate::model::job::{JobRecord, VmState, VmStatus};
+use crate::model::job::{JobRecord, VmRecord, VmState, VmStatus};
 use crate::model::vmset::fold;
 use crate::ops::watch::{Goal, Probes, missing, too_late};
 
@@ -72,19 +72,25 @@ impl Wait {
         let start = Instant::now();
         let deadline =
             self.timeout.and_then(|seconds| start.checked_add(Duration::from_secs(seconds)));
-        let Some((known, job)) = self.begun(app, start, deadline).await? else { return Ok(0) };
+        let Some((known, mut job)) = self.begun(app, start, deadline).await? else { return Ok(0) };
         let mut shown = String::new();
         let mut probes = Probes::new(&job, known.shared_store());
         loop {
-            if !known.exists(app, &job).await? {
+            // Where a VM is, is known once its task has come.
+            let Some(current) = known.current(app, &job).await? else {
                 return match goal {
                     Goal::Stopped => Ok(0),
                     _ => Err(Error::system(format!("job {} has ended", job.owner.job))),
                 };
-            }
+            };
+            job = current;
             let states = with_proofs(&known.states(&job).await?, &probes, goal);
             if goal.shown().is_some() {
-                let asked = |(_, vm): &(_, &VmStatus)| vm.state.is_up() && !goal.reached(vm.state);
+                // States are written now and then, and may be newer than what was read above.
+                let is_known = |vm: &VmRecord| !vm.host.is_empty();
+                let asked = |(vm, status): &(&VmRecord, &VmStatus)| {
+                    is_known(vm) && status.state.is_up() && !goal.reached(status.state)
+                };
                 for (vm, _) in job.vms.iter().zip(&states).filter(asked) {
                     probes.ask(vm, goal)?;
                 }
