@@ -3,6 +3,7 @@
 //! Requests of a batch are sent before the first answer is read. Single links are
 //! asked for by name, never all of them: what others made need not be understood.
 
+use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -142,7 +143,8 @@ impl Netlink {
         }
     }
 
-    /// Makes a bridge without spanning tree or multicast snooping, unless it exists.
+    /// Makes a bridge without spanning tree or multicast snooping, unless it exists. The host
+    /// has no part in what is said by IPv6 behind it ([`silence`]).
     pub async fn ensure_bridge(
         &self,
         settings: &LinkSettings<'_>,
@@ -154,11 +156,11 @@ impl Netlink {
         ];
         let mut message = new_link(settings, InfoKind::Bridge, InfoData::Bridge(options));
         message.attributes.extend(mac.map(|Mac(bytes)| LinkAttribute::Address(bytes.to_vec())));
-        self.ensure_link(message, settings).await
+        self.ensure_link(message, settings, true).await
     }
 
     /// Makes a pair of links, one end here and one in another namespace, both up,
-    /// unless it exists.
+    /// unless it exists. One that is a bridge's port is [silent](silence) here, too.
     pub async fn ensure_veth(
         &self,
         settings: &LinkSettings<'_>,
@@ -174,7 +176,8 @@ impl Netlink {
             other = other.address(bytes.to_vec());
         }
         let data = InfoData::Veth(InfoVeth::Peer(other.build()));
-        let outcome = self.ensure_link(new_link(settings, InfoKind::Veth, data), settings).await?;
+        let message = new_link(settings, InfoKind::Veth, data);
+        let outcome = self.ensure_link(message, settings, settings.bridge.is_some()).await?;
         // It cannot be born up: an end is not connected before both exist.
         Self::open(Some(peer.namespace))?.set_up(peer.name, true).await?;
         Ok(outcome)
@@ -184,9 +187,13 @@ impl Netlink {
         &self,
         message: LinkMessage,
         settings: &LinkSettings<'_>,
+        silent: bool,
     ) -> Result<Outcome> {
         let outcome = self.make_link(message, settings).await?;
         crash::point("link.made")?;
+        if silent {
+            silence(settings.name)?;
+        }
         self.configure(std::slice::from_ref(settings)).await?;
         Ok(outcome)
     }
@@ -375,6 +382,19 @@ impl Netlink {
             }
         }
         Ok(outcome)
+    }
+}
+
+/// Keeps the kernel from speaking IPv6 through a link of the caller's namespace, which is not
+/// on yet: it would ask guests' routers, believe their advertisements, and let every user here
+/// speak to guests. Where the kernel has no IPv6 there is nothing to do.
+pub(super) fn silence(name: &str) -> Result<()> {
+    let path = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
+    match fs::write(&path, "1") {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).while_doing(|| format!("writing `{path}`"))
+        }
+        _ => Ok(()),
     }
 }
 

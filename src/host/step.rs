@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::Host;
 use super::crash;
 use super::file;
-use super::netlink::{LinkSettings, Netlink, VethPeer};
+use super::netlink::{LinkSettings, Netlink, VethPeer, silence};
 use super::netns;
 use super::nft::{self, Table};
 use super::offload;
@@ -360,7 +360,10 @@ async fn ensure_taps(
         let mut new = Vec::new();
         for name in batch {
             match Tap::create(name, owner, several_queues.contains(name))? {
-                Some(tap) => new.push(tap),
+                Some(tap) => {
+                    silence(name)?;
+                    new.push(tap);
+                }
                 None => drop(netlink.own_link(name, like.group).await?),
             }
         }

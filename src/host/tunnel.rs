@@ -3,7 +3,6 @@
 //! Nothing is learned: which MAC is behind which host is written down in two tables,
 //! that of the bridge (which port) and that of the device (which host).
 
-use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 
@@ -21,9 +20,11 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{LinkBridgePort, LinkUnspec};
 
 use super::crash;
-use super::netlink::{BATCH, LinkSettings, Netlink, gone, in_time, made, new_link, refused};
+use super::netlink::{
+    BATCH, LinkSettings, Netlink, gone, in_time, made, new_link, refused, silence,
+};
 use super::step::Outcome;
-use crate::error::{Context, Result};
+use crate::error::Result;
 use crate::model::address::Mac;
 
 /// The UDP port of VXLAN (RFC 7348).
@@ -158,18 +159,6 @@ impl Netlink {
             Ok(())
         })
         .await
-    }
-}
-
-/// Keeps the kernel from speaking IPv6 through a device of the caller's namespace, in the
-/// name of nobody that others know. Where the kernel has no IPv6 there is nothing to do.
-fn silence(name: &str) -> Result<()> {
-    let path = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
-    match fs::write(&path, "1") {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).while_doing(|| format!("writing `{path}`"))
-        }
-        _ => Ok(()),
     }
 }
 

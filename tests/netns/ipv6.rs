@@ -1,9 +1,10 @@
 //! IPv6 on L3: raw frames from a tap's other end, hostile ones too.
 
-use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, sockopt};
 use pavo::config::{Ethernet, Network6};
 use pavo::host::netns;
 use pavo::model::owner::Owner;
@@ -327,6 +328,7 @@ fn who_has_no_address_yet_is_heard_by_the_gateway_only() {
         let inside = lab.host.netns("pnl3-0");
         let server = socket(&inside, (NONE, 547));
         server.join_multicast_v6(&ALL_SERVERS, index(&inside)).unwrap();
+        let router = raw(&inside);
         let before = lab.counters(None, "bridge", Owner::local(JOB));
         let group = |mac, packet: &[u8]| a.to(mac, packet);
         let (routers, servers) = ([0x33, 0x33, 0, 0, 0, 2], [0x33, 0x33, 0, 1, 0, 2]);
@@ -334,6 +336,8 @@ fn who_has_no_address_yet_is_heard_by_the_gateway_only() {
         for source in [a.ip, a.own_link, MADE_UP, NONE] {
             a.guest.send(&group(routers, &icmp(source, ALL_ROUTERS, 133, &[0; 4])));
         }
+        let solicited = [(); 4].map(|()| next_of(&router, 133));
+        assert_eq!(solicited, [a.ip, a.own_link, MADE_UP, NONE]);
         // To where a guest would hear it, if the switch let it.
         a.guest.send(&a.to(b.mac, &icmp(MADE_UP, b.own_link, 133, &[0; 4])));
         a.guest.send(&solicitation(&a, NONE, b.ip, &[]));
@@ -371,17 +375,36 @@ fn the_gateway_answers_is_not_fooled_and_routes_nothing() {
         let (a, b) = pair(lab);
         let inside = lab.host.netns("pnl3-0");
         a.ping_gateway();
-        // Asked for by a link-local address that it has made up, too.
+        // It tells its MAC.
         let gateway = a.gateway.octets();
+        let told = |got: &[u8]| {
+            got.len() >= 86
+                && got[54] == 136
+                && got[62..78] == gateway
+                && got[80..86] == a.guest.gateway_mac
+        };
         for source in [a.ip, a.own_link] {
             let ask = solicitation(&a, source, a.gateway, &option(1, a.mac));
-            a.guest.exchange(&ask, |got| {
-                got.len() >= 86
-                    && got[54] == 136
-                    && got[62..78] == gateway
-                    && got[80..86] == a.guest.gateway_mac
-            });
+            a.guest.exchange(&ask, told);
         }
+        // A link-local address that was made up it asks for first: the question has no MAC.
+        let asked = std::cell::Cell::new(false);
+        let asked_first = |got: &[u8]| {
+            if got.len() >= 78 && got[54] == 135 && got[62..78] == MADE_UP.octets() {
+                let asker: [u8; 16] = got[22..38].try_into().unwrap();
+                let said = advertisement(MADE_UP, asker.into(), MADE_UP, &option(2, a.mac));
+                a.guest.send(&a.to_gateway(&said));
+                asked.set(true);
+            }
+            // It answers one alone without its MAC, which that one knows.
+            got.len() >= 78
+                && got[54] == 136
+                && got[38..54] == MADE_UP.octets()
+                && got[62..78] == gateway
+        };
+        let ask = icmp(MADE_UP, a.gateway, 135, &[&[0; 4][..], &gateway].concat());
+        a.guest.exchange(&a.to_gateway(&ask), asked_first);
+        assert!(asked.get(), "it knew");
         // Every guest's address is known for good, and what one says of another's not believed.
         let said = advertisement(MADE_UP, a.gateway, MADE_UP, &option(2, a.mac));
         a.guest.send(&a.to_gateway(&said));
@@ -412,6 +435,33 @@ fn the_gateway_answers_is_not_fooled_and_routes_nothing() {
         assert!(grown(&before, &counters())["stray-ipv6"] >= 1);
         assert_eq!(sh(Some(&inside), "cat /proc/sys/net/ipv6/conf/all/forwarding").trim(), "0");
         assert_eq!(sh(Some(&inside), "ip -6 route show default").trim(), "");
+    });
+}
+
+/// What is told to all guests as the responder does it, the host does not take for itself; nor
+/// can who is on the host speak through the job's links.
+#[test]
+fn the_host_has_no_part_in_it() {
+    in_netns(|lab| {
+        // As hosts are that learn their routes.
+        let conf = "/proc/sys/net/ipv6/conf/default";
+        sh(None, &format!("echo 0 >{conf}/disable_ipv6; echo 1 >{conf}/accept_ra"));
+        let (a, _) = pair(lab);
+        let inside = lab.host.netns("pnl3-0");
+        let network = Ipv6Addr::from(u128::from(a.ip) >> 64 << 64);
+        let prefix = [&[3, 4, 64, 0x80][..], &[0xff; 8], &[0; 4], &network.octets()].concat();
+        let packet = [&[134, 0, 0, 0, 64, 0x80][..], &[0; 10], &prefix].concat();
+        let to = SocketAddrV6::new(ALL_NODES, 0, 0, index(&inside));
+        raw(&inside).send_to(&packet, to).unwrap();
+        let ping = a.to_gateway(&icmp(a.ip, a.gateway, 128, &[0; 4]));
+        a.guest.exchange(&ping, |got| {
+            got.len() >= 70 && got[12..14] == [0x86, 0xdd] && got[54] == 134
+        });
+        for link in ["pbl3-0", "pgl3-0", "ptl3-0", "ptl3-1"] {
+            let what = format!("ip -6 addr show dev {link}; ip -6 route show table all dev {link}");
+            assert_eq!(sh(None, &what), "", "{link}");
+        }
+        a.ping_gateway();
     });
 }
 
@@ -529,6 +579,34 @@ fn what_is_made_twice_is_there_once_and_goes() {
 
 fn socket(netns: &Path, address: (Ipv6Addr, u16)) -> UdpSocket {
     netns::with_netns(netns, || UdpSocket::bind(address)).unwrap().unwrap()
+}
+
+/// Hears and says what a router does, at the guests' side.
+fn raw(netns: &Path) -> UdpSocket {
+    let open = || {
+        let (kind, protocol) = (SockType::Raw, Some(SockProtocol::IcmpV6));
+        let socket =
+            nix::sys::socket::socket(AddressFamily::Inet6, kind, SockFlag::SOCK_CLOEXEC, protocol);
+        let socket = socket.unwrap();
+        setsockopt(&socket, sockopt::Ipv6MulticastHops, &255).unwrap();
+        UdpSocket::from(socket)
+    };
+    let socket = netns::with_netns(netns, open).unwrap();
+    socket.join_multicast_v6(&ALL_ROUTERS, index(netns)).unwrap();
+    socket
+}
+
+/// From whom the next ICMPv6 of a kind is.
+fn next_of(raw: &UdpSocket, kind: u8) -> Ipv6Addr {
+    raw.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    loop {
+        let mut buffer = [0; 2000];
+        let (_, from) = raw.recv_from(&mut buffer).expect("a packet");
+        match from {
+            SocketAddr::V6(from) if buffer[0] == kind => return *from.ip(),
+            _ => {}
+        }
+    }
 }
 
 /// The number of the link at which guests are.
