@@ -36,8 +36,8 @@ pub fn counter(name: &str) -> Value {
 }
 
 /// A named limit of packets a second, and at once.
-pub fn limit(name: &str, rate: u32) -> Value {
-    json!({ "limit": { "name": name, "rate": rate, "per": "second", "burst": rate } })
+pub fn limit(name: &str, rate: u32, burst: u32) -> Value {
+    json!({ "limit": { "name": name, "rate": rate, "per": "second", "burst": burst } })
 }
 
 /// Counts the packet in the named counter.

@@ -230,7 +230,7 @@ fn fabric(networks: &[Network<'_>]) -> Vec<Value> {
         .collect();
     let mut objects: Vec<Value> = FABRIC_DROPS.iter().map(|name| counter(name)).collect();
     objects.push(counter(TO_OTHERS));
-    objects.extend(taps().map(|tap| limit(tap, BROADCASTS)));
+    objects.extend(taps().map(|tap| limit(tap, BROADCASTS, BROADCASTS)));
     objects.extend([
         map("limits", "ifname", "limit", &limits),
         set("far-macs", &["ether_addr"], &far),

@@ -7,7 +7,7 @@
 //!                                │            about itself; router solicitations
 //!                                └─ ipv6-rest: fragments of these; else dropped
 //!    ── other ────── ipv6 ─┬─ link-local, of nobody ── DHCPv6 and neighbour discovery,
-//!                          ├─ none (::) ──────────────  to the gateway alone
+//!                          ├─ none (::) ──────────────  to the gateway alone, not too often
 //!                          └─ dropped
 //! ```
 //!
@@ -22,6 +22,8 @@
 //! - A guest whose system makes a link-local address up (RFC 7217) can have it: with it, and
 //!   without any, it reaches the gateway only. Such a frame gets the gateway's MAC, whatever
 //!   it had; so no other guest, here or on other hosts, hears it.
+//! - It does so [so often](ASKS), for each such address is an entry in the kernel's table of
+//!   neighbours, of which all jobs and the host have one. Its own are known for good.
 //! - A guest looks whether its addresses are taken (RFC 4862) in vain: nobody else hears of it.
 //! - Which guest asks by DHCPv6, its packet says in the source port that it gets here
 //!   ([`PORTS`](super::responder::dhcp6::PORTS)): its identifiers could be anybody's.
@@ -40,8 +42,13 @@ use crate::model::address::Mac;
 use crate::model::prefix::link_local;
 
 /// The drops that only a job with IPv6 has, by the names of their counters.
-pub const DROPS: [&str; 2] = ["router", "neighbour"];
+pub const DROPS: [&str; 3] = ["router", "neighbour", "too-often"];
 const LISTENER: &str = "listener";
+
+/// How often a second one guest may ask for routers, or its gateway by an address that it made
+/// up; and at once.
+pub const ASKS: u32 = 2;
+pub const ASKS_AT_ONCE: u32 = 16;
 
 // Types of ICMPv6.
 const ROUTER_SOLICITATION: u8 = 133;
@@ -125,16 +132,21 @@ pub fn objects(networks: &[Network<'_>]) -> Vec<Value> {
         .filter_map(|(port, _)| Some((json!(port.tap), json!(dhcp6::port_of(port.rank)?))))
         .collect();
     let ports: Vec<_> = near(networks).map(|(port, _)| json!(port.tap)).collect();
+    let limit_of = |port: &Port| format!("{}-asks", port.tap);
+    objects.extend(near(networks).map(|(port, _)| limit(&limit_of(port), ASKS, ASKS_AT_ONCE)));
+    let asks: Vec<_> =
+        near(networks).map(|(port, _)| (json!(port.tap), json!(limit_of(port)))).collect();
     objects.extend([
         set("addresses6", &["ifname", "ether_addr", "ipv6_addr"], &addresses),
         set("known6", &["ipv6_addr"], &known),
         set("ports6", &["ifname"], &ports),
         map("gateways6", "ifname", "ether_addr", &gateways),
         map("dhcp6", "ifname", "inet_service", &dhcp),
+        map("asks6", "ifname", "limit", &asks),
     ]);
     let chains = ["ipv6", "link-local", "unspecified", "ipv6-own", "icmpv6", "ipv6-rest"];
     objects.extend(chains.map(chain));
-    objects.extend(["fragment", "ask-dhcp", "ask-gateway"].map(chain));
+    objects.extend(["fragment", "ask-dhcp", "ask-gateway", "ask", "seldom"].map(chain));
     objects.extend(tests(networks));
     objects.extend(own_rules());
     objects.extend(rest_rules());
@@ -256,7 +268,7 @@ fn own_rules() -> Vec<Value> {
         nd(NEIGHBOUR_ADVERTISEMENT, &option(TARGET), accept()),
         nd(NEIGHBOUR_SOLICITATION, &[length(BARE)], accept()),
         nd(NEIGHBOUR_ADVERTISEMENT, &[length(BARE)], accept()),
-        nd(ROUTER_SOLICITATION, &[], goto("ask-gateway")),
+        nd(ROUTER_SOLICITATION, &[], goto("ask")),
         dropped("icmpv6", &[kind(ROUTER_ADVERTISEMENT)], "router"),
         dropped("icmpv6", &[kind(REDIRECT)], "router"),
         dropped("icmpv6", &[], "neighbour"),
@@ -299,7 +311,13 @@ fn other_rules() -> Vec<Value> {
     let nd = |chain: &str, kind_of: u8, more: &[Value], then: Value| {
         rule(chain, &[&[next(ICMPV6), kind(kind_of)], more, &[then]].concat())
     };
-    let ask = || goto("ask-gateway");
+    let ask = || goto("ask");
+    let no_entry = || goto("ask-gateway");
+    let dhcp = [
+        next(UDP),
+        eq(field("udp", "sport"), dhcp6::CLIENT),
+        eq(field("udp", "dport"), dhcp6::SERVER),
+    ];
     let fe80 = json!({ "prefix": { "addr": "fe80::", "len": 64 } });
     let by_port = |map: &str| json!({ "map": { "key": meta("iifname"), "data": map } });
     let to_gateway = || write(field("ether", "daddr"), by_port("@gateways6"));
@@ -308,15 +326,8 @@ fn other_rules() -> Vec<Value> {
         rule("ipv6", &[eq(saddr(), fe80), goto("link-local")]),
         rule("ipv6", &[eq(saddr(), "::"), goto("unspecified")]),
         dropped("ipv6", &[], "source-address"),
-        rule(
-            "link-local",
-            &[
-                next(UDP),
-                eq(field("udp", "sport"), dhcp6::CLIENT),
-                eq(field("udp", "dport"), dhcp6::SERVER),
-                goto("ask-dhcp"),
-            ],
-        ),
+        rule("link-local", &[&dhcp[..], &[jump("seldom")]].concat()),
+        rule("link-local", &[&dhcp[..], &[goto("ask-dhcp")]].concat()),
         nd("link-local", ROUTER_SOLICITATION, &[], ask()),
         nd("link-local", NEIGHBOUR_ADVERTISEMENT, &[], jump("made-up")),
         nd("link-local", NEIGHBOUR_SOLICITATION, &option(SOURCE), jump("own-mac")),
@@ -328,8 +339,8 @@ fn other_rules() -> Vec<Value> {
         listener("link-local"),
         dropped("link-local", &[], "source-address"),
         nd("unspecified", ROUTER_SOLICITATION, &[], ask()),
-        nd("unspecified", NEIGHBOUR_SOLICITATION, &[length(BARE)], ask()),
-        nd("unspecified", NEIGHBOUR_SOLICITATION, &option(NONCE), ask()),
+        nd("unspecified", NEIGHBOUR_SOLICITATION, &[length(BARE)], no_entry()),
+        nd("unspecified", NEIGHBOUR_SOLICITATION, &option(NONCE), no_entry()),
         listener("unspecified"),
         dropped("unspecified", &[], "source-address"),
         rule(
@@ -338,6 +349,10 @@ fn other_rules() -> Vec<Value> {
         ),
         // A tunnel has no gateway: what comes by it is for guests.
         dropped("ask-dhcp", &[], "dhcp-server"),
+        rule("ask", &[jump("seldom")]),
+        rule("ask", &[goto("ask-gateway")]),
+        rule("seldom", &[json!({ "limit": by_port("@asks6") }), back()]),
+        dropped("seldom", &[eq(meta("iifname"), "@ports6")], "too-often"),
         rule("ask-gateway", &[to_gateway(), accept()]),
         dropped("ask-gateway", &[], "neighbour"),
     ]

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, sockopt};
 use pavo::config::{Ethernet, Network6};
@@ -462,6 +462,45 @@ fn the_host_has_no_part_in_it() {
             assert_eq!(sh(None, &what), "", "{link}");
         }
         a.ping_gateway();
+    });
+}
+
+/// The kernel's table of neighbours is one for all jobs and the host, and holds 1024. (Fewer
+/// sources here than would fill it: others run beside this test.)
+#[test]
+fn one_guest_cannot_fill_the_table_of_neighbours() {
+    in_netns(|lab| {
+        let (a, b) = pair(lab);
+        let inside = lab.host.netns("pnl3-0");
+        let server = socket(&inside, (NONE, 547));
+        server.join_multicast_v6(&ALL_SERVERS, index(&inside)).unwrap();
+        let begin = Instant::now();
+        let before = lab.counters(None, "bridge", Owner::local(JOB));
+        for number in 0..300 {
+            let source = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x1234, 0, 1, number);
+            let ask = datagram(source, ALL_SERVERS, (546, 547), b"x");
+            a.guest.send(&solicitation(&a, source, a.gateway, &option(1, a.mac)));
+            a.guest.send(&a.to([0x33, 0x33, 0, 1, 0, 2], &ask));
+        }
+        // Frames keep their order; and its own address is not counted against it.
+        a.ping_gateway();
+        let seconds = begin.elapsed().as_secs() + 1;
+        let may = 16 + 2 * usize::try_from(seconds).unwrap();
+        let neighbours = sh(Some(&inside), "ip -6 neigh show dev guests");
+        let made_up = neighbours.lines().filter(|line| line.contains("fe80::1234:0:1:")).count();
+        server.set_nonblocking(true).unwrap();
+        let heard = std::iter::from_fn(|| server.recv_from(&mut [0; 99]).ok()).count();
+        assert!(made_up > 0 && heard > 0 && made_up + heard <= may, "{made_up}, {heard}, {may}");
+        let grown = faults(&before, &lab.counters(None, "bridge", Owner::local(JOB)));
+        assert!(grown["too-often"] as usize >= 600 - may, "{grown:?}");
+        // The others may ask as before, and so may this one in a while.
+        let gateway = a.gateway.octets();
+        for guest in [&b, &a] {
+            let ask = solicitation(guest, MADE_UP, a.gateway, &option(1, guest.mac));
+            guest
+                .guest
+                .exchange(&ask, |got| got.len() >= 86 && got[54] == 136 && got[62..78] == gateway);
+        }
     });
 }
 

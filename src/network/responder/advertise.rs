@@ -1,18 +1,20 @@
 //! Router advertisements (RFC 4861): how guests learn that their addresses come by DHCPv6.
 //!
-//! A solicitation is answered at once, to who sent it, and nothing is said unasked: what is
-//! said never expires. The prefix is on the link, and nobody makes an address of it (no A
+//! A solicitation from a guest's address is answered at once, to that; others, where everybody
+//! hears it, now and then (RFC 4861, 6.2.6). Nothing is said unasked: what is said never
+//! expires. The prefix is on the link, and nobody makes an address of it (no A
 //! flag); the router is one to nowhere (a lifetime of 0).
 
+use std::collections::HashSet;
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
 use tokio::net::UdpSocket;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::Spec;
 use crate::error::Error;
-use crate::model::prefix::Prefix64;
+use crate::model::prefix::{Prefix64, link_local};
 
 const SOLICITATION: u8 = 133;
 const ADVERTISEMENT: u8 = 134;
@@ -64,32 +66,45 @@ pub fn is_solicitation(packet: &[u8]) -> bool {
     options.is_empty()
 }
 
+/// Who is answered alone: those of whom the kernel knows the MACs for good. Each other address
+/// would be one more entry in its table of neighbours, and the guests choose these.
+pub fn known(spec: &Spec) -> HashSet<Ipv6Addr> {
+    spec.guests.iter().flat_map(|it| [Some(link_local(it.mac)), it.address6]).flatten().collect()
+}
+
 /// Answers guests for ever; returns what broke the socket.
-pub async fn serve(advertisement: Vec<u8>, socket: UdpSocket) -> Error {
+pub async fn serve(advertisement: Vec<u8>, known: HashSet<Ipv6Addr>, socket: UdpSocket) -> Error {
     let mut packet = [0; 1500];
-    let mut said_to_all: Option<Instant> = None;
+    // When all may hear the next, and whether somebody waits for it.
+    let (mut next, mut waiting) = (Instant::now(), false);
     loop {
-        let (length, from) = match socket.recv_from(&mut packet).await {
-            Ok((length, SocketAddr::V6(from))) => (length, from),
-            Ok(_) => continue,
-            Err(error) => return Error::system("receiving router solicitations").because(error),
+        let received = tokio::select! {
+            received = socket.recv_from(&mut packet) => Some(received),
+            () = sleep_until(next), if waiting => None,
         };
-        if !is_solicitation(&packet[..length]) {
-            continue;
-        }
-        let now = Instant::now();
-        let to = if from.ip().is_unicast_link_local() {
-            *from.ip()
-        } else if said_to_all.is_none_or(|when| now.duration_since(when) >= PAUSE) {
-            // Who has no address yet hears what all hear.
-            said_to_all = Some(now);
-            ALL_NODES
-        } else {
-            // It asks again when it has one.
-            continue;
+        let from = match received {
+            None => None,
+            Some(Ok((length, SocketAddr::V6(from)))) if is_solicitation(&packet[..length]) => {
+                Some(from)
+            }
+            Some(Ok(_)) => continue,
+            Some(Err(error)) => {
+                return Error::system("receiving router solicitations").because(error);
+            }
+        };
+        let to = match from.filter(|from| known.contains(from.ip())) {
+            Some(from) => SocketAddrV6::new(*from.ip(), 0, 0, from.scope_id()),
+            None if from.is_none() || Instant::now() >= next => {
+                (next, waiting) = (Instant::now() + PAUSE, false);
+                // By the one interface that the socket has.
+                SocketAddrV6::new(ALL_NODES, 0, 0, 0)
+            }
+            None => {
+                waiting = true;
+                continue;
+            }
         };
         // Lost like any packet; the guest asks again.
-        let to = SocketAddrV6::new(to, 0, 0, from.scope_id());
         drop(socket.send_to(&advertisement, to).await);
     }
 }
@@ -109,6 +124,17 @@ mod tests {
         assert_eq!(options[2][..4], [3, 4, 64, 0x80], "on the link, not autonomous");
         assert_eq!(options[2][16..], "fd12:3456:789a:1::".parse::<Ipv6Addr>().unwrap().octets());
         assert_eq!(advertisement(&Spec { ipv6: None, ..spec() }), None);
+    }
+
+    #[test]
+    fn only_addresses_that_guests_were_given_are_answered_alone() {
+        let known = known(&spec());
+        let vm = |text: &str| text.parse::<Ipv6Addr>().unwrap();
+        for address in ["fe80::5054:ff:fe00:0", "fe80::5054:ff:fe00:1", "fd12:3456:789a:1::2"] {
+            assert!(known.contains(&vm(address)), "{address}");
+        }
+        // Not those of guests on other hosts, either.
+        assert_eq!(known.len(), 4);
     }
 
     #[test]

@@ -29,8 +29,9 @@
 //!
 //! Each part is a pure half (bytes in, bytes out; [`dhcp::Server`], [`dns::Zone`],
 //! [`forward::Pending`]) and a thin loop around its sockets. Nothing ticks: without a
-//! packet, and without a forwarded query that waits, no code runs.
+//! packet, and without a forwarded query or a solicitation that waits, no code runs.
 
+use std::collections::HashSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -167,7 +168,7 @@ pub async fn main(lifeline: UnixStream) -> Result<()> {
 struct Parts {
     dhcp: (dhcp::Server, UdpSocket),
     dhcp6: Option<(dhcp6::Server, UdpSocket)>,
-    advertise: Option<(Vec<u8>, UdpSocket)>,
+    advertise: Option<(Vec<u8>, HashSet<Ipv6Addr>, UdpSocket)>,
     dns: resolve::Service,
     ports: Vec<publish::Port>,
     dial: Option<dial::Dial>,
@@ -193,7 +194,7 @@ async fn start(lifeline: &mut BufReader<UnixStream>) -> Result<Parts> {
         None => None,
     };
     let advertise = match advertise::advertisement(&spec) {
-        Some(advertisement) => Some((advertisement, sockets::solicitations(&spec)?)),
+        Some(said) => Some((said, advertise::known(&spec), sockets::solicitations(&spec)?)),
         None => None,
     };
     let dialled = dial.as_ref().map_or(0, dial::Dial::descriptors);
@@ -226,8 +227,8 @@ async fn serve(parts: Parts, mut lifeline: BufReader<UnixStream>) -> Result<()> 
     if let Some((server, socket)) = parts.dhcp6 {
         tasks.spawn(dhcp6::serve(server, socket));
     }
-    if let Some((advertisement, socket)) = parts.advertise {
-        tasks.spawn(advertise::serve(advertisement, socket));
+    if let Some((advertisement, known, socket)) = parts.advertise {
+        tasks.spawn(advertise::serve(advertisement, known, socket));
     }
     tasks.spawn(parts.dns.serve());
     let budget = publish::budget();
