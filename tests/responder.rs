@@ -69,6 +69,21 @@ fn a_guest_with_ipv6_hears_of_dhcpv6_and_gets_its_address_by_it() {
 }
 
 #[test]
+fn what_asks_for_no_router_does_not_wait_where_routers_are_asked_for() {
+    let Some(world) = World::new() else { return };
+    let six = world::with_ipv6(&world);
+    let running = world.start(|draft| draft.ipv6 = Some(six));
+    world.guest.run(|| world::until_route(&six.prefix.to_string()));
+    let asleep = running.stop();
+    let (before, after) = (world.waiting_solicitations(), {
+        world.guest.run(world::ping_all_nodes);
+        world.waiting_solicitations()
+    });
+    drop(asleep);
+    assert_eq!((before, after), (0, 0));
+}
+
+#[test]
 fn one_round_trip_is_enough_for_who_asks_for_it() {
     let Some(world) = World::new() else { return };
     let _running = world.start(|_| {});

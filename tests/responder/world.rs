@@ -15,8 +15,12 @@ use hickory_proto::op::{Message, MessageType as Direction, Query};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket, sockopt,
+};
 use nix::sys::time::{TimeVal, TimeValLike};
+use nix::unistd::Pid;
 use pavo::host::spawn;
 use pavo::model::prefix::Prefix64;
 use pavo::network::responder::{Answer, Guest, Ipv6, Spec};
@@ -172,6 +176,15 @@ impl World {
         }
     }
 
+    /// How many bytes wait at the socket for router solicitations.
+    pub fn waiting_solicitations(&self) -> usize {
+        let table = self.cluster.run(|| std::fs::read_to_string("/proc/thread-self/net/raw6"));
+        let table = table.unwrap();
+        let socket = table.lines().nth(1).expect("the responder's socket");
+        let queues = socket.split_whitespace().nth(4).unwrap();
+        usize::from_str_radix(queues.split(':').nth(1).unwrap(), 16).unwrap()
+    }
+
     /// Connects from outside.
     pub fn connect(&self, address: SocketAddr) -> TcpStream {
         self.outside.run(|| {
@@ -225,6 +238,24 @@ pub struct Running {
 impl Running {
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Lets it sleep until what is returned is dropped.
+    pub fn stop(&self) -> impl Drop {
+        struct Asleep(Pid);
+        impl Drop for Asleep {
+            fn drop(&mut self) {
+                kill(self.0, Signal::SIGCONT).unwrap();
+            }
+        }
+        let pid = Pid::from_raw(self.pid().try_into().unwrap());
+        kill(pid, Signal::SIGSTOP).unwrap();
+        let end = Instant::now() + LIMIT;
+        while self.status("State:")[0] != "T" {
+            assert!(Instant::now() < end, "it does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Asleep(pid)
     }
 
     /// The words of a field of `/proc/PID/status`.
@@ -350,6 +381,27 @@ pub fn until_route(network: &str) -> String {
 /// The addresses that the guest has, but for its link's.
 pub fn addresses6() -> String {
     output("-6 -o addr show dev eth0 scope global")
+}
+
+/// Sends echo requests to all on the link, in the guest, until one is answered.
+pub fn ping_all_nodes() {
+    const ALL: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    let (kind, protocol) = (SockType::Raw, Some(SockProtocol::IcmpV6));
+    let socket = socket(AddressFamily::Inet6, kind, SockFlag::SOCK_CLOEXEC, protocol).unwrap();
+    let socket = UdpSocket::from(socket);
+    socket.set_multicast_loop_v6(false).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let to = SocketAddrV6::new(ALL, 0, 0, nix::net::if_::if_nametoindex("eth0").unwrap());
+    let end = Instant::now() + LIMIT;
+    let mut buffer = [0; 1500];
+    loop {
+        // Its address may still be looked at.
+        let _ = socket.send_to(&[128, 0, 0, 0, 0, 7, 0, 1], to);
+        if socket.recv(&mut buffer).is_ok() && buffer[0] == 129 {
+            return;
+        }
+        assert!(Instant::now() < end, "no answer");
+    }
 }
 
 /// What a server says to a first message from this port.

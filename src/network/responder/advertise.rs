@@ -16,7 +16,7 @@ use super::Spec;
 use crate::error::Error;
 use crate::model::prefix::{Prefix64, link_local};
 
-const SOLICITATION: u8 = 133;
+pub const SOLICITATION: u8 = 133;
 const ADVERTISEMENT: u8 = 134;
 /// Between two that all guests hear (RFC 4861, 10).
 const PAUSE: Duration = Duration::from_secs(3);

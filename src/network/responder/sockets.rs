@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
+use nix::libc;
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{
@@ -14,7 +15,7 @@ use nix::sys::socket::{
 };
 use tokio::net::{TcpListener, UdpSocket, UnixListener};
 
-use super::advertise::ALL_ROUTERS;
+use super::advertise::{ALL_ROUTERS, SOLICITATION};
 use super::dhcp6;
 use super::dial::Dial;
 use super::publish::Port;
@@ -143,6 +144,7 @@ pub fn solicitations(spec: &Spec) -> Result<UdpSocket> {
     let open = || {
         let protocol = Some(SockProtocol::IcmpV6);
         let socket = socket(AddressFamily::Inet6, SockType::Raw, FLAGS, protocol)?;
+        only(&socket, SOLICITATION)?;
         setsockopt(&socket, sockopt::BindToDevice, &spec.interface.clone().into())?;
         // They are believed only if no router has passed them on.
         setsockopt(&socket, sockopt::Ipv6Ttl, &255)?;
@@ -151,6 +153,26 @@ pub fn solicitations(spec: &Spec) -> Result<UdpSocket> {
     };
     let doing = || format!("listening for router solicitations on `{}`", spec.interface);
     join(spec, open().map_err(nix_error), ALL_ROUTERS).while_doing(doing)
+}
+
+/// Keeps every ICMPv6 message but those of this type from taking room at a raw socket.
+fn only(socket: &OwnedFd, kind: u8) -> nix::Result<()> {
+    /// Of `linux/icmpv6.h`, as is the filter: a bit for each type that does not pass.
+    const ICMPV6_FILTER: libc::c_int = 1;
+    let mut filter = [u32::MAX; 8];
+    filter[usize::from(kind / 32)] &= !(1 << (kind % 32));
+    #[expect(unsafe_code)]
+    // SAFETY: the kernel reads so many bytes of `filter`, which outlives the call.
+    let answer = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_ICMPV6,
+            ICMPV6_FILTER,
+            filter.as_ptr().cast(),
+            size_of_val(&filter) as libc::socklen_t,
+        )
+    };
+    nix::errno::Errno::result(answer).map(drop)
 }
 
 fn nix_error(error: nix::Error) -> Error {
