@@ -17,11 +17,25 @@ fn guests_of_two_hosts_reach_each_other_by_ipv6() {
     let site = Site::up(2);
     with_ipv6(&site);
     let before = site.snapshot();
-    let script = "set -e; for pair in 'vm0 vm1' 'vm1 vm0'; do set -- $pair
-            until pavo ssh $1 ping -6 -c1 -W9 $2 >said 2>&1; do cat said >&2; sleep 1; done
+    // An address can be used once its guest has looked, for a second, whether another has it.
+    // Then the first packet arrives.
+    let script = "set -e
+        for vm in vm0 vm1; do
+            tries=10
+            until pavo ssh $vm ip -6 -o addr show eth0 scope global >said 2>&1 &&
+                grep -q inet6 said && ! grep -q tentative said; do
+                tries=$((tries - 1))
+                if [ $tries = 0 ]; then cat said >&2; exit 1; fi
+                sleep 1
+            done
+        done
+        for pair in 'vm0 vm1' 'vm1 vm0'; do set -- $pair
+            pavo ssh $1 ping -6 -c1 -W9 $2 >said 2>&1 || { cat said >&2; exit 1; }
             grep '1 packets received' said
             pavo ssh $1 nslookup -type=aaaa $2.pavo.internal 10.200.255.254
-        done; pavo ssh vm1 ping -6 -c1 -W9 gateway.pavo.internal >/dev/null; pavo status -o json";
+        done
+        pavo ssh vm1 ping -6 -c1 -W9 gateway.pavo.internal >said 2>&1 || { cat said >&2; exit 1; }
+        pavo status -o json";
     let argv = ["pavo", "alloc", "-c1", "-N2", "--wait", "ssh", "-E", script, "tiny:2"];
     let output = site.run("alice", &argv);
     assert!(output.status.success(), "{output:?}");
