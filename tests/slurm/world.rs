@@ -131,7 +131,10 @@ impl Site {
                 return output.stdout;
             }
             if start.elapsed() >= PATIENCE {
-                let jobs = self.run(user, &["sh", "-c", "squeue -l; cat job-* out* slurm-*"]);
+                let jobs = self.run(
+                    user,
+                    &["sh", "-c", "squeue -l; scontrol show jobs; cat job-* out* slurm-*"],
+                );
                 panic!("no `{wanted}` from {script}: {output:?}\n{}", jobs.stdout);
             }
             std::thread::sleep(Duration::from_millis(100));
