@@ -17,6 +17,9 @@ use super::spawn;
 /// How long a command that nobody wants any more may take to end.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// What a person types on a terminal to say that nothing more comes.
+const END_OF_INPUT: u8 = 4;
+
 /// A command, until nobody asks for it any more.
 #[derive(Debug)]
 pub struct Command {
@@ -34,6 +37,8 @@ pub struct Command {
     typed: VecDeque<u8>,
     /// Nothing more will be typed.
     typed_all: bool,
+    /// What a person types on a terminal to say so is still to be given.
+    farewell: bool,
     pub output: Option<File>,
     pub errors: Option<File>,
     /// The newest of its output, if it may be left.
@@ -66,6 +71,7 @@ impl Command {
             input: spawned.input,
             typed: VecDeque::new(),
             typed_all: false,
+            farewell: false,
             output: Some(spawned.output),
             errors: spawned.errors,
             past: VecDeque::new(),
@@ -119,7 +125,7 @@ impl Command {
 
     /// Where it takes input, if there is any for it.
     pub fn hungry(&self) -> Option<&File> {
-        let wants = !self.typed.is_empty();
+        let wants = !self.typed.is_empty() || self.farewell;
         self.input.as_ref().filter(|_| wants)
     }
 
@@ -139,11 +145,9 @@ impl Command {
     }
 
     pub fn end_input(&mut self, send: &mut impl FnMut(Frame)) {
-        if self.terminal && !self.typed_all {
-            // What a person types there to say so.
-            self.typed.push_back(4);
-        }
-        self.typed_all = true;
+        // A terminal stays open: its command may ask again.
+        self.farewell = self.terminal;
+        self.typed_all = !self.terminal;
         self.feed(send);
     }
 
@@ -152,10 +156,14 @@ impl Command {
         let mut taken = 0;
         while let Some(input) = &mut self.input {
             let (bytes, _) = self.typed.as_slices();
+            let is_farewell = bytes.is_empty() && self.farewell;
+            let bytes = if is_farewell { &[END_OF_INPUT] } else { bytes };
             if bytes.is_empty() {
                 break;
             }
             match input.write(bytes) {
+                // Ours: nobody gave credit for it, and nobody gets any.
+                Ok(_) if is_farewell => self.farewell = false,
                 Ok(count) => {
                     self.typed.drain(..count);
                     taken += count;
@@ -171,7 +179,7 @@ impl Command {
             }
         }
         self.give_credit(taken, send);
-        if self.typed_all && self.typed.is_empty() && !self.terminal {
+        if self.typed_all && self.typed.is_empty() {
             self.input = None;
         }
     }
@@ -263,6 +271,9 @@ impl Command {
         self.stream = Some(stream);
         self.credit = WINDOW as usize;
         self.replay = self.past.clone();
+        // Of who was here before: credit for it is not this stream's.
+        self.typed.clear();
+        self.farewell = false;
     }
 
     /// Who was there is gone.

@@ -338,6 +338,54 @@ fn a_terminal_has_its_size_and_ends_with_its_command() {
     assert_eq!(agent.until_end(stream).exit, Some(Exit::Signal(2)));
 }
 
+/// Takes what a stream says to its end, and counts the credit it gives for input.
+fn credit_until_end(agent: &mut Agent, stream: u32) -> (Said, u32) {
+    let (mut said, mut credit) = (Said::default(), 0);
+    while said.exit.is_none() {
+        let frame = agent.frame();
+        assert_eq!(frame.stream, stream, "{frame:?}");
+        if frame.kind == Kind::Credit {
+            credit += Credit::decode(&frame.payload).unwrap().0;
+        }
+        agent.take(frame, &mut said);
+    }
+    (said, credit)
+}
+
+#[test]
+fn credit_is_given_for_what_this_stream_has_typed_and_no_more() {
+    let mut agent = Agent::start();
+    let size = Size { rows: 25, columns: 80 };
+    let (stream, _) = agent.sh("cat >/dev/null; echo over", |exec| exec.terminal = Some(size));
+    agent.say(stream, Kind::Data, b"hi\n".as_slice());
+    agent.say(stream, Kind::End, []);
+    let (said, credit) = credit_until_end(&mut agent, stream);
+    assert_eq!((said.exit, credit), (Some(Exit::Code(0)), 3));
+    assert!(text(&said.output).ends_with("over\r\n"), "{said:?}");
+    // What somebody typed who has left is not credited to who comes next.
+    let line = "read word; until read word <&3; do sleep 0.05; done 3<$0; wc -c";
+    let go = std::env::temp_dir().join(format!("pavo-agent-go-{}", std::process::id()));
+    std::fs::write(&go, "").unwrap();
+    let (stream, started) = agent.sh(line, |exec| {
+        exec.argv.push(go.as_os_str().as_encoded_bytes().to_vec());
+        (exec.keep, exec.input) = (true, true);
+    });
+    agent.say(stream, Kind::Data, b"word\n".as_slice());
+    for _ in 0..(WINDOW as usize - PIECE) / PIECE {
+        agent.say(stream, Kind::Data, [b'x'; PIECE]);
+    }
+    agent.say(stream, Kind::Close, []);
+    agent.until_end(stream);
+    let stream = agent.open(Opening::Attach { id: started.id });
+    agent.say(stream, Kind::Data, b"12345".as_slice());
+    agent.say(stream, Kind::End, []);
+    std::fs::write(&go, "go\n").unwrap();
+    let (said, credit) = credit_until_end(&mut agent, stream);
+    std::fs::remove_file(&go).unwrap();
+    assert_eq!((said.exit, credit), (Some(Exit::Code(0)), 5), "{said:?}");
+    assert_eq!(agent.run("echo on").output, b"on\n");
+}
+
 #[test]
 fn a_command_that_is_left_goes_on_and_is_come_back_to() {
     let mut agent = Agent::start();
