@@ -52,9 +52,18 @@ fn small<T: TryFrom<u64>>(bytes: &[u8]) -> Result<T, Malformed> {
     T::try_from(number(bytes)?).map_err(|_| Malformed("a number is too large".into()))
 }
 
+/// The longest text of one field, in bytes.
+const MAX_TEXT: usize = 4096;
+
+/// As much of a text as one may show: a frame has room for it, whoever it is from.
+fn cut(text: &str) -> &str {
+    let end = (0..=MAX_TEXT.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or(0)]
+}
+
 /// What one may show: no more than a line, and only text.
 fn text(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(4096)]);
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_TEXT)]);
     text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
 }
 
@@ -363,7 +372,7 @@ pub struct Failure {
 impl Failure {
     pub fn encode(&self) -> Vec<u8> {
         let mut fields = Fields::default();
-        fields.put(1, &self.why).number(2, self.code.into());
+        fields.put(1, cut(&self.why)).number(2, self.code.into());
         fields.0
     }
 
@@ -399,8 +408,8 @@ pub struct Command {
 impl Command {
     pub fn encode(&self) -> Vec<u8> {
         let mut fields = Fields::default();
-        fields.number(1, self.id).number(2, self.pid.into()).put(3, &self.user);
-        fields.put(4, &self.words).number(5, self.seconds);
+        fields.number(1, self.id).number(2, self.pid.into()).put(3, cut(&self.user));
+        fields.put(4, cut(&self.words)).number(5, self.seconds);
         if self.attached {
             fields.put(6, []);
         }
@@ -489,6 +498,19 @@ mod tests {
         }
         let failure = Failure { why: "no such program".into(), code: 127 };
         assert_eq!(Failure::decode(&failure.encode()).unwrap(), failure);
+    }
+
+    #[test]
+    fn texts_of_any_length_fit_into_a_frame() {
+        // In the middle of a letter there is no end.
+        for (long, length) in [("x".repeat(1 << 20), 4096), ("€".repeat(1 << 18), 4095)] {
+            let failure = Failure { why: long.clone(), code: 127 }.encode();
+            assert_eq!(Failure::decode(&failure).unwrap().why, long[..length]);
+            let (user, words) = (long.clone(), long.clone());
+            let command = Command { user, words, ..Command::default() }.encode();
+            assert!(command.len() < crate::PIECE);
+            assert_eq!(Command::decode(&command).unwrap().words, long[..length]);
+        }
     }
 
     #[test]

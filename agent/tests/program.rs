@@ -97,6 +97,18 @@ impl Agent {
         self.streams
     }
 
+    /// Opens a stream with a request that need not fit into a frame.
+    fn open_long(&mut self, opening: &Opening) -> u32 {
+        let bytes = opening.encode();
+        self.streams += 1;
+        let mut pieces = bytes.chunks(pavo_agent::MAX_PAYLOAD).peekable();
+        while let Some(piece) = pieces.next() {
+            let kind = if pieces.peek().is_some() { Kind::Part } else { Kind::Open };
+            self.say(self.streams, kind, piece);
+        }
+        self.streams
+    }
+
     /// Starts a line of the shell.
     fn sh(&mut self, line: &str, change: impl FnOnce(&mut Exec)) -> (u32, Started) {
         let argv = ["sh", "-c", line].map(|word| word.as_bytes().to_vec()).into();
@@ -179,6 +191,22 @@ fn a_command_runs_with_its_streams_apart_and_its_exit_told() {
 }
 
 #[test]
+fn a_long_word_is_an_error_of_its_command_alone() {
+    let mut agent = Agent::start();
+    let long = vec![b'x'; 200_000];
+    for exec in [
+        Exec { argv: vec![long.clone()], ..Exec::default() },
+        Exec { argv: vec![b"true".into()], user: Some(long.clone()), ..Exec::default() },
+        Exec { argv: vec![b"true".into()], cwd: Some(long), ..Exec::default() },
+    ] {
+        let stream = agent.open_long(&Opening::Exec(exec));
+        let failure = agent.until_end(stream).failure.unwrap();
+        assert!(failure.why.ends_with("xxxx"), "{failure:?}");
+    }
+    assert_eq!(agent.run("echo on").output, b"on\n");
+}
+
+#[test]
 fn what_it_is_given_reaches_a_command() {
     let mut agent = Agent::start();
     let line = "echo $A-$B-$C; pwd; echo ${HOME:+home} $1";
@@ -211,14 +239,7 @@ fn a_script_runs_with_its_interpreter_however_long_it_is() {
     for script in ["echo \"$1 of $#\"\n", &*long] {
         let argv = ["name", "a", "b"].map(|word| word.as_bytes().to_vec()).into();
         let exec = Exec { argv, script: Some(script.into()), ..Exec::default() };
-        let bytes = Opening::Exec(exec).encode();
-        agent.streams += 1;
-        let stream = agent.streams;
-        let mut pieces = bytes.chunks(pavo_agent::MAX_PAYLOAD).peekable();
-        while let Some(piece) = pieces.next() {
-            let last = pieces.peek().is_none();
-            agent.say(stream, if last { Kind::Open } else { Kind::Part }, piece);
-        }
+        let stream = agent.open_long(&Opening::Exec(exec));
         let said = agent.until_end(stream);
         assert_eq!(text(&said.output), "a of 2\n", "{said:?}");
     }
