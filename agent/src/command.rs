@@ -7,6 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use pavo_agent::{
     Command as Listed, Exec, Exit, Failure, Frame, Kind, PIECE, REPLAY, Size, WINDOW,
@@ -105,6 +106,13 @@ impl Command {
 
     pub fn has_ended(&self) -> bool {
         self.exit.is_some()
+    }
+
+    /// Whether it runs, and not only until what it has started is gone, too.
+    pub fn is_running(&self) -> bool {
+        let ends = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        let look = || waitid(Id::Pid(Pid::from_raw(self.pid() as i32)), ends);
+        self.exit.is_none() && (self.doom.is_none() || look() == Ok(WaitStatus::StillAlive))
     }
 
     /// Whether its output may be read now, given there is room to send it.
@@ -242,14 +250,15 @@ impl Command {
     /// Looks whether it has ended. What it had written before is then shown first; who else
     /// holds its streams open is not waited for.
     pub fn check(&mut self) {
-        if self.exit.is_none() {
+        // What nobody wants any more is not waited for before all of its group is killed: until
+        // then the group's number is no other's.
+        if self.exit.is_none() && self.doom.is_none() {
             if let Ok(Some(status)) = self.child.try_wait() {
                 let byte = |number: i32| number.clamp(0, 255) as u8;
                 self.exit = Some(match (status.code(), status.signal()) {
                     (Some(code), _) => Exit::Code(byte(code)),
                     (None, signal) => Exit::Signal(byte(signal.unwrap_or_default())),
                 });
-                self.doom = None;
             }
         }
     }

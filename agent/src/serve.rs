@@ -30,19 +30,13 @@ pub fn serve(port: &File) -> io::Result<()> {
     let signals = SignalFd::with_flags(&child_ended, flags)?;
     let mut agent = Agent::default();
     let outcome = loop {
-        let readable = agent.wait(port, &signals)?;
-        while let Ok(Some(_)) = signals.read_signal() {}
-        if readable {
-            match agent.read(port) {
-                Ok(true) => {}
-                Ok(false) => break Ok(()),
-                Err(error) => break Err(error),
-            }
+        match agent.turn(port, &signals) {
+            Ok(true) => {}
+            Ok(false) => break Ok(()),
+            Err(error) => break Err(error),
         }
-        agent.serve_commands();
-        agent.write(port)?;
     };
-    agent.commands.iter_mut().for_each(|command| command.leave(&mut drop));
+    agent.end();
     outcome
 }
 
@@ -58,6 +52,27 @@ struct Agent {
 }
 
 impl Agent {
+    /// Waits for something to do, and does it; false when the host is gone.
+    fn turn(&mut self, port: &File, signals: &SignalFd) -> io::Result<bool> {
+        let readable = self.wait(port, signals)?;
+        while let Ok(Some(_)) = signals.read_signal() {}
+        if readable && !self.read(port)? {
+            return Ok(false);
+        }
+        self.serve_commands();
+        self.write(port)?;
+        Ok(true)
+    }
+
+    /// Nobody is there any more: what may not be left is ended.
+    fn end(&mut self) {
+        self.commands.iter_mut().for_each(|command| command.leave(&mut drop));
+        while let Some(doom) = self.commands.iter().filter_map(Command::doom).min() {
+            std::thread::sleep(doom.saturating_duration_since(Instant::now()));
+            self.commands.iter_mut().for_each(Command::kill_if_due);
+        }
+    }
+
     /// Sleeps until there is something to do; says whether the port is to be read.
     fn wait(&self, port: &File, signals: &SignalFd) -> io::Result<bool> {
         let mut flags = PollFlags::POLLIN;
@@ -189,7 +204,7 @@ impl Agent {
         let opening = Opening::decode(opening).map_err(|error| failure(error.to_string(), 126))?;
         match opening {
             Opening::Exec(exec) => {
-                let running = self.commands.iter().filter(|command| !command.has_ended()).count();
+                let running = self.commands.iter().filter(|command| command.is_running()).count();
                 if running >= MAX_STREAMS {
                     let why = format!("the guest's agent runs {MAX_STREAMS} commands already");
                     return Err(failure(why, 126));
@@ -210,7 +225,9 @@ impl Agent {
                 self.send(Frame::new(stream, Kind::Started, started.encode()));
             }
             Opening::List => {
-                let all: Vec<_> = self.commands.iter().map(Command::describe).collect();
+                let shown = |command: &&Command| command.is_running() || command.has_ended();
+                let all: Vec<_> =
+                    self.commands.iter().filter(shown).map(Command::describe).collect();
                 for command in all {
                     self.send(Frame::new(stream, Kind::Item, command.encode()));
                 }
