@@ -152,6 +152,8 @@ pub struct Exec {
     pub input: bool,
     /// Whether it goes on when nobody is there, to be attached to.
     pub keep: bool,
+    /// Whether it is left as soon as it has begun, so that all it says is kept.
+    pub leave: bool,
 }
 
 const VERB: u8 = 1;
@@ -168,6 +170,7 @@ const TERMINAL: u8 = 11;
 const CPU: u8 = 12;
 const INPUT: u8 = 13;
 const KEEP: u8 = 14;
+const LEAVE: u8 = 15;
 
 impl Opening {
     pub fn encode(&self) -> Vec<u8> {
@@ -220,7 +223,7 @@ impl Exec {
         for cpu in &self.cpus {
             fields.number(CPU, (*cpu).into());
         }
-        for (tag, flag) in [(INPUT, self.input), (KEEP, self.keep)] {
+        for (tag, flag) in [(INPUT, self.input), (KEEP, self.keep), (LEAVE, self.leave)] {
             if flag {
                 fields.put(tag, []);
             }
@@ -243,6 +246,7 @@ impl Exec {
                 CPU => exec.cpus.push(small(value)?),
                 INPUT => exec.input = true,
                 KEEP => exec.keep = true,
+                LEAVE => exec.leave = true,
                 _ => {}
             }
         }
@@ -457,6 +461,7 @@ mod tests {
             cpus: vec![0, 3],
             input: true,
             keep: true,
+            leave: true,
         };
         for opening in [
             Opening::Exec(exec),

@@ -214,6 +214,9 @@ impl Agent {
                 let started = Started { id: command.id, pid: command.pid() };
                 self.send(Frame::new(stream, Kind::Started, started.encode()));
                 self.commands.push(command);
+                if exec.leave {
+                    self.tell_command(stream, Kind::Close, &[]);
+                }
             }
             Opening::Attach { id } => {
                 let command = self.find(id)?;

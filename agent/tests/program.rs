@@ -455,6 +455,22 @@ fn a_command_that_is_left_goes_on_and_is_come_back_to() {
 }
 
 #[test]
+fn a_command_that_is_left_at_once_is_known_however_short_it_is() {
+    let mut agent = Agent::start();
+    let (stream, started) =
+        agent.sh("echo short; exit 3", |exec| (exec.keep, exec.leave) = (true, true));
+    let said = agent.until_end(stream);
+    assert_eq!((&*said.output, said.exit), (&b""[..], Some(Exit::Left)));
+    let end = Instant::now() + PATIENCE;
+    while agent.list()[0].exit != Some(Exit::Code(3)) {
+        assert!(Instant::now() < end);
+    }
+    let stream = agent.open(Opening::Attach { id: started.id });
+    let said = agent.until_end(stream);
+    assert_eq!((text(&said.output).as_str(), said.exit), ("short\n", Some(Exit::Code(3))));
+}
+
+#[test]
 fn a_command_that_was_left_is_ended_by_a_signal_and_still_tells_how() {
     let mut agent = Agent::start();
     let (stream, started) = agent.sh("echo here; exec sleep 1000", |exec| exec.keep = true);

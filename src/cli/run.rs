@@ -132,6 +132,7 @@ impl Run {
             cwd: self.cwd.as_ref().map(|cwd| cwd.clone().into_bytes()),
             user: self.user.as_ref().map(|user| user.clone().into_bytes()),
             keep: self.conduct.detach,
+            leave: self.conduct.detach,
             ..Exec::default()
         };
         if let Some(path) = &self.script {

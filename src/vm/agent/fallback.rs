@@ -178,13 +178,13 @@ fn arguments(opening: &Opening) -> Result<serde_json::Value> {
             .help("give the image pavo's own: `agent: inject` in the template")
     };
     let Opening::Exec(exec) = opening else { return Err(lacks("knows no such commands")) };
-    let Exec { argv, script, env, prefixes, suffixes, cwd, user, terminal, cpus, input, keep } =
-        exec;
+    let Exec { argv, script, env, prefixes, suffixes, cwd, user, terminal, .. } = exec;
+    let Exec { cpus, input, keep, leave, .. } = exec;
     for (wanted, what) in [
         (script.is_some(), "runs no scripts"),
         (terminal.is_some(), "has no terminals"),
         (*input, "gives a command no input: add `--input-none`"),
-        (*keep, "lets no command be left"),
+        (*keep || *leave, "lets no command be left"),
         (cwd.is_some(), "does not change the folder"),
         (user.as_deref().is_some_and(|user| user != b"root"), "runs commands as root only"),
         (!(cpus.is_empty() && prefixes.is_empty() && suffixes.is_empty()), "only runs commands"),
