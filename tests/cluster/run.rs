@@ -154,6 +154,22 @@ fn who_is_gone_runs_nothing(world: &World) {
     client.wait_for("on\n");
     client.signal(Signal::SIGINT);
     assert_eq!(client.finish().code, Some(7));
+    // Only an interrupt said twice means us.
+    let words = [
+        "run",
+        "-w",
+        "vm1",
+        "sh",
+        "-c",
+        "trap 'echo got' USR1; trap 'exit 7' TERM; echo on; while :; do sleep 0.1; done",
+    ];
+    let client = world.start(world.pavo_command(&words));
+    client.wait_for("on\n");
+    client.signal(Signal::SIGUSR1);
+    client.wait_for("got\n");
+    client.signal(Signal::SIGUSR1);
+    client.signal(Signal::SIGTERM);
+    assert_eq!(client.finish().code, Some(7));
 }
 
 fn left_and_come_back_to(world: &World) {
@@ -176,6 +192,11 @@ fn left_and_come_back_to(world: &World) {
     world.ok(&["run", "-w", "vm1", "touch", "/tmp/go"]);
     let said = attached.finish();
     assert_eq!((&*said.stdout, said.code), ("begun\nover\n", Some(6)), "{said}");
+    // The shortest has its id, output and end, too.
+    let id = world.ok(&["run", "--detach", "-w", "vm0", "sh", "-c", "echo short; exit 5"]);
+    let id = id.trim().strip_prefix("vm0 ").unwrap().to_owned();
+    let said = world.pavo(&["agent", "attach", "vm0", &id]);
+    assert_eq!((&*said.stdout, said.code), ("short\n", Some(5)), "{said}");
     let id = world.ok(&["run", "--detach", "-w", "vm0", "sleep", "600"]);
     let id = id.trim().strip_prefix("vm0 ").unwrap().to_owned();
     world.ok(&["agent", "kill", "vm0", &id, "-s", "KILL"]);

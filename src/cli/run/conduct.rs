@@ -19,7 +19,7 @@ use super::super::agent::report;
 use super::super::job::Jobs;
 use super::super::terminal::{RawTerminal, input};
 use super::show::{Show, Stream, Style};
-use super::signals::{HUP, Signals, TERM, listen};
+use super::signals::{HUP, INT, QUIT, Signals, TERM, listen};
 use crate::error::{Context, Error, Result};
 use crate::model::job::JobRecord;
 use crate::model::vmset::fold;
@@ -312,6 +312,7 @@ impl<'a> Performance<'a> {
                 self.stages[index] = Stage::Runs;
                 if self.conduct.detach {
                     self.left.push((rank, started.id));
+                    // An older agent was not told so at once.
                     let _ = self.commands.all[index].orders.send(Order::Leave).await;
                 }
             }
@@ -365,13 +366,15 @@ impl<'a> Performance<'a> {
     /// A signal came; says whether that is the end.
     async fn signalled(&mut self, number: u8) -> bool {
         let now = Instant::now();
-        let twice = self.interrupted.is_some_and(|before| now.duration_since(before) < TWICE);
-        let nothing_runs = !self.stages.contains(&Stage::Runs);
+        let before = if number == INT { self.interrupted.replace(now) } else { None };
+        let twice = before.is_some_and(|before| now.duration_since(before) < TWICE);
+        // Others are for the commands alone.
+        let nothing_runs = [HUP, INT, QUIT, TERM].contains(&number)
+            && !self.stages.contains(&Stage::Runs);
         if self.leaves && [HUP, TERM].contains(&number) {
             return true;
         }
         self.tell(Order::Signal(number)).await;
-        self.interrupted = Some(now);
         twice || nothing_runs
     }
 

@@ -6,6 +6,8 @@ use crate::error::{Context, Result};
 
 /// Signals by number.
 pub const HUP: u8 = 1;
+pub const INT: u8 = 2;
+pub const QUIT: u8 = 3;
 pub const TERM: u8 = 15;
 
 /// The signals that are passed on.
@@ -19,8 +21,8 @@ impl Signals {
     pub fn new() -> Result<Self> {
         Ok(Self([
             (HUP, listen(SignalKind::hangup())?),
-            (2, listen(SignalKind::interrupt())?),
-            (3, listen(SignalKind::quit())?),
+            (INT, listen(SignalKind::interrupt())?),
+            (QUIT, listen(SignalKind::quit())?),
             (10, listen(SignalKind::user_defined1())?),
             (12, listen(SignalKind::user_defined2())?),
             (TERM, listen(SignalKind::terminate())?),
