@@ -213,8 +213,13 @@ fn one_that_stands_still(world: &World) {
     let said = run(world, &["--timeout", "2", "hostname"]);
     assert_eq!((&*said.stdout, said.code), ("vm0\n", Some(124)), "{said}");
     assert!(said.stderr.contains("vm1: has not answered"), "{said}");
+    // Without a time of its own it does not wait for ever, and the guest hears of none of it.
+    let said = run(world, &["-w", "vm1", "touch", "/tmp/late"]);
+    assert_eq!(said.code, Some(255), "{said}");
+    assert!(said.stderr.contains("vm1: the guest's agent does not answer"), "{said}");
     world.ok(&["resume", "vm1"]);
     assert_eq!(run(world, &["-w", "vm1", "hostname"]).stdout, "vm1\n");
+    assert_eq!(run(world, &["-w", "vm1", "test", "-e", "/tmp/late"]).code, Some(1));
 }
 
 fn the_agent_begins_anew(world: &World) {

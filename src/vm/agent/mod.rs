@@ -174,7 +174,10 @@ impl Agent {
                  own: `agent: inject` in the template",
             ),
             Presence::Silent | Presence::Here => Error::system("the guest's agent does not answer")
-                .help("see what the guest does: `pavo console -l VM`"),
+                .help(
+                    "see whether the VM is paused: `pavo status`; and what its guest does: \
+                     `pavo console -l VM`",
+                ),
             Presence::Wrong(why) => Error::system("the guest's agent is not to be trusted")
                 .because(format!("it has sent {why}"))
                 .help("start it again in the guest, or all of the guest: `pavo reset VM`"),
@@ -199,6 +202,10 @@ impl Agent {
     /// # Errors
     /// When neither answers, or too many are open.
     pub async fn connect(&self) -> Result<Relay> {
+        self.connect_within(PONG.1).await
+    }
+
+    async fn connect_within(&self, patience: Duration) -> Result<Relay> {
         if !self.is_here() {
             if guest_agent::Agent::connect(&self.shared.dir).await.is_ok() {
                 return Ok(Relay::fallback(self.shared.dir.clone()));
@@ -208,6 +215,9 @@ impl Agent {
                 return Err(self.absence());
             }
         }
+        // A guest that stands still would run what it is told once it goes on, when nobody
+        // waits for it any more.
+        self.ping(patience).await?;
         Relay::begin(self)
     }
 }
@@ -277,7 +287,12 @@ mod tests {
 
         /// A client with a stream, which the guest has heard of under this number.
         async fn client(&mut self) -> (DuplexStream, u32, JoinHandle<()>) {
-            let relay = self.agent.connect().await.unwrap();
+            let agent = self.agent.clone();
+            let relay = tokio::spawn(async move { agent.connect().await });
+            let Event::Frame(ping) = self.hear().await else { panic!("no frame") };
+            assert_eq!(ping.kind, Kind::Ping);
+            self.pong(&ping.payload).await;
+            let relay = relay.await.unwrap().unwrap();
             let (mut client, mut theirs) = tokio::io::duplex(1 << 20);
             let carried = tokio::spawn(async move { relay.carry(&mut theirs).await });
             let open = Frame::new(1, Kind::Open, Opening::List.encode());
@@ -349,6 +364,20 @@ mod tests {
             vm.guest.write_all(&[0xff; 5000]).await.unwrap();
             vm.begin().await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_stands_still_is_an_error_and_is_told_nothing_to_run() {
+        let mut vm = Vm::new();
+        vm.change(true);
+        vm.begin().await;
+        let error = vm.agent.connect_within(Duration::from_millis(50)).await.unwrap_err();
+        assert!(error.report().contains("agent does not answer"), "{}", error.report());
+        assert!(error.report().contains("is paused"), "{}", error.report());
+        // It goes on, and answers late: that is nobody's, and no lie.
+        let Event::Frame(ping) = vm.hear().await else { panic!("no frame") };
+        vm.pong(&ping.payload).await;
+        vm.client().await;
     }
 
     #[tokio::test]
