@@ -11,6 +11,7 @@
 //! with it is an error of this VM, and the line begins anew.
 
 mod fallback;
+mod inbox;
 mod line;
 mod relay;
 mod streams;

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use pavo_agent::{Decoder, Event, Failure, Frame, Kind};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::inbox::{self, Inbox};
 use super::{Agent, fallback};
 use crate::error::{Error, Result};
 
@@ -30,7 +30,7 @@ pub struct Stream {
     agent: Agent,
     number: u32,
     epoch: u64,
-    from: mpsc::UnboundedReceiver<Frame>,
+    from: Inbox,
     /// Whether the guest has heard of it.
     begun: bool,
 }
@@ -62,14 +62,14 @@ impl Relay {
 impl Stream {
     async fn carry(mut self, client: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
         let (mut from_client, mut to_client) = tokio::io::split(client);
-        let mut guest = std::mem::replace(&mut self.from, mpsc::unbounded_channel().1);
+        let mut guest = std::mem::replace(&mut self.from, inbox::channel().1);
         let down = async {
             while let Some(frame) = guest.recv().await {
                 let mut over = frame.kind.ends();
                 let mut bytes = frame.bytes();
                 // What is there already goes with the first.
                 while !over && bytes.len() < BATCH {
-                    let Ok(next) = guest.try_recv() else { break };
+                    let Some(next) = guest.try_recv() else { break };
                     over = next.kind.ends();
                     next.write(&mut bytes);
                 }

@@ -2,11 +2,16 @@
 
 use std::collections::HashMap;
 
-use pavo_agent::{Credit, Failure, Frame, Hello, Kind, MAX_STREAMS, Malformed, WINDOW};
-use tokio::sync::{mpsc, oneshot};
+use pavo_agent::{
+    Credit, Failure, Frame, Hello, Kind, MAX_STREAMS, Malformed, Opening, PIECE, WINDOW,
+};
+use tokio::sync::oneshot;
 
-/// As many entries a list may have.
-const MAX_ITEMS: u32 = 1024;
+use super::inbox::{self, Inbox, Sender};
+
+/// The longest list, in bytes, and what each entry counts besides its own.
+const MAX_LIST: usize = 2 << 20;
+const ENTRY: usize = 64;
 
 /// Streams and questions of one conversation after the other.
 #[derive(Debug, Default)]
@@ -22,12 +27,13 @@ pub(super) struct Streams {
 #[derive(Debug)]
 struct Route {
     /// What waits there is bounded by what may come.
-    to: mpsc::UnboundedSender<Frame>,
+    to: Sender,
     /// What the guest may send.
     credit: u32,
     /// What the client may send.
     input: u32,
-    items: u32,
+    /// How much of a list may come, if one was asked for.
+    list: Option<usize>,
     started: bool,
     /// What the opening has had so far.
     pub(super) opening: usize,
@@ -50,13 +56,12 @@ impl Streams {
         self.pings.clear();
         for (stream, route) in self.open.drain() {
             let failure = Failure { why: why.into(), code: 255 };
-            // Who is gone need not know.
-            let _ = route.to.send(Frame::new(stream, Kind::Fail, failure.encode()));
+            route.to.send(Frame::new(stream, Kind::Fail, failure.encode()));
         }
     }
 
     /// A stream's number, the conversation it belongs to, and what comes on it.
-    pub(super) fn open(&mut self) -> Option<(u32, u64, mpsc::UnboundedReceiver<Frame>)> {
+    pub(super) fn open(&mut self) -> Option<(u32, u64, Inbox)> {
         if self.open.len() >= MAX_STREAMS {
             return None;
         }
@@ -66,9 +71,9 @@ impl Streams {
                 break;
             }
         }
-        let (to, from) = mpsc::unbounded_channel();
+        let (to, from) = inbox::channel();
         let route =
-            Route { to, credit: WINDOW, input: WINDOW, items: 0, started: false, opening: 0 };
+            Route { to, credit: WINDOW, input: WINDOW, list: None, started: false, opening: 0 };
         self.open.insert(self.last, route);
         Some((self.last, self.epoch, from))
     }
@@ -93,6 +98,10 @@ impl Streams {
         let mut payload = frame.payload;
         match frame.kind {
             Kind::Open | Kind::Part => {
+                let is_whole = frame.kind == Kind::Open && route.opening == 0;
+                if is_whole && Opening::decode(&payload) == Ok(Opening::List) {
+                    route.list = Some(MAX_LIST);
+                }
                 route.opening += payload.len();
                 if route.opening > pavo_agent::MAX_OPENING {
                     return Err(Malformed("too long a request".into()));
@@ -132,9 +141,12 @@ impl Streams {
                 pavo_agent::Started::decode(&frame.payload)?;
                 route.started = true;
             }
-            Kind::Item if route.items < MAX_ITEMS => {
+            Kind::Item if frame.payload.len() <= PIECE => {
                 pavo_agent::Command::decode(&frame.payload)?;
-                route.items += 1;
+                let room =
+                    route.list.and_then(|list| list.checked_sub(frame.payload.len() + ENTRY));
+                let none = || Malformed("more of a list than was asked for".into());
+                route.list = Some(room.ok_or_else(none)?);
             }
             Kind::Exit => drop(pavo_agent::Exit::decode(&frame.payload)?),
             Kind::Fail => drop(Failure::decode(&frame.payload)?),
@@ -142,7 +154,7 @@ impl Streams {
         }
         let ends = frame.kind.ends();
         // A client that is gone has told the agent so, or is about to.
-        let _ = route.to.send(frame);
+        route.to.send(frame);
         if ends {
             self.open.remove(&stream);
         }
@@ -222,7 +234,7 @@ mod tests {
         streams.hear_guest(frame(stream, Kind::Exit, Exit::Code(0).encode())).unwrap_err();
         assert_eq!(from.try_recv().unwrap().kind, Kind::Started);
         assert_eq!(from.try_recv().unwrap().kind, Kind::Exit);
-        from.try_recv().unwrap_err();
+        assert_eq!(from.try_recv(), None);
     }
 
     #[test]
@@ -245,16 +257,34 @@ mod tests {
         }
         streams.hear_guest(piece()).unwrap_err();
         let mut waiting = 0;
-        while let Ok(frame) = from.try_recv() {
+        while let Some(frame) = from.try_recv() {
             waiting += frame.payload.len();
         }
         assert_eq!(waiting, 2 * WINDOW as usize);
-        // A list has an end, too.
-        let item = frame(stream, Kind::Item, Command::default().encode());
-        for _ in 0..MAX_ITEMS {
-            streams.hear_guest(item.clone()).unwrap();
+    }
+
+    #[test]
+    fn a_list_comes_where_it_was_asked_for_and_has_an_end() {
+        let mut streams = Streams::default();
+        let (stream, ..) = streams.open().unwrap();
+        let item = |length| {
+            let mut item = Command::default().encode();
+            // A field that is not known is passed over.
+            let rest: usize = length - item.len() - 5;
+            item.push(99);
+            item.extend((rest as u32).to_le_bytes());
+            item.resize(length, 0);
+            frame(stream, Kind::Item, item)
+        };
+        streams.hear_guest(item(1000)).unwrap_err();
+        let list = frame(1, Kind::Open, Opening::List.encode());
+        streams.hear_client(stream, list).unwrap();
+        streams.hear_guest(item(PIECE + 1)).unwrap_err();
+        let mut count = 0;
+        while streams.hear_guest(item(PIECE)).is_ok() {
+            count += 1;
         }
-        streams.hear_guest(item).unwrap_err();
+        assert!((100..=MAX_LIST / PIECE).contains(&count), "{count}");
     }
 
     #[test]
