@@ -11,13 +11,16 @@ use pavo_agent::{
 use serde::Deserialize;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::super::guest_agent::Agent;
 use crate::error::{Context, Error, Result};
 
 /// How often it is asked whether a command has ended, at first and at most.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+
+/// How long it may not answer while a command runs.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// What root has from logging in.
 const LOGIN: [&str; 3] = [
@@ -123,7 +126,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> Conversation<'_, C> {
         if self.say(Kind::Started, started.encode()).await.is_none() {
             return Ok(());
         }
-        let mut pause = PAUSES.0;
+        let (mut pause, mut heard) = (PAUSES.0, Instant::now());
         let status: Status = loop {
             // Who is gone leaves it running: this agent ends nothing.
             tokio::select! {
@@ -134,7 +137,13 @@ impl<C: AsyncRead + AsyncWrite + Unpin> Conversation<'_, C> {
                 },
             }
             pause = (pause * 2).min(PAUSES.1);
-            let mut agent = Agent::connect(dir).await?;
+            let mut agent = match Agent::connect(dir).await {
+                Ok(agent) => agent,
+                // A guest that is busy greets late.
+                Err(_) if heard.elapsed() < SILENCE => continue,
+                Err(error) => return Err(error),
+            };
+            heard = Instant::now();
             let status = agent.execute("guest-exec-status", json!({ "pid": pid })).await?;
             let status: Status = serde_json::from_value(status).while_doing(doing)?;
             if status.exited {
@@ -213,12 +222,21 @@ mod tests {
 
     /// An agent of QEMU's that answers each command as told; its socket's folder.
     fn qemus(answer: fn(&Value) -> Value) -> tempfile::TempDir {
+        qemus_that_misses(answer, usize::MAX)
+    }
+
+    /// The same, but for one connection that it does not answer.
+    fn qemus_that_misses(answer: fn(&Value) -> Value, missed: usize) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         let listener = control::listen(dir.path(), guest_agent::SOCKET).unwrap();
         listener.set_nonblocking(true).unwrap();
         let listener = tokio::net::UnixListener::from_std(listener).unwrap();
         tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
+            for number in 0.. {
+                let Ok((stream, _)) = listener.accept().await else { return };
+                if number == missed {
+                    continue;
+                }
                 let mut stream = BufReader::new(stream);
                 let mut line = Vec::new();
                 while stream.read_until(b'\n', &mut line).await.is_ok_and(|count| count > 0) {
@@ -283,6 +301,19 @@ mod tests {
         assert_eq!(kinds, [Kind::Started, Kind::Data, Kind::Errors, Kind::Exit]);
         assert_eq!((&*frames[1].payload, &*frames[2].payload), (&b"out"[..], &b"err"[..]));
         assert_eq!(Exit::decode(&frames[3].payload).unwrap(), Exit::Code(3));
+    }
+
+    #[tokio::test]
+    async fn one_that_greets_late_does_not_end_a_command() {
+        let answer: fn(&Value) -> Value = |command| match command["execute"] == "guest-exec" {
+            true => json!({ "pid": 7 }),
+            false => json!({ "exited": true, "exitcode": 3 }),
+        };
+        let dir = qemus_that_misses(answer, 1);
+        let frames = heard(dir.path(), exec(|_| {})).await;
+        let last = frames.last().unwrap();
+        assert_eq!(last.kind, Kind::Exit, "{frames:?}");
+        assert_eq!(Exit::decode(&last.payload).unwrap(), Exit::Code(3));
     }
 
     #[tokio::test]
