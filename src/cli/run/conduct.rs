@@ -369,8 +369,8 @@ impl<'a> Performance<'a> {
         let before = if number == INT { self.interrupted.replace(now) } else { None };
         let twice = before.is_some_and(|before| now.duration_since(before) < TWICE);
         // Others are for the commands alone.
-        let nothing_runs = [HUP, INT, QUIT, TERM].contains(&number)
-            && !self.stages.contains(&Stage::Runs);
+        let nothing_runs =
+            [HUP, INT, QUIT, TERM].contains(&number) && !self.stages.contains(&Stage::Runs);
         if self.leaves && [HUP, TERM].contains(&number) {
             return true;
         }
