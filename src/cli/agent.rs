@@ -185,10 +185,10 @@ struct One {
     id: u64,
 }
 
-/// Show a command that was left, and speak to it
+/// Show a command that was left, to its end
 ///
-/// First comes the newest of what it has written, 64 KiB at most, then what it writes; what is
-/// typed reaches it. Its exit code becomes ours. A Ctrl-C is passed on; whoever wants to leave
+/// First comes the newest of what it has written, 64 KiB at most, then what it writes. It has no
+/// input. Its exit code becomes ours. A Ctrl-C is passed on; whoever wants to leave
 /// it running closes the terminal, or kills this.
 #[derive(Debug, Args)]
 pub struct Attach {
