@@ -9,11 +9,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
-use pavo_agent::{
-    Command as Listed, Exec, Exit, Failure, Frame, Kind, PIECE, REPLAY, Size, WINDOW,
-};
+use pavo_agent::{Command as Listed, Exec, Exit, Frame, Kind, PIECE, REPLAY, Size, WINDOW};
 
-use super::spawn;
+use super::spawn::{self, Spawned};
 
 /// How long a command that nobody wants any more may take to end.
 const GRACE: Duration = Duration::from_secs(2);
@@ -53,14 +51,14 @@ pub struct Command {
 }
 
 impl Command {
-    pub fn start(id: u64, stream: u32, exec: &Exec) -> Result<Self, Failure> {
-        let spawned = spawn::spawn(exec)?;
+    /// One that has just begun.
+    pub fn new(id: u64, stream: u32, exec: &Exec, spawned: Spawned) -> Self {
         let words: Vec<_> = exec.argv.iter().map(|word| String::from_utf8_lossy(word)).collect();
         let mut words = words.join(" ");
         if exec.script.is_some() {
             words = format!("(script) {words}");
         }
-        Ok(Self {
+        Self {
             id,
             stream: Some(stream),
             child: spawned.child,
@@ -80,7 +78,7 @@ impl Command {
             credit: WINDOW as usize,
             exit: None,
             doom: None,
-        })
+        }
     }
 
     pub fn pid(&self) -> u32 {

@@ -6,7 +6,8 @@
 //! pavo-agent --stdio         serves what its standard input is: a socket, a terminal
 //! ```
 //!
-//! One thread and one loop that sleeps while there is nothing to do. What is read of a
+//! One loop that sleeps while there is nothing to do, and a thread for each command that is
+//! about to begin, which may have to wait for a file server. What is read of a
 //! command waits for nobody: it is read only when there is credit for it, and room.
 
 mod account;
@@ -14,6 +15,7 @@ mod command;
 mod port;
 mod serve;
 mod spawn;
+mod starts;
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -15,6 +15,7 @@ use pavo_agent::{
 };
 
 use super::command::Command;
+use super::starts::Starts;
 
 /// No command is read while more than this waits to be sent.
 const ROOM: usize = 128 << 10;
@@ -28,7 +29,7 @@ pub fn serve(port: &File) -> io::Result<()> {
     child_ended.thread_block()?;
     let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
     let signals = SignalFd::with_flags(&child_ended, flags)?;
-    let mut agent = Agent::default();
+    let mut agent = Agent::new()?;
     let outcome = loop {
         match agent.turn(port, &signals) {
             Ok(true) => {}
@@ -40,18 +41,31 @@ pub fn serve(port: &File) -> io::Result<()> {
     outcome
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Agent {
     decoder: Decoder,
     /// What is to be sent.
     out: Vec<u8>,
     commands: Vec<Command>,
+    /// Those that have not begun.
+    starts: Starts,
     /// Openings of which a part has come.
     parts: HashMap<u32, Vec<u8>>,
     last_id: u64,
 }
 
 impl Agent {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            decoder: Decoder::default(),
+            out: Vec::new(),
+            commands: Vec::new(),
+            starts: Starts::new()?,
+            parts: HashMap::new(),
+            last_id: 0,
+        })
+    }
+
     /// Waits for something to do, and does it; false when the host is gone.
     fn turn(&mut self, port: &File, signals: &SignalFd) -> io::Result<bool> {
         let readable = self.wait(port, signals)?;
@@ -59,6 +73,7 @@ impl Agent {
         if readable && !self.read(port)? {
             return Ok(false);
         }
+        self.take_started();
         self.serve_commands();
         self.write(port)?;
         Ok(true)
@@ -66,6 +81,8 @@ impl Agent {
 
     /// Nobody is there any more: what may not be left is ended.
     fn end(&mut self) {
+        self.starts.leave_all();
+        self.take_started();
         self.commands.iter_mut().for_each(|command| command.leave(&mut drop));
         while let Some(doom) = self.commands.iter().filter_map(Command::doom).min() {
             std::thread::sleep(doom.saturating_duration_since(Instant::now()));
@@ -79,8 +96,10 @@ impl Agent {
         if !self.out.is_empty() {
             flags |= PollFlags::POLLOUT;
         }
-        let mut fds =
-            vec![PollFd::new(port.as_fd(), flags), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        let mut fds = vec![PollFd::new(port.as_fd(), flags)];
+        for fd in [signals.as_fd(), self.starts.woken()] {
+            fds.push(PollFd::new(fd, PollFlags::POLLIN));
+        }
         let room = self.out.len() < ROOM;
         for command in &self.commands {
             if room && command.wants_output() {
@@ -133,6 +152,7 @@ impl Agent {
     /// A conversation begins: what was said before is nobody's.
     fn begin(&mut self, nonce: &pavo_agent::Nonce) {
         self.parts.clear();
+        self.starts.leave_all();
         self.commands.iter_mut().for_each(|command| command.leave(&mut drop));
         // The host passes over the beginning of a frame that has been sent.
         self.out.clear();
@@ -172,9 +192,14 @@ impl Agent {
 
     /// What belongs to a command, unless it has just ended.
     fn tell_command(&mut self, stream: u32, kind: Kind, payload: &[u8]) {
-        if kind == Kind::Close && self.parts.remove(&stream).is_some() {
+        let gone = kind == Kind::Close
+            && (self.parts.remove(&stream).is_some() || self.starts.leave(stream));
+        if gone {
             // Of a stream that has begun, the last word is ours.
             self.send(Frame::new(stream, Kind::Exit, pavo_agent::Exit::Left.encode()));
+        }
+        if self.starts.keep(stream, kind, payload) {
+            return;
         }
         let out = &mut self.out;
         let mut send = |frame: Frame| frame.write(out);
@@ -205,18 +230,11 @@ impl Agent {
         match opening {
             Opening::Exec(exec) => {
                 let running = self.commands.iter().filter(|command| command.is_running()).count();
-                if running >= MAX_STREAMS {
+                if running + self.starts.len() >= MAX_STREAMS {
                     let why = format!("the guest's agent runs {MAX_STREAMS} commands already");
                     return Err(failure(why, 126));
                 }
-                let command = Command::start(self.last_id + 1, stream, &exec)?;
-                self.last_id += 1;
-                let started = Started { id: command.id, pid: command.pid() };
-                self.send(Frame::new(stream, Kind::Started, started.encode()));
-                self.commands.push(command);
-                if exec.leave {
-                    self.tell_command(stream, Kind::Close, &[]);
-                }
+                self.starts.begin(stream, exec)?;
             }
             Opening::Attach { id } => {
                 let command = self.find(id)?;
@@ -242,6 +260,37 @@ impl Agent {
             }
         }
         Ok(())
+    }
+
+    /// Commands that have begun: they hear what they were told meanwhile.
+    fn take_started(&mut self) {
+        while let Some((start, outcome)) = self.starts.next() {
+            let spawned = match (outcome, start.stream) {
+                (Ok(spawned), _) => spawned,
+                (Err(failure), Some(stream)) => {
+                    self.send(Frame::new(stream, Kind::Fail, failure.encode()));
+                    continue;
+                }
+                (Err(_), None) => continue,
+            };
+            self.last_id += 1;
+            let stream = start.stream.unwrap_or_default();
+            let mut command = Command::new(self.last_id, stream, &start.exec, spawned);
+            if start.stream.is_none() {
+                command.leave(&mut drop);
+                self.commands.push(command);
+                continue;
+            }
+            let started = Started { id: command.id, pid: command.pid() };
+            self.send(Frame::new(stream, Kind::Started, started.encode()));
+            self.commands.push(command);
+            for (kind, payload) in start.told {
+                self.tell_command(stream, kind, &payload);
+            }
+            if start.exec.leave {
+                self.tell_command(stream, Kind::Close, &[]);
+            }
+        }
     }
 
     fn find(&mut self, id: u64) -> Result<&mut Command, Failure> {

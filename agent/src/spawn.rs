@@ -1,16 +1,17 @@
 //! Starting a command: as whom, where, with what.
 
 use std::ffi::{CString, OsStr, OsString};
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::libc;
-use nix::pty::{Winsize, openpty};
+use nix::pty::{Winsize, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -43,7 +44,8 @@ pub fn spawn(exec: &Exec) -> Result<Spawned, Failure> {
         Streams::make(exec, &account).map_err(|error| failed("its streams", &error))?;
     let ends = streams.theirs.take().expect("they were just made");
     program.command.stdin(ends.0).stdout(ends.1).stderr(ends.2);
-    enter(&mut program.command, exec, &account)?;
+    let script = program.script.as_ref().map(AsRawFd::as_raw_fd);
+    enter(&mut program.command, exec, &account, script)?;
     let child = program.command.spawn().map_err(|error| program.why(&error, exec))?;
     let Streams { input, output, errors, .. } = streams;
     Ok(Spawned { child, input, output, errors, user: account.name })
@@ -72,7 +74,7 @@ struct Program {
     command: Command,
     name: String,
     /// A script is a file that only this process and the command have.
-    _script: Option<OwnedFd>,
+    script: Option<OwnedFd>,
 }
 
 impl Program {
@@ -87,7 +89,7 @@ impl Program {
         let Some(script) = &exec.script else {
             let mut command = Command::new(first);
             command.args(rest);
-            return Ok(Self { command, name, _script: None });
+            return Ok(Self { command, name, script: None });
         };
         let file = script_file(script).map_err(|error| failed("the script", &error))?;
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -99,7 +101,7 @@ impl Program {
             command
         };
         command.args(rest);
-        Ok(Self { command, name, _script: Some(file) })
+        Ok(Self { command, name, script: Some(file) })
     }
 
     fn why(&self, error: &io::Error, exec: &Exec) -> Failure {
@@ -110,7 +112,7 @@ impl Program {
                 let cwd = String::from_utf8_lossy(cwd);
                 return Failure { why: format!("there is no folder `{cwd}`"), code: 126 };
             }
-            (ErrorKind::NotFound, _) if self._script.is_some() => {
+            (ErrorKind::NotFound, _) if self.script.is_some() => {
                 "the script's interpreter is not there".into()
             }
             (ErrorKind::NotFound, _) => format!("there is no program `{name}`"),
@@ -122,7 +124,7 @@ impl Program {
 
 /// The script as a file without a name, which the interpreter opens by its descriptor.
 fn script_file(script: &[u8]) -> io::Result<OwnedFd> {
-    let file = memfd_create(c"script", MFdFlags::empty())?;
+    let file = memfd_create(c"script", MFdFlags::MFD_CLOEXEC)?;
     let mut file = File::from(file);
     file.write_all(script)?;
     // Anybody may be who runs it; nobody else can reach it.
@@ -192,18 +194,25 @@ impl Streams {
     }
 
     fn terminal(size: Size, account: &Account) -> io::Result<Self> {
-        let pair = openpty(Some(&winsize(size)), None)?;
-        do_not_wait(&pair.master)?;
-        for end in [&pair.master, &pair.slave] {
-            fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-        }
+        // At no time without the flag: other commands begin meanwhile.
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let master = posix_openpt(flags | OFlag::O_NONBLOCK)?;
+        grantpt(&master)?;
+        unlockpt(&master)?;
+        let slave = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags((OFlag::O_NOCTTY | OFlag::O_CLOEXEC).bits())
+            .open(ptsname_r(&master)?)?;
+        let master = File::from(master.as_fd().try_clone_to_owned()?);
+        resize(&master, size);
         if nix::unistd::geteuid().is_root() {
-            fchown(&pair.slave, Some(Uid::from_raw(account.uid)), None)?;
+            fchown(&slave, Some(Uid::from_raw(account.uid)), None)?;
         }
-        let again = || pair.slave.try_clone().map(Stdio::from);
+        let again = || slave.try_clone().map(Stdio::from);
         let theirs = (again()?, again()?, again()?);
-        let input = Some(File::from(pair.master.try_clone()?));
-        Ok(Self { input, output: pair.master.into(), errors: None, theirs: Some(theirs) })
+        let input = Some(master.try_clone()?);
+        Ok(Self { input, output: master, errors: None, theirs: Some(theirs) })
     }
 }
 
@@ -223,8 +232,34 @@ pub fn resize(terminal: &File, size: Size) {
     let _ = done;
 }
 
+/// Whoever started us may have had signals ignored, as a shell has for what is beside it.
+fn ignore_nothing() {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    for number in 1..32 {
+        if let Ok(signal) = Signal::try_from(number) {
+            #[expect(unsafe_code)]
+            // SAFETY: the default action runs no code of ours.
+            let _ = unsafe { sigaction(signal, &default) };
+        }
+    }
+}
+
+/// The script stays open for its interpreter, and for no other command.
+fn keep_open(script: RawFd) -> io::Result<()> {
+    #[expect(unsafe_code)]
+    // SAFETY: it is open: who makes the fork holds it meanwhile.
+    let script = unsafe { BorrowedFd::borrow_raw(script) };
+    fcntl(script, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    Ok(())
+}
+
 /// What the child does before it becomes the program.
-fn enter(command: &mut Command, exec: &Exec, account: &Account) -> Result<(), Failure> {
+fn enter(
+    command: &mut Command,
+    exec: &Exec,
+    account: &Account,
+    script: Option<RawFd>,
+) -> Result<(), Failure> {
     let on_terminal = exec.terminal.is_some();
     let change = (account.uid != nix::unistd::geteuid().as_raw()).then(|| {
         let groups: Vec<Gid> = account.groups.iter().map(|group| Gid::from_raw(*group)).collect();
@@ -240,22 +275,15 @@ fn enter(command: &mut Command, exec: &Exec, account: &Account) -> Result<(), Fa
     // A home that is not there is no reason not to run.
     let home = path(account.home.as_bytes());
     let cwd = exec.cwd.as_deref().map(path);
-    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     let prepare = move || {
-        // Whoever started us may have had some ignored, as a shell has for what is beside it.
-        for number in 1..32 {
-            if let Ok(signal) = Signal::try_from(number) {
-                #[expect(unsafe_code)]
-                // SAFETY: the default action runs no code of ours.
-                let _ = unsafe { sigaction(signal, &default) };
-            }
-        }
+        ignore_nothing();
         setsid()?;
         if on_terminal {
             #[expect(unsafe_code)]
             // SAFETY: standard input is the terminal, by what comes before `exec`.
             unsafe { take_terminal(0, 0) }?;
         }
+        script.map_or(Ok(()), keep_open)?;
         if pinned {
             sched_setaffinity(Pid::from_raw(0), &cpus)?;
         }

@@ -41,14 +41,19 @@ struct Said {
 
 impl Agent {
     fn start() -> Self {
+        Self::start_with(|_| {})
+    }
+
+    fn start_with(change: impl FnOnce(&mut Command)) -> Self {
         let (port, theirs) = UnixStream::pair().unwrap();
         port.set_read_timeout(Some(PATIENCE)).unwrap();
         // As a shell starts what is to run beside it: with interrupts ignored.
-        let child = Command::new("sh")
+        let mut child = Command::new("sh");
+        child
             .args(["-c", "trap '' INT; exec \"$0\" --stdio", env!("CARGO_BIN_EXE_pavo-agent")])
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .spawn()
-            .unwrap();
+            .stdin(Stdio::from(OwnedFd::from(theirs)));
+        change(&mut child);
+        let child = child.spawn().unwrap();
         let mut agent = Self { child, port, decoder: Decoder::new(), streams: 0 };
         agent.begin([1; 16]);
         agent
@@ -352,6 +357,42 @@ fn what_a_command_leaves_behind_is_killed_with_it_when_nobody_is_there() {
     let second: u32 = sleeper(&mut agent);
     agent.port.shutdown(std::net::Shutdown::Both).unwrap();
     until("the second is killed", || !is_alive(second));
+}
+
+#[test]
+fn one_that_cannot_begin_yet_keeps_no_other_waiting() {
+    let dir = std::env::temp_dir().join(format!("pavo-agent-slow-{}", std::process::id()));
+    std::fs::create_dir(&dir).unwrap();
+    // A directory service that does not answer for a while.
+    let getent = "#!/bin/sh\ncd ${0%/*}; until [ -e go ]; do sleep 0.05; done\n\
+                  echo slow:x:$(id -u):$(id -g)::/:/bin/sh\n";
+    std::fs::write(dir.join("getent"), getent).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(dir.join("getent"), mode).unwrap();
+    let path = format!("{}:{}", dir.display(), std::env::var("PATH").unwrap());
+    let mut agent = Agent::start_with(|child| {
+        child.env("PATH", path);
+    });
+    let slow = |line: &str| {
+        let argv = ["sh", "-c", line].map(|word| word.as_bytes().to_vec()).into();
+        let (user, input) = (Some(b"slow".to_vec()), true);
+        Opening::Exec(Exec { argv, user, input, ..Exec::default() })
+    };
+    let stream = agent.open(slow("cat; echo $USER"));
+    let left = agent.open(slow("exec sleep 1000"));
+    agent.say(stream, Kind::Data, b"early\n".as_slice());
+    agent.say(stream, Kind::End, []);
+    agent.say(left, Kind::Close, []);
+    assert_eq!(agent.until_end(left).exit, Some(Exit::Left));
+    assert_eq!(agent.run("echo on").output, b"on\n");
+    std::fs::write(dir.join("go"), "").unwrap();
+    let said = agent.until_end(stream);
+    assert_eq!((text(&said.output).as_str(), said.exit), ("early\nslow\n", Some(Exit::Code(0))));
+    let end = Instant::now() + PATIENCE;
+    while !agent.list().is_empty() {
+        assert!(Instant::now() < end, "what was left still runs");
+    }
+    std::fs::remove_dir_all(&dir).unwrap();
 }
 
 #[test]
