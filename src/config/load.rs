@@ -147,7 +147,29 @@ fn read_batch(sources: &Sources, sink: &Sink) -> Batch {
     }
 }
 
+/// Files that only the site has: what they say concerns others, too.
+const SITE_ONLY: [&str; 3] = ["batch.yaml", "networks.yaml", "resources.yaml"];
+
+/// Warns of files that somebody wrote in vain.
+fn warn_of_unread(sources: &Sources, sink: &Sink) {
+    let folder = sources.user.as_ref().filter(|folder| **folder != sources.system);
+    let files = folder.into_iter().flat_map(|folder| SITE_ONLY.map(|name| folder.join(name)));
+    let warn = |file: PathBuf| Problem {
+        file,
+        line: 0,
+        column: 0,
+        key: String::new(),
+        message: format!(
+            "is not read: what it sets is the site's, in `{}`",
+            sources.system.display()
+        ),
+        suggestion: None,
+    };
+    sink.warnings.borrow_mut().extend(files.filter(|file| file.exists()).map(warn));
+}
+
 fn read(sources: &Sources, sink: &Sink) -> Config {
+    warn_of_unread(sources, sink);
     let system = |name: &str| Loading::of(sources.system.join(name), sink);
     let user = |name: &str| match &sources.user {
         Some(folder) => Loading::of(folder.join(name), sink),

@@ -146,6 +146,31 @@ mod tests {
     }
 
     #[test]
+    fn who_writes_what_is_the_sites_is_told() {
+        let [system, user] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        std::fs::write(user.path().join("networks.yaml"), "nat: {}\n").unwrap();
+        let sources = |user: &Path| Sources {
+            system: system.path().into(),
+            user: Some(user.into()),
+            home: "/home/ada".into(),
+            user_name: "ada".into(),
+            env: Default::default(),
+        };
+        let loaded = load(&sources(user.path()));
+        let said: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
+        let file = user.path().join("networks.yaml");
+        let place = system.path().display();
+        assert_eq!(
+            said,
+            [format!("{}: is not read: what it sets is the site's, in `{place}`", file.display())]
+        );
+        assert_eq!(loaded.problems, []);
+        // One folder may be both.
+        std::fs::write(system.path().join("batch.yaml"), "type: local\n").unwrap();
+        assert_eq!(load(&sources(system.path())).warnings, []);
+    }
+
+    #[test]
     fn the_examples_optional_settings_are_right_too() {
         let loaded = load_examples(uncommented);
         assert_eq!(loaded.problems, []);
