@@ -379,7 +379,7 @@ fn one_that_cannot_begin_yet_keeps_no_other_waiting() {
         Opening::Exec(Exec { argv, user, input, ..Exec::default() })
     };
     let stream = agent.open(slow("cat; echo $USER"));
-    let left = agent.open(slow("exec sleep 1000"));
+    let left = agent.open(slow("exec sleep 20"));
     agent.say(stream, Kind::Data, b"early\n".as_slice());
     agent.say(stream, Kind::End, []);
     agent.say(left, Kind::Close, []);
