@@ -13,7 +13,7 @@
 //! A store on one machine is one person's. There the launcher locks the file as well, which
 //! holds between persons; at a site QEMU's own locks do, where the file system has any.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -142,13 +142,14 @@ impl Claims {
         };
         let new: Vec<Held> = wanted.iter().filter(is_new).map(held).collect();
         self.check_own(&new)?;
-        let mut claims = BTreeMap::new();
+        // In the order in which they are wanted: of several in use the first is named.
+        let (mut claims, mut claimed) = (Vec::new(), BTreeSet::new());
         for Held { drive, names } in &new {
             let claim = Claim { vm: drive.vm.clone(), host: drive.host.clone() };
             let unheld = names.iter().filter(|name| !self.held.iter().any(|it| it.is(name)));
+            let unheld = unheld.filter(|name| claimed.insert(*name));
             claims.extend(unheld.map(|name| (name.clone(), claim.clone())));
         }
-        let claims = Vec::from_iter(claims);
         let Err((name, refusal)) = self.holder.claim(&claims, self.lease).await else {
             self.held.extend(new);
             return Ok(Asked::Taken);

@@ -176,10 +176,8 @@ echo written >/dev/vdb";
         let (alloc, said) = probe::says(world, &[]);
         assert_eq!(after(&said, "drives: "), "drive1drive2drive3");
         drives_are_taken(world);
-        let begun = std::time::Instant::now();
         world.ok(&["cancel"]);
-        // The guest did it, and was not pushed.
-        assert!(begun.elapsed().as_secs() < 29, "{:?}", begun.elapsed());
+        // One that is pushed has not written.
         let output = alloc.finish();
         assert!(output.stderr.contains("may shut down first, for 30 s at most\n"), "{output}");
         assert!(fs::read_to_string(raw).unwrap().starts_with("written\nxx"));
