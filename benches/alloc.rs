@@ -11,13 +11,11 @@
 
 mod lab;
 
-use std::io::{BufRead, BufReader, Read};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,13 +27,11 @@ use pavo::model::address::{Mac, Subnet};
 use pavo::model::owner::Owner;
 use pavo::model::vm::{Accel, Disk, DiskCache, DiskModel, Nic, NicIpv4, Seed, VmSpec};
 use pavo::ops::ssh;
+use pavo::ops::watch::ssh_answers;
 use pavo::vm::{args, overlay, seed};
 
 const ROUNDS: usize = 3;
 const VMS: u32 = 2;
-/// How often a silent port is tried again, and how long one try may take: as pavo does.
-const RETRY: Duration = Duration::from_millis(50);
-const TRY: Duration = Duration::from_millis(1500);
 /// Far more than a boot takes.
 const PATIENCE: Duration = Duration::from_secs(900);
 
@@ -237,28 +233,15 @@ fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
-/// Sends, once, when the server at this port has sent `SSH-`. Tries overlap: packets of
-/// a guest that still boots are lost.
+/// Sends when the server at this port has sent `SSH-`. It is asked as pavo asks: who is asked
+/// too often never answers.
 fn ask(port: u16, start: Instant, answer: &mpsc::Sender<Duration>) {
-    let end = start + PATIENCE;
-    let answered = Arc::new(AtomicBool::new(false));
-    while !answered.load(Relaxed) && Instant::now() < end {
-        let (answer, answered) = (answer.clone(), answered.clone());
-        thread::spawn(move || {
-            if banner(port).is_ok() && !answered.swap(true, Relaxed) {
-                let _ = answer.send(start.elapsed());
-            }
-        });
-        thread::sleep(RETRY);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let answers = ssh_answers((Ipv4Addr::LOCALHOST, port).into());
+    if runtime.block_on(async { tokio::time::timeout(PATIENCE, answers).await }).is_ok() {
+        // The bench may have given up.
+        let _ = answer.send(start.elapsed());
     }
-}
-
-fn banner(port: u16) -> std::io::Result<()> {
-    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-    stream.set_read_timeout(Some(TRY))?;
-    let mut start = [0; 4];
-    stream.read_exact(&mut start)?;
-    if &start == b"SSH-" { Ok(()) } else { Err(std::io::ErrorKind::InvalidData.into()) }
 }
 
 fn secs(time: Duration) -> f64 {
