@@ -8,9 +8,10 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
+use des::Des;
+use des::cipher::{BlockEncrypt, KeyInit};
 use nix::sys::signal::Signal;
 
-use super::des;
 use super::running::Running;
 use super::world::{World, world};
 
@@ -55,10 +56,11 @@ fn answer_vnc(stream: &mut TcpStream, password: &str) -> u32 {
     for (to, from) in key.iter_mut().zip(password.bytes()) {
         *to = from.reverse_bits();
     }
-    let challenge: [u8; 16] = take(stream);
-    for half in challenge.chunks(8) {
-        stream.write_all(&des::encrypt(key, half.try_into().unwrap())).unwrap();
+    let mut answer: [u8; 16] = take(stream);
+    for half in answer.chunks_mut(8) {
+        Des::new(&key.into()).encrypt_block(half.into());
     }
+    stream.write_all(&answer).unwrap();
     u32::from_be_bytes(take(stream))
 }
 

@@ -13,7 +13,6 @@ mod cache;
 mod completion;
 mod console;
 mod death;
-mod des;
 mod display;
 mod dump;
 mod forward;
