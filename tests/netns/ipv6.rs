@@ -11,8 +11,13 @@ use pavo::model::owner::Owner;
 use pavo::model::prefix::link_local;
 use pavo::network::{NetworkPlan, plan};
 
+use packets::*;
+
 use super::fabric::{KEY, Wire, vxlan};
 use super::lab::*;
+
+mod packets;
+mod spoofed;
 
 const JOB: u32 = 3;
 const FORGED: [u8; 6] = [0x52, 0x54, 0, 0xaa, 0xbb, 0xcc];
@@ -87,74 +92,6 @@ fn pair(lab: &Lab) -> (Six, Six) {
     (a, b)
 }
 
-fn ipv6(from: Ipv6Addr, to: Ipv6Addr, next: u8, payload: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(payload.len()).unwrap().to_be_bytes();
-    let head = [0x60, 0, 0, 0, length[0], length[1], next, 255];
-    [&head[..], &from.octets(), &to.octets(), payload].concat()
-}
-
-/// The checksum of a payload.
-fn sum(from: Ipv6Addr, to: Ipv6Addr, next: u8, payload: &[u8]) -> [u8; 2] {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    let mut all = [&from.octets()[..], &to.octets(), &length, &[0, 0, 0, next], payload].concat();
-    all.resize(all.len().next_multiple_of(2), 0);
-    let mut sum: u32 = all.chunks(2).map(|w| u32::from(w[0]) << 8 | u32::from(w[1])).sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    (!sum as u16).to_be_bytes()
-}
-
-/// ICMPv6, with all behind its checksum.
-fn icmp(from: Ipv6Addr, to: Ipv6Addr, kind: u8, body: &[u8]) -> Vec<u8> {
-    let mut payload = [&[kind, 0, 0, 0][..], body].concat();
-    let sum = sum(from, to, 58, &payload);
-    payload[2..4].copy_from_slice(&sum);
-    ipv6(from, to, 58, &payload)
-}
-
-fn datagram(from: Ipv6Addr, to: Ipv6Addr, ports: (u16, u16), text: &[u8]) -> Vec<u8> {
-    let mut payload = udp(ports.0, ports.1, text);
-    let sum = sum(from, to, 17, &payload);
-    payload[6..8].copy_from_slice(&sum);
-    ipv6(from, to, 17, &payload)
-}
-
-fn hello(from: &Six, to: &Six, text: &str) -> Vec<u8> {
-    from.to(to.mac, &datagram(from.ip, to.ip, (1000, 1000), text.as_bytes()))
-}
-
-/// The group at which who has an address is asked for it, and that group's MAC.
-fn solicited(target: Ipv6Addr) -> (Ipv6Addr, [u8; 6]) {
-    let [.., a, b, c] = target.octets();
-    let group = u128::from(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00, 0));
-    let low = u128::from(u32::from_be_bytes([0, a, b, c]));
-    ((group | low).into(), [0x33, 0x33, 0xff, a, b, c])
-}
-
-fn option(kind: u8, mac: [u8; 6]) -> Vec<u8> {
-    [&[kind, 1][..], &mac].concat()
-}
-
-/// Who has `target`? Asked by multicast.
-fn solicitation(from: &Six, source: Ipv6Addr, target: Ipv6Addr, options: &[u8]) -> Vec<u8> {
-    let (group, mac) = solicited(target);
-    let body = [&[0; 4][..], &target.octets(), options].concat();
-    from.to(mac, &icmp(source, group, 135, &body))
-}
-
-/// `target` is at …
-fn advertisement(source: Ipv6Addr, to: Ipv6Addr, target: Ipv6Addr, options: &[u8]) -> Vec<u8> {
-    let body = [&[0x60, 0, 0, 0][..], &target.octets(), options].concat();
-    icmp(source, to, 136, &body)
-}
-
-/// A header between, of 8 bytes.
-fn behind(header: u8, from: Ipv6Addr, to: Ipv6Addr, next: u8, payload: &[u8]) -> Vec<u8> {
-    let between = [&[next, 0, 1, 4, 0, 0, 0, 0][..], payload].concat();
-    ipv6(from, to, header, &between)
-}
-
 fn faults(before: &Counters, after: &Counters) -> Counters {
     let mut grown = grown(before, after);
     let innocent = ["to-host", "from-host", "to-others", "stray-ipv6", "listener"];
@@ -162,119 +99,15 @@ fn faults(before: &Counters, after: &Counters) -> Counters {
     grown
 }
 
-/// Frames that must not leave the guest `a`, each with the rule that stops it.
-fn spoofed(a: &Six, b: &Six) -> Vec<(&'static str, &'static str, Vec<u8>)> {
-    let other: Ipv6Addr = "2001:db8::1".parse().unwrap();
-    let neighbour = Ipv6Addr::from(u128::from(a.ip) + 77);
-    let text = |from| a.to(b.mac, &datagram(from, b.ip, (1, 1), b"x"));
-    let ports = |sport, dport| a.to(b.mac, &datagram(a.ip, b.ip, (sport, dport), b"x"));
-    let router = [0; 12];
-    let advertised = |from| a.to([0x33, 0x33, 0, 0, 0, 1], &icmp(from, ALL_NODES, 134, &router));
-    let said =
-        |source, target, options: &[u8]| a.to(b.mac, &advertisement(source, b.ip, target, options));
-    let source = |mac| option(1, mac);
-    let target = |mac| option(2, mac);
-    let twice = [target(a.mac), target(b.mac)].concat();
-    let hidden = icmp(a.ip, b.ip, 134, &router)[40..].to_vec();
-    let fragment = |next, part: &[u8]| a.to(b.mac, &behind(44, a.ip, b.ip, next, part));
-    vec![
-        ("another's MAC", "source-mac", ethernet(b.mac, FORGED, 0x86dd, &hello(a, b, "x")[14..])),
-        ("another's address", "source-address", text(b.ip)),
-        ("a neighbour's address", "source-address", text(neighbour)),
-        ("an address of elsewhere", "source-address", text(other)),
-        ("the gateway's address", "source-address", text(a.gateway)),
-        ("the gateway's own link's", "source-address", text(link_local(mac(a.guest.gateway_mac)))),
-        ("another's link-local", "source-address", text(b.own_link)),
-        ("a made-up link-local to a guest", "source-address", text(MADE_UP)),
-        ("no address", "source-address", text(NONE)),
-        ("half a header", "source-address", a.to(b.mac, &[0x60; 20])),
-        ("a router's advertisement", "router", advertised(a.own_link)),
-        ("the same of its address", "router", advertised(a.ip)),
-        ("the same of a made-up one", "source-address", advertised(MADE_UP)),
-        (
-            "the same of the gateway",
-            "source-address",
-            advertised(link_local(mac(a.guest.gateway_mac))),
-        ),
-        ("the same behind options", "ipv6", a.to(b.mac, &behind(60, a.ip, b.ip, 58, &hidden))),
-        ("the same behind a hop", "ipv6", a.to(b.mac, &behind(0, a.ip, b.ip, 58, &hidden))),
-        ("the same behind a route", "ipv6", a.to(b.mac, &behind(43, a.ip, b.ip, 58, &hidden))),
-        ("the same in a fragment", "ipv6", a.to(b.mac, &fragmented(a, b, 58, 0, &hidden))),
-        ("options in a fragment", "ipv6", fragment(60, &[58, 0, 1, 4, 0, 0, 0, 0])),
-        ("a redirect", "router", a.to(b.mac, &icmp(a.own_link, b.own_link, 137, &[0; 36]))),
-        ("another's address is here", "neighbour", said(a.ip, a.gateway, &target(a.mac))),
-        ("the same of its link", "neighbour", said(a.own_link, b.own_link, &target(a.mac))),
-        ("the same without a word", "neighbour", said(a.ip, a.gateway, &[])),
-        ("its address is elsewhere", "neighbour", said(a.ip, a.ip, &target(FORGED))),
-        ("the same, in the second place", "neighbour", said(a.ip, a.ip, &twice)),
-        ("another asks, it says", "neighbour", solicitation(a, a.ip, b.ip, &source(b.mac))),
-        (
-            "two words in one",
-            "neighbour",
-            solicitation(a, a.ip, b.ip, &[source(a.mac), source(b.mac)].concat()),
-        ),
-        ("the target's option", "neighbour", solicitation(a, a.ip, b.ip, &target(a.mac))),
-        (
-            "asked for nobody with a MAC",
-            "source-address",
-            solicitation(a, NONE, b.ip, &source(a.mac)),
-        ),
-        (
-            "made up, with another's MAC",
-            "neighbour",
-            solicitation(a, MADE_UP, b.ip, &source(b.mac)),
-        ),
-        ("made up, about a guest", "source-address", said(MADE_UP, b.own_link, &target(a.mac))),
-        ("made up, about an address", "source-address", said(MADE_UP, a.gateway, &target(a.mac))),
-        ("a DHCPv6 answer", "dhcp-server", ports(547, 546)),
-        ("a DHCPv6 answer from elsewhere", "dhcp-server", ports(5, 546)),
-        ("a DHCPv6 server's", "dhcp-server", ports(547, 547)),
-        (
-            "a DHCPv6 answer of its link's",
-            "dhcp-server",
-            a.to(b.mac, &datagram(a.own_link, b.own_link, (547, 546), b"x")),
-        ),
-        (
-            "a DHCPv6 answer made up",
-            "source-address",
-            a.to(b.mac, &datagram(MADE_UP, b.own_link, (547, 546), b"x")),
-        ),
-        (
-            "the same in a fragment",
-            "dhcp-server",
-            a.to(b.mac, &fragmented(a, b, 17, 0, &udp(547, 546, b"x"))),
-        ),
-        ("a tunnel", "ipv6", a.to(b.mac, &ipv6(a.ip, b.ip, 41, &[0x60; 60]))),
-        ("an authenticated one", "ipv6", a.to(b.mac, &ipv6(a.ip, b.ip, 51, &[58; 60]))),
-        (
-            "a VLAN tag",
-            "vlan",
-            ethernet(
-                b.mac,
-                a.mac,
-                0x8100,
-                &[&[0, 7, 0x86, 0xdd][..], &hello(a, b, "x")[14..]].concat(),
-            ),
-        ),
-    ]
-}
-
 fn mac(bytes: [u8; 6]) -> pavo::model::address::Mac {
     pavo::model::address::Mac(bytes)
-}
-
-/// A part of a packet, at an offset in units of 8 bytes; more follow.
-fn fragmented(from: &Six, to: &Six, next: u8, offset: u16, part: &[u8]) -> Vec<u8> {
-    let place = (offset << 3 | 1).to_be_bytes();
-    let head = [next, 0, place[0], place[1], 0, 0, 0, 9];
-    ipv6(from.ip, to.ip, 44, &[&head[..], part].concat())
 }
 
 #[test]
 fn spoofed_frames_never_arrive_and_their_counter_says_so() {
     in_netns(|lab| {
         let (a, b) = pair(lab);
-        for (what, rule, frame) in spoofed(&a, &b) {
+        for (what, rule, frame) in spoofed::frames(&a, &b) {
             let before = lab.counters(None, "bridge", Owner::local(JOB));
             a.guest.send(&frame);
             // Frames keep their order: what was sent first would be here first.
