@@ -5,8 +5,8 @@
 #![expect(clippy::print_stdout, reason = "a bench prints its table")]
 #![expect(clippy::print_stderr, reason = "it says aloud that it cannot run")]
 
-#[path = "../tests/responder/world.rs"]
-#[expect(dead_code, reason = "the tests use more of it")]
+#[path = "../tests/responder/world/mod.rs"]
+#[expect(dead_code, unused_imports, reason = "the tests use more of it")]
 mod world;
 
 use std::net::UdpSocket;

@@ -8,19 +8,20 @@
 //!
 //! Run as root, or as anyone with `unshare -rn cargo test --test responder`.
 
-#[path = "responder/world.rs"]
+#[path = "responder/connections.rs"]
+mod connections;
+#[path = "responder/world/mod.rs"]
 mod world;
 
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
+use std::io::Read;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use dhcproto::v4::{DhcpOption, MessageType, OptionCode};
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{RData, RecordType};
-use pavo::network::responder::{Answer, Published};
+use pavo::network::responder::Answer;
 use world::{GATEWAY, GUEST, World, ask, ask_by_stream, client, dhcp, on_one_host, option};
 
 #[test]
@@ -217,175 +218,6 @@ fn a_name_server_that_is_down_is_passed_over_and_told_at_once() {
     world.guest.run(|| {
         assert_eq!(ask("example.org.", RecordType::A).response_code(), ResponseCode::ServFail);
     });
-}
-
-#[test]
-fn a_published_port_carries_both_ways_until_both_sides_end() {
-    let Some(world) = World::new() else { return };
-    let echo = world.guest.run(|| {
-        world::configure_guest();
-        world::listen((GUEST, 22).into())
-    });
-    let (listener, address) = world.outside.run(on_one_host);
-    let _running = world.start(|spec| {
-        let listener = spec.inherit(listener);
-        spec.publish.push(Published { listener, address: GUEST, port: 22 });
-    });
-
-    let mut client = world.connect(address);
-    let (mut server, peer) = echo.accept().unwrap();
-    assert_eq!(peer.ip(), GATEWAY, "the guest sees its gateway");
-    let text = vec![b'x'; 300_000];
-    let writer = std::thread::spawn(move || {
-        client.write_all(&text).unwrap();
-        client.shutdown(Shutdown::Write).unwrap();
-        client
-    });
-    let mut received = Vec::new();
-    server.read_to_end(&mut received).unwrap();
-    assert_eq!(received.len(), 300_000, "the client's half-close came through");
-    server.write_all(b"still open the other way").unwrap();
-    drop(server);
-    let mut answer = String::new();
-    writer.join().unwrap().read_to_string(&mut answer).unwrap();
-    assert_eq!(answer, "still open the other way");
-}
-
-#[test]
-fn a_guest_that_is_not_up_yet_closes_the_published_port_at_once() {
-    let Some(world) = World::new() else { return };
-    world.guest.run(world::configure_guest);
-    let (listener, address) = world.outside.run(on_one_host);
-    let _running = world.start(|spec| {
-        let listener = spec.inherit(listener);
-        spec.publish.push(Published { listener, address: GUEST, port: 22 });
-    });
-    assert_eq!(world.connect(address).read(&mut [0; 1]).unwrap(), 0);
-}
-
-#[test]
-fn connections_beyond_the_limit_wait_for_their_turn() {
-    let Some(world) = World::new() else { return };
-    let server = world.guest.run(|| {
-        world::configure_guest();
-        world::listen((GUEST, 22).into())
-    });
-    let (listener, address) = world.outside.run(on_one_host);
-    let _running = world.start(|spec| {
-        let listener = spec.inherit(listener);
-        spec.publish.push(Published { listener, address: GUEST, port: 22 });
-    });
-    let limit = pavo::network::responder::publish::PER_PORT;
-    let mut clients: Vec<TcpStream> = (0..=limit).map(|_| world.connect(address)).collect();
-    let mut servers: Vec<TcpStream> = (0..limit).map(|_| server.accept().unwrap().0).collect();
-    server.set_nonblocking(true).unwrap();
-    assert!(server.accept().is_err(), "{limit} at once");
-    server.set_nonblocking(false).unwrap();
-    drop((clients.remove(0), servers.remove(0)));
-    let (mut last, _) = server.accept().unwrap();
-    last.write_all(b"!").unwrap();
-    clients.last_mut().unwrap().read_exact(&mut [0]).unwrap();
-}
-
-#[test]
-fn who_dials_gets_to_ports_of_guests_here_and_nowhere_else() {
-    let Some(world) = World::new() else { return };
-    world.join_outside();
-    let echo = world.guest.run(|| {
-        world::configure_guest();
-        world::listen((GUEST, 80).into())
-    });
-    let _elsewhere = world.outside.run(|| world::listen(([192, 0, 2, 2], 80).into()));
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("dial-nat");
-    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-    let _running = world.start(|spec| {
-        let number = spec.inherit(listener);
-        spec.dial = Some(number);
-        spec.drop_to = world::unprivileged();
-    });
-    let dial = |request: &str| {
-        let mut caller = UnixStream::connect(&path).unwrap();
-        caller.set_read_timeout(Some(world::LIMIT)).unwrap();
-        caller.write_all(request.as_bytes()).unwrap();
-        caller
-    };
-
-    let mut caller = dial("10.200.0.1 80\nearly");
-    let (mut server, peer) = echo.accept().unwrap();
-    assert_eq!(peer.ip(), GATEWAY, "the guest sees its gateway");
-    server.read_exact(&mut [0; 5]).unwrap();
-    caller.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(server.read(&mut [0]).unwrap(), 0, "the half-close came through");
-    server.write_all(b"late").unwrap();
-    drop(server);
-    let mut said = String::new();
-    caller.read_to_string(&mut said).unwrap();
-    assert_eq!(said, "connected\nlate");
-
-    let long = "1".repeat(100);
-    for (request, answer) in [
-        ("10.200.0.1 81\n", "refused\n"),
-        // Guests of other hosts, the gateway, what lies outside.
-        ("10.200.0.8 80\n", "unknown\n"),
-        ("10.200.255.254 53\n", "unknown\n"),
-        ("192.0.2.2 80\n", "unknown\n"),
-        ("127.0.0.1 80\n", "unknown\n"),
-        ("vm0 80\n", ""),
-        (&long, ""),
-    ] {
-        let mut said = String::new();
-        // What was not read is told by a reset.
-        let _ = dial(request).read_to_string(&mut said);
-        assert_eq!(said, answer, "{request}");
-    }
-}
-
-#[test]
-fn who_dials_beyond_the_limit_is_told_so_and_others_are_served() {
-    let Some(world) = World::new() else { return };
-    let [server, other] = world.guest.run(|| {
-        world::configure_guest();
-        world::ip("addr add 10.200.0.2/16 dev eth0");
-        [GUEST, [10, 200, 0, 2].into()].map(|address| world::listen((address, 80).into()))
-    });
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("dial-nat");
-    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-    let _running = world.start(|spec| {
-        let number = spec.inherit(listener);
-        spec.dial = Some(number);
-    });
-    let dial = |request: &str, answer: &str| {
-        let mut caller = UnixStream::connect(&path).unwrap();
-        caller.set_read_timeout(Some(world::LIMIT)).unwrap();
-        caller.write_all(request.as_bytes()).unwrap();
-        let mut said = vec![0; answer.len()];
-        caller.read_exact(&mut said).unwrap();
-        assert_eq!(String::from_utf8_lossy(&said), answer);
-        caller
-    };
-    let limit = pavo::model::dial::PER_GUEST;
-    let open: Vec<(UnixStream, TcpStream)> = (0..limit)
-        .map(|_| (dial("10.200.0.1 80\n", "connected\n"), server.accept().unwrap().0))
-        .collect();
-    dial("10.200.0.1 80\n", "busy\n");
-    dial("10.200.0.2 80\n", "connected\n");
-    other.accept().unwrap();
-    drop(open);
-    // The places are free as soon as their ends were seen.
-    let end = Instant::now() + world::LIMIT;
-    loop {
-        let mut caller = UnixStream::connect(&path).unwrap();
-        caller.write_all(b"10.200.0.1 80\n").unwrap();
-        let mut said = [0; 4];
-        caller.read_exact(&mut said).unwrap();
-        match &said {
-            b"conn" => break,
-            said => assert_eq!(said, b"busy"),
-        }
-        assert!(Instant::now() < end, "the places stay taken");
-    }
 }
 
 #[test]

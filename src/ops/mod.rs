@@ -17,6 +17,7 @@
 
 pub mod accel;
 pub mod agent;
+pub mod banner;
 pub mod beside;
 pub mod book;
 pub mod callers;

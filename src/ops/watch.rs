@@ -1,16 +1,15 @@
 //! Waiting for VMs, with the reason shown and an end.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
-use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use super::banner;
 use super::book::now;
 use super::launch::Cluster;
 use super::reach::reach_vm;
@@ -62,39 +61,6 @@ impl Goal {
     }
 }
 
-/// How an ssh port is asked for its banner.
-///
-/// A guest that boots loses the first packets of its network, so that a fresh try often is
-/// quicker than what the kernel sends again. But a try costs a guest that takes it a process,
-/// whose banner nobody waits for any more if it comes late: a slow guest, asked as often as one
-/// that does not answer at all, is kept so busy that it never answers. One try is therefore
-/// patient. Once that has lasted longer than the responder waits for a guest to take a
-/// connection, the guest has taken it, and is slow: from then on tries are few, and all are
-/// patient.
-#[derive(Clone, Copy, Debug)]
-struct Asking {
-    /// Between tries, and how long each may take, while no guest is known to be there.
-    retry: Duration,
-    patience: Duration,
-    /// How long the patient try lasts until the guest is known to be slow.
-    slow: Duration,
-    /// Between tries, and how long each may take, from then on. Not one try for ever: a guest
-    /// that was reset knows nothing of the connections it had.
-    slow_retry: Duration,
-    slow_patience: Duration,
-}
-
-const SSH: Asking = Asking {
-    retry: Duration::from_millis(50),
-    patience: Duration::from_millis(1500),
-    slow: Duration::from_secs(6),
-    slow_retry: Duration::from_secs(5),
-    slow_patience: Duration::from_secs(60),
-};
-/// Tries under way at once, beside the patient one. OpenSSH turns away everybody, the user
-/// too, from ten connections that have not logged in (`MaxStartups`).
-const SSH_TRIES: usize = 3;
-
 /// Asks the VMs of a cluster for their ssh banners, or for their agents, until each has
 /// answered.
 #[derive(Debug)]
@@ -128,7 +94,7 @@ impl Probes {
                 }
                 _ => {
                     let (rank, address) = (vm.rank, published_ssh(vm)?);
-                    ssh_answers(address).map(move |()| rank).boxed()
+                    banner::answers(address).map(move |()| rank).boxed()
                 }
             });
         }
@@ -342,52 +308,6 @@ fn published_ssh(vm: &VmRecord) -> Result<SocketAddr> {
     Ok((port.host_address, port.host_port).into())
 }
 
-/// Returns once the server at `address` has sent `SSH-`, however slow its guest is.
-pub async fn ssh_answers(address: SocketAddr) {
-    ssh_banner(address, SSH).await;
-}
-
-async fn ssh_banner(address: SocketAddr, asking: Asking) {
-    let since = Mutex::new(Instant::now());
-    let patient = async {
-        while !matches!(timeout(asking.slow_patience, one_banner(address)).await, Ok(true)) {
-            sleep(asking.retry).await;
-            *since.lock().expect("nobody panics with it") = Instant::now();
-        }
-    };
-    tokio::select! {
-        () = patient => {}
-        () = overlapping_tries(address, asking, &since) => {}
-    }
-}
-
-/// Tries beside the patient one, which is under way since then.
-async fn overlapping_tries(address: SocketAddr, asking: Asking, since: &Mutex<Instant>) {
-    let mut tries = FuturesUnordered::new();
-    loop {
-        let slow = since.lock().expect("nobody panics with it").elapsed() > asking.slow;
-        let (pause, patience) = match slow {
-            false => (asking.retry, asking.patience),
-            true => (asking.slow_retry, asking.slow_patience),
-        };
-        let pause = sleep(pause);
-        tokio::pin!(pause);
-        loop {
-            tokio::select! {
-                Some(answer) = tries.next(), if !tries.is_empty() => {
-                    if matches!(answer, Ok(true)) {
-                        return;
-                    }
-                }
-                () = &mut pause => break,
-            }
-        }
-        if tries.len() < SSH_TRIES {
-            tries.push(timeout(patience, one_banner(address)));
-        }
-    }
-}
-
 /// How long one question waits for the agent, and after how long it is asked again where
 /// nobody could be asked.
 const AGENT_PATIENCE: Duration = Duration::from_secs(20);
@@ -408,75 +328,9 @@ async fn agent_answer(vm: VmRecord, job: Arc<JobRecord>, store: Option<Arc<dyn S
     }
 }
 
-async fn one_banner(address: SocketAddr) -> bool {
-    let mut start = [0; 4];
-    match TcpStream::connect(address).await {
-        Ok(mut stream) => stream.read_exact(&mut start).await.is_ok() && &start == b"SSH-",
-        Err(_) => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A server that answers connections one after the other, each after `slow`, but the
-    /// first `mute` never; and how many it took.
-    async fn slow_server(
-        slow: Duration,
-        mute: usize,
-    ) -> (SocketAddr, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
-        use tokio::io::AsyncWriteExt;
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let taken = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
-        let count = taken.clone();
-        tokio::spawn(async move {
-            let mut silent = Vec::new();
-            loop {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                if count.fetch_add(1, std::sync::atomic::Ordering::Relaxed) < mute {
-                    silent.push(stream);
-                    continue;
-                }
-                sleep(slow).await;
-                // The client may have gone: that is what this is about.
-                let _ = stream.write_all(b"SSH-2.0-slow\r\n").await;
-            }
-        });
-        (address, taken)
-    }
-
-    /// A hundredth of what holds, so that the test does not take a minute.
-    const HASTY: Asking = Asking {
-        retry: Duration::from_millis(5),
-        patience: Duration::from_millis(30),
-        slow: Duration::from_millis(120),
-        slow_retry: Duration::from_millis(100),
-        slow_patience: Duration::from_secs(1),
-    };
-
-    #[tokio::test]
-    async fn a_guest_slower_than_a_try_is_not_kept_from_answering() {
-        let (address, _) = slow_server(HASTY.patience * 4, 0).await;
-        timeout(Duration::from_secs(10), ssh_banner(address, HASTY)).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_guest_that_takes_connections_and_is_slow_is_asked_seldom() {
-        let (address, taken) = slow_server(Duration::ZERO, usize::MAX).await;
-        let asked = timeout(Duration::from_secs(2), ssh_banner(address, HASTY)).await;
-        assert!(asked.is_err(), "it never answers");
-        // Before it was known to be slow: three in each 30 ms of 120, and four that are slow.
-        let taken = taken.load(std::sync::atomic::Ordering::Relaxed);
-        assert!(taken < 30, "{taken} connections");
-    }
-
-    #[tokio::test]
-    async fn a_guest_that_forgot_its_connections_is_found_again() {
-        let (address, _) = slow_server(Duration::ZERO, 20).await;
-        timeout(Duration::from_secs(20), ssh_banner(address, HASTY)).await.unwrap();
-    }
 
     fn states(all: &[VmState]) -> Vec<VmStatus> {
         let status = |state: &VmState| VmStatus { state: *state, since: 0, detail: String::new() };

@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::publish::{BUFFER, CONNECT, EXHAUSTED, is_of_one_connection, permit};
+use super::publish::{BUFFER, EXHAUSTED, PER_CONNECTION, connect, is_of_one_connection, permit};
 use crate::error::Error;
 use crate::model::dial::{Answer, MAX_LINE, PER_GUEST, PER_NETWORK, Request};
 
@@ -39,7 +39,7 @@ impl Dial {
     /// How many descriptors it needs.
     pub fn descriptors(&self) -> u64 {
         let connections = PER_NETWORK.min(self.room.guests.len() * PER_GUEST);
-        (1 + ASKING + 2 * connections) as u64
+        (1 + ASKING + PER_CONNECTION * connections) as u64
     }
 
     /// Serves it for ever.
@@ -95,7 +95,7 @@ async fn carry(mut caller: UnixStream, room: Arc<Room>, asks: OwnedSemaphorePerm
         Err(answer) => (*answer, None),
         Ok(_) => {
             drop(asks);
-            connect(guest).await
+            reach(guest).await
         }
     };
     if caller.write_all(answer.line().as_bytes()).await.is_err() {
@@ -107,13 +107,13 @@ async fn carry(mut caller: UnixStream, room: Arc<Room>, asks: OwnedSemaphorePerm
     let _ = copy_bidirectional_with_sizes(&mut caller, &mut server, BUFFER, BUFFER).await;
 }
 
-async fn connect(guest: SocketAddrV4) -> (Answer, Option<TcpStream>) {
-    match timeout(CONNECT, TcpStream::connect(guest)).await {
-        Ok(Ok(server)) => (Answer::Connected, Some(server)),
-        Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+async fn reach(guest: SocketAddrV4) -> (Answer, Option<TcpStream>) {
+    match connect(guest).await {
+        Ok(server) => (Answer::Connected, Some(server)),
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
             (Answer::Refused, None)
         }
-        _ => (Answer::Silent, None),
+        Err(_) => (Answer::Silent, None),
     }
 }
 

@@ -7,6 +7,7 @@
 //! So many connections at once per port, and over all ports; who comes beyond that waits
 //! in the listener's queue until one ends, and then is served as if it had come just then.
 
+use std::io;
 use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +24,11 @@ use crate::error::Error;
 pub const PER_PORT: usize = 64;
 pub const IN_TOTAL: usize = 1024;
 /// How long a guest may take to accept.
-pub(super) const CONNECT: Duration = Duration::from_secs(5);
+const CONNECT: Duration = Duration::from_secs(5);
+/// After how long to ask one that does not answer anew.
+const AGAIN: Duration = Duration::from_millis(500);
+/// Descriptors of one connection: the client, the guest, and the guest asked anew.
+pub(super) const PER_CONNECTION: usize = 3;
 /// How long it has for a client that says nothing, and has already ended its side.
 const CONNECT_IN_VAIN: Duration = Duration::from_secs(1);
 /// How long to rest when the system has no descriptor or memory for a connection.
@@ -37,7 +42,7 @@ const OTHERS: u64 = 256;
 pub fn descriptors(ports: usize) -> u64 {
     let connections = IN_TOTAL.min(ports * PER_PORT);
     // A port has its listener, and a connection that waits for a place.
-    OTHERS + (2 * ports + 2 * connections) as u64
+    OTHERS + (2 * ports + PER_CONNECTION * connections) as u64
 }
 
 /// What all ports share.
@@ -80,23 +85,43 @@ impl Port {
 }
 
 /// Whether accepting failed because the client had gone.
-pub(super) fn is_of_one_connection(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+pub(super) fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }
 
 /// Carries one connection until both sides are done, or one fails.
 async fn carry(mut client: TcpStream, guest: SocketAddrV4, _permits: impl Sized) {
     let connected = tokio::select! {
-        connected = timeout(CONNECT, TcpStream::connect(guest)) => connected,
+        connected = connect(guest) => connected,
         // Whoever asks a booting guest again and again must not wait for its own past.
         () = left(&client) => return,
     };
     // Refused, unreachable or silent: the guest is not there yet. The client sees the end.
-    let Ok(Ok(mut server)) = connected else { return };
+    let Ok(mut server) = connected else { return };
     // Keystrokes must not wait for one another; where it fails they do.
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let _ = copy_bidirectional_with_sizes(&mut client, &mut server, BUFFER, BUFFER).await;
+}
+
+/// Connects to a guest. One that boots loses the first packets of its network, and the kernel
+/// sends them again after 1, 3 and 7 s: so that a first try is waited for, and a second
+/// beside it is made anew each time. One that is given up unanswered never gets to a program
+/// in the guest.
+pub(super) async fn connect(guest: SocketAddrV4) -> io::Result<TcpStream> {
+    let anew = async {
+        loop {
+            sleep(AGAIN).await;
+            if let Ok(done) = timeout(AGAIN, TcpStream::connect(guest)).await {
+                return done;
+            }
+        }
+    };
+    tokio::select! {
+        done = TcpStream::connect(guest) => done,
+        done = anew => done,
+        () = sleep(CONNECT) => Err(io::ErrorKind::TimedOut.into()),
+    }
 }
 
 /// Done once the client is gone. One that only sends nothing looks the same: it gets the

@@ -1,29 +1,32 @@
 //! Three namespaces, a responder in one of them, and what asks it.
 
+mod guest;
+mod ipv6;
+mod name_server;
+
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use dhcproto::v4::{self, DhcpOption, MessageType, OptionCode};
-use dhcproto::{Decodable, Encodable};
-use hickory_proto::op::{Message, MessageType as Direction, Query};
-use hickory_proto::rr::rdata::A;
-use hickory_proto::rr::{Name, RData, Record, RecordType};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 use nix::unistd::Pid;
 use pavo::host::spawn;
-use pavo::model::prefix::Prefix64;
-use pavo::network::responder::{Answer, Guest, Ipv6, Spec};
+use pavo::network::responder::{Answer, Guest, Spec};
+
+pub use guest::*;
+pub use ipv6::*;
+pub use name_server::*;
 
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 200, 255, 254);
 pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 1);
@@ -294,183 +297,33 @@ pub fn unprivileged() -> Option<(u32, u32)> {
     (count > NOBODY.into()).then_some((NOBODY, NOBODY))
 }
 
-/// A DHCP client's socket, in the guest.
-pub struct DhcpClient(UdpSocket);
-
-pub fn client() -> DhcpClient {
-    let socket = UdpSocket::bind("0.0.0.0:68").unwrap();
-    setsockopt(&socket, sockopt::BindToDevice, &"eth0".into()).unwrap();
-    socket.set_broadcast(true).unwrap();
-    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-    DhcpClient(socket)
-}
-
-impl DhcpClient {
-    pub fn send(&self, message: &v4::Message) {
-        let to = if message.ciaddr().is_unspecified() { Ipv4Addr::BROADCAST } else { GATEWAY };
-        self.0.send_to(&message.to_vec().unwrap(), (to, 67)).unwrap();
-    }
-
-    /// Sends a message, again where it got lost (a link that has just come up drops), and
-    /// returns the answer to it, or to an earlier one.
-    pub fn exchange(&self, message: &v4::Message) -> std::io::Result<v4::Message> {
-        let mut buffer = [0; 1500];
-        let end = Instant::now() + LIMIT;
-        loop {
-            self.send(message);
-            match self.0.recv(&mut buffer) {
-                Ok(length) => {
-                    let mut decoder = v4::Decoder::new(&buffer[..length]);
-                    return Ok(v4::Message::decode(&mut decoder).unwrap());
-                }
-                Err(error) if Instant::now() > end => return Err(error),
-                Err(_) => {}
-            }
-        }
-    }
-}
-
-/// A message of the first guest, which asks for everything.
-pub fn dhcp(kind: MessageType, options: &[DhcpOption]) -> v4::Message {
-    let none = Ipv4Addr::UNSPECIFIED;
-    let mac: pavo::model::address::Mac = MAC.parse().unwrap();
-    let mut message = v4::Message::new(none, none, none, none, &mac.0);
-    message.opts_mut().insert(DhcpOption::MessageType(kind));
-    for option in options {
-        message.opts_mut().insert(option.clone());
-    }
-    message
-}
-
-/// Gives the gateway what it has of IPv6 where the network does.
-pub fn with_ipv6(world: &World) -> Ipv6 {
-    let prefix: Prefix64 = "fd12:3456:789a:1::/64".parse().unwrap();
-    world.cluster.run(|| {
-        std::fs::write("/proc/sys/net/ipv6/conf/gw/accept_dad", "0").unwrap();
-        ip(&format!("addr add {}/64 dev gw nodad", prefix.gateway()));
-        let text = output("link show dev gw");
-        let mac = text.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
-        Ipv6 { prefix, gateway_mac: mac.parse().unwrap() }
-    })
-}
-
-fn output(arguments: &str) -> String {
-    let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// The guest's routes, once there is one to this network. It asks for a router when its link
-/// comes up.
-pub fn until_route(network: &str) -> String {
-    let end = Instant::now() + LIMIT;
-    loop {
-        ip("link set eth0 down");
-        ip("link set eth0 up");
-        let asked = Instant::now();
-        while asked.elapsed() < Duration::from_secs(5) {
-            let routes = output("-6 route show dev eth0");
-            if routes.contains(network) {
-                return routes;
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        assert!(Instant::now() < end, "no advertisement");
-    }
-}
-
-/// The addresses that the guest has, but for its link's.
-pub fn addresses6() -> String {
-    output("-6 -o addr show dev eth0 scope global")
-}
-
-/// Sends echo requests to all on the link, in the guest, until one is answered.
-pub fn ping_all_nodes() {
-    const ALL: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-    let (kind, protocol) = (SockType::Raw, Some(SockProtocol::IcmpV6));
-    let socket = socket(AddressFamily::Inet6, kind, SockFlag::SOCK_CLOEXEC, protocol).unwrap();
-    let socket = UdpSocket::from(socket);
-    socket.set_multicast_loop_v6(false).unwrap();
-    socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-    let to = SocketAddrV6::new(ALL, 0, 0, nix::net::if_::if_nametoindex("eth0").unwrap());
-    let end = Instant::now() + LIMIT;
-    let mut buffer = [0; 1500];
-    loop {
-        // Its address may still be looked at.
-        let _ = socket.send_to(&[128, 0, 0, 0, 0, 7, 0, 1], to);
-        if socket.recv(&mut buffer).is_ok() && buffer[0] == 129 {
-            return;
-        }
-        assert!(Instant::now() < end, "no answer");
-    }
-}
-
-/// What a server says to a first message from this port.
-pub fn solicit(port: u16) -> Vec<u8> {
-    const SERVERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
-    let identifier = [0, 1, 0, 7, 0, 2, 0, 0, 0, 9, 9];
-    let association = [0, 3, 0, 12, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
-    let message = [&[1, 7, 7, 7][..], &identifier, &association].concat();
-    let index = nix::net::if_::if_nametoindex("eth0").unwrap();
-    let bind = |port| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap();
-    let (client, asking) = (bind(546), bind(port));
-    client.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-    let mut buffer = [0; 1500];
-    let end = Instant::now() + LIMIT;
-    loop {
-        // Its address may still be looked at.
-        let _ = asking.send_to(&message, SocketAddrV6::new(SERVERS, 547, 0, index));
-        match client.recv(&mut buffer) {
-            Ok(length) => return buffer[..length].to_vec(),
-            Err(error) => assert!(Instant::now() < end, "{error}"),
-        }
-    }
-}
-
-pub fn option(message: &v4::Message, code: OptionCode) -> DhcpOption {
-    message.opts().get(code).unwrap_or_else(|| panic!("{code:?} in {message}")).clone()
-}
-
 /// Gives the guest the address that DHCP would.
 pub fn configure_guest() {
     ip(&format!("addr add {GUEST}/16 dev eth0"));
 }
 
-fn query(name: &str, kind: RecordType) -> Message {
-    let mut message = Message::new();
-    message.set_id(0x1234).set_recursion_desired(true);
-    message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
-    message
+/// Tells the gateway the guest's hardware address, in the cluster.
+pub fn know_the_guests_link() {
+    ip(&format!("neigh replace {GUEST} lladdr {MAC} dev gw nud permanent"));
 }
 
-/// Asks the gateway, in the guest.
-pub fn ask(name: &str, kind: RecordType) -> Message {
-    let socket = UdpSocket::bind((GUEST, 0)).unwrap();
-    socket.connect((GATEWAY, 53)).unwrap();
-    socket.set_read_timeout(Some(LIMIT)).unwrap();
-    socket.send(&query(name, kind).to_vec().unwrap()).unwrap();
-    let mut buffer = [0; 4096];
-    let length = socket.recv(&mut buffer).unwrap();
-    let answer = Message::from_vec(&buffer[..length]).unwrap();
-    assert_eq!(answer.id(), 0x1234);
-    answer
+/// All IPv4 packets that come to the guest, from their IPv4 headers on.
+pub fn packets() -> OwnedFd {
+    let (kind, flags) = (SockType::Datagram, SockFlag::SOCK_CLOEXEC);
+    let all = SockProtocol::EthAll;
+    let socket = socket(AddressFamily::Packet, kind, flags, Some(all)).unwrap();
+    let limit = TimeVal::seconds(LIMIT.as_secs() as i64);
+    setsockopt(&socket, sockopt::ReceiveTimeout, &limit).unwrap();
+    socket
 }
 
-pub fn ask_by_stream(name: &str, kind: RecordType) -> Message {
-    try_ask_by_stream(name, kind).unwrap()
-}
-
-/// Fails if the connection is closed without an answer.
-pub fn try_ask_by_stream(name: &str, kind: RecordType) -> std::io::Result<Message> {
-    let mut stream = TcpStream::connect((GATEWAY, 53))?;
-    stream.set_read_timeout(Some(LIMIT))?;
-    let query = query(name, kind).to_vec().unwrap();
-    stream.write_all(&u16::try_from(query.len()).unwrap().to_be_bytes())?;
-    stream.write_all(&query)?;
-    let mut length = [0; 2];
-    stream.read_exact(&mut length)?;
-    let mut answer = vec![0; u16::from_be_bytes(length).into()];
-    stream.read_exact(&mut answer)?;
-    Ok(Message::from_vec(&answer).unwrap())
+/// The port from which the packet that comes next begins a connection, if it does.
+pub fn first_of_a_connection(packets: &OwnedFd) -> Option<u16> {
+    let mut packet = [0; 1500];
+    let length = recv(packets.as_raw_fd(), &mut packet, MsgFlags::empty()).expect("a packet");
+    let (tcp, syn) = (6, 0x02);
+    let plain = length >= 40 && packet[0] == 0x45 && packet[9] == tcp && packet[33] & 0x3f == syn;
+    plain.then(|| u16::from_be_bytes([packet[20], packet[21]]))
 }
 
 /// A listener on the loopback of the namespace it is called in.
@@ -488,56 +341,29 @@ pub fn listen(address: SocketAddr) -> TcpListener {
     listener
 }
 
-/// Ends its server when dropped.
-pub struct NameServer {
-    socket: UdpSocket,
-    thread: Option<std::thread::JoinHandle<()>>,
+/// The socket by which the cluster's user asks for connections to guests.
+pub struct Dial {
+    dir: tempfile::TempDir,
 }
 
-impl Drop for NameServer {
-    fn drop(&mut self) {
-        // An empty packet to itself: only the namespace's own sockets reach it.
-        let _ = self.socket.send_to(&[], self.socket.local_addr().unwrap());
-        let _ = self.thread.take().unwrap().join();
+impl Dial {
+    /// Gives a responder that is about to start such a socket.
+    pub fn of(draft: &mut Draft) -> Self {
+        let dial = Self { dir: tempfile::tempdir().unwrap() };
+        let listener = draft.inherit(UnixListener::bind(dial.path()).unwrap());
+        draft.dial = Some(listener);
+        dial
     }
-}
 
-/// A name server on this namespace's loopback, and a socket that leads to it.
-pub fn name_server() -> (NameServer, UdpSocket) {
-    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-    client.connect(server.local_addr().unwrap()).unwrap();
-    let socket = server.try_clone().unwrap();
-    let thread = std::thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        loop {
-            let (length, from) = socket.recv_from(&mut buffer).unwrap();
-            if length == 0 {
-                return;
-            }
-            socket.send_to(&answer(&buffer[..length]), from).unwrap();
-        }
-    });
-    (NameServer { socket: server, thread: Some(thread) }, client)
-}
-
-/// A socket that leads to a port where nobody listens.
-pub fn dead_name_server() -> UdpSocket {
-    let gone = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-    client.connect(gone).unwrap();
-    client
-}
-
-/// One address for every name, sixty for those that start with `many`.
-fn answer(packet: &[u8]) -> Vec<u8> {
-    let mut message = Message::from_vec(packet).unwrap();
-    message.set_message_type(Direction::Response);
-    let name = message.queries()[0].name().clone();
-    let count = if name.iter().next() == Some(b"many") { 60 } else { 1 };
-    for _ in 0..count {
-        let data = RData::A(A::new(192, 0, 2, 80));
-        message.add_answer(Record::from_rdata(name.clone(), 60, data));
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("dial-nat")
     }
-    message.to_vec().unwrap()
+
+    /// What this request begins.
+    pub fn ask(&self, request: &str) -> UnixStream {
+        let mut caller = UnixStream::connect(self.path()).unwrap();
+        caller.set_read_timeout(Some(LIMIT)).unwrap();
+        caller.write_all(request.as_bytes()).unwrap();
+        caller
+    }
 }
