@@ -6,6 +6,9 @@ use std::path::Path;
 use pavo::config::{Sources, load};
 use pavo::model::cluster::{ClusterDef, MAX_VMS};
 use pavo::model::hostlist;
+use pavo::model::nodeset::fold::Style;
+use pavo::model::nodeset::parse::{nodes, parse};
+use pavo::model::nodeset::{MAX_NAMES, NodeSet, name};
 use pavo::model::vm::{HostKey, Seed};
 use pavo::model::vmset::{VmSet, fold};
 use pavo::vm::seed;
@@ -94,6 +97,47 @@ pub fn sets(data: &[u8]) -> bool {
 
 pub fn sets_seeds() -> Vec<Vec<u8>> {
     let texts = ["all", "vm[0-3,7]", "0-3,5", "n[1-3,07],login", "r[1-9]n[01-16]", "vm99999"];
+    texts.map(Into::into).into()
+}
+
+/// Sets of nodes: counted before they are expanded, and folded sets mean the same.
+pub fn nodeset(data: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(data) else { return false };
+    let expr = match parse(text) {
+        Ok(expr) => expr,
+        Err(error) => {
+            let report = error.report();
+            assert!(!report.chars().any(|c| c.is_control() && c != '\n'), "{report:?}");
+            return false;
+        }
+    };
+    assert!(expr.count() <= MAX_NAMES);
+    // Larger ones take their time, and there is no more to see.
+    if expr.count() > 10_000 {
+        return true;
+    }
+    let known: NodeSet = ["n1", "n02", "x7y8-z"].iter().collect();
+    let set = expr.eval(&mut |_| Ok(known.clone())).unwrap();
+    assert!(set.len() <= expr.count() + known.len());
+    for style in [Style::Slurm, Style::Full] {
+        let folded = set.fold(style);
+        match set.is_empty() {
+            true => assert_eq!(folded, ""),
+            false => assert_eq!(nodes(&folded, &mut |_| unreachable!()).unwrap(), set, "{folded}"),
+        }
+    }
+    set.names().iter().for_each(|name| name::check(name).unwrap());
+    true
+}
+
+pub fn nodeset_seeds() -> Vec<Vec<u8>> {
+    let texts = [
+        "cn[43-45,47],r[1-3]u[01-10]!r2u[1-9]",
+        "n[0-10/2]&n[098-101]^login",
+        "@rack[1-3]!(@slurm:debug,@job:1234 ~^n[0-9]{1,2}$)",
+        "control/bmc_address!=10.0.0.1,notes=\"a, b\",arch~=x86.*",
+        "@list.txt @\"a file\" @- all!n1-bmc",
+    ];
     texts.map(Into::into).into()
 }
 

@@ -28,6 +28,7 @@ mod job;
 mod launcher;
 mod live;
 mod monitor;
+mod nodeset;
 pub mod out;
 mod passing;
 mod ps;
@@ -92,6 +93,7 @@ enum Command {
     Template(template::Template),
     Config(config::Config),
     Image(image::Image),
+    Nodeset(nodeset::Nodeset),
     Doctor(doctor::Doctor),
     Completion(completion::Completion),
     #[command(subcommand, hide = true)]
@@ -132,6 +134,7 @@ impl Command {
             Self::Completion(verb) => verb.run(app),
             Self::Internal(verb) => verb.run(app),
             Self::Image(verb) => verb.run(app),
+            Self::Nodeset(verb) => verb.run(app),
         }
     }
 }

@@ -1,8 +1,9 @@
-//! Slurm's compressed lists of hosts, `n[1-3,07],login`, expanded.
+//! Slurm's compressed lists of hosts, `n[1-3,07],login`, in the order they are written.
 //!
-//! Only what Slurm itself writes is read: comma-separated names, any of which may hold
-//! bracketed ranges whose width is kept (`n[08-10]` is n08, n09, n10).
+//! Unlike a [node set](super::nodeset) a list has an order, names may be in it twice, and
+//! nothing is in it but names.
 
+use super::nodeset::pattern::Pattern;
 use crate::error::{Error, Result};
 
 /// The most names a list may expand to.
@@ -23,7 +24,7 @@ pub fn expand(list: &str) -> Result<Vec<String>> {
 }
 
 /// Splits at commas that are in no brackets.
-fn split_outside_brackets(list: &str) -> impl Iterator<Item = &str> {
+pub fn split_outside_brackets(list: &str) -> impl Iterator<Item = &str> {
     let mut depth = 0_u32;
     list.split(move |c| {
         match c {
@@ -37,29 +38,15 @@ fn split_outside_brackets(list: &str) -> impl Iterator<Item = &str> {
 
 /// Adds what one item stands for; `None` if it is malformed or too much.
 fn expand_item(item: &str, names: &mut Vec<String>) -> Option<()> {
-    let Some((prefix, rest)) = item.split_once('[') else {
-        let plain = !item.is_empty() && !item.contains(']');
-        (plain && names.len() < MAX_HOSTS).then(|| names.push(item.to_owned()))?;
-        return Some(());
-    };
-    let (ranges, suffix) = rest.split_once(']')?;
-    for range in ranges.split(',') {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let (from, to) = (number(first)?, number(last)?);
-        if to < from || to - from >= MAX_HOSTS as u64 {
-            return None;
-        }
-        for n in from..=to {
-            let width = first.len();
-            expand_item(&format!("{prefix}{n:0width$}{suffix}"), names)?;
-        }
+    let (pattern, length) = Pattern::read(item, &[]).ok()?;
+    if item.is_empty() || length < item.len() || names.len() + pattern.count() > MAX_HOSTS {
+        return None;
     }
-    Some(())
-}
-
-fn number(digits: &str) -> Option<u64> {
-    let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-    plain.then(|| digits.parse().ok()).flatten()
+    let mut add = |name: &str| {
+        names.push(name.to_owned());
+        Ok(())
+    };
+    pattern.each(&mut add).ok()
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod dial;
 pub mod hostlist;
 pub mod job;
+pub mod nodeset;
 pub mod owner;
 pub mod prefix;
 pub mod vm;

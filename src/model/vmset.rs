@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
+use super::hostlist::split_outside_brackets;
+use super::nodeset::fold::ranges;
+use super::nodeset::name::Number;
 use crate::error::{Error, Result};
 
 /// More VMs than any cluster has; a larger set is a slip of the finger.
@@ -68,40 +71,18 @@ fn number(text: &str) -> Option<u32> {
     plain.then(|| text.parse().ok()).flatten()
 }
 
-/// Splits at commas that are not between brackets.
-fn split_outside_brackets(text: &str) -> Vec<&str> {
-    let (mut parts, mut start, mut depth) = (Vec::new(), 0, 0_i32);
-    for (index, byte) in text.bytes().enumerate() {
-        match byte {
-            b'[' => depth += 1,
-            b']' => depth -= 1,
-            b',' if depth == 0 => {
-                parts.push(&text[start..index]);
-                start = index + 1;
-            }
-            _ => {}
-        }
-    }
-    parts.push(&text[start..]);
-    parts
-}
-
 /// Folds ascending ranks: `vm0`, `vm[0-3,7]`; of none, `no VM`.
 pub fn fold(ranks: &[u32]) -> String {
-    let mut ranges: Vec<(u32, u32)> = Vec::new();
-    for &rank in ranks {
-        match ranges.last_mut() {
-            Some((_, last)) if *last + 1 == rank => *last = rank,
-            _ => ranges.push((rank, rank)),
-        }
-    }
-    let one = |(first, last): &(u32, u32)| {
-        if first == last { first.to_string() } else { format!("{first}-{last}") }
-    };
-    match ranges.as_slice() {
+    match ranks {
         [] => "no VM".into(),
-        [(first, last)] if first == last => format!("vm{first}"),
-        many => format!("vm[{}]", many.iter().map(one).collect::<Vec<_>>().join(",")),
+        [rank] => format!("vm{rank}"),
+        many => {
+            let numbers: Vec<Number> =
+                many.iter().map(|rank| Number::plain((*rank).into())).collect();
+            let mut text = "vm[".to_owned();
+            ranges(&numbers, u64::MAX, &mut text);
+            text + "]"
+        }
     }
 }
 

@@ -37,6 +37,7 @@ pub mod here;
 pub mod image_cache;
 pub mod jobs;
 pub mod launch;
+pub mod nodesets;
 pub mod pasta;
 pub mod program;
 pub mod publish;

@@ -45,6 +45,24 @@ pub async fn nodes_up(nodes: &BTreeSet<String>) -> Result<BTreeSet<String>> {
     Ok(text.lines().filter_map(is_up).collect())
 }
 
+/// Nodes that Slurm knows by something they have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hosts<'a> {
+    OfPartition(&'a str),
+    InState(&'a str),
+    OfJob(&'a str),
+}
+
+/// These nodes, as Slurm writes them: lists in lines.
+pub async fn hosts(which: Hosts<'_>) -> Result<String> {
+    let (program, option) = match which {
+        Hosts::OfPartition(name) => ("sinfo", format!("--partition={name}")),
+        Hosts::InState(state) => ("sinfo", format!("--states={state}")),
+        Hosts::OfJob(job) => ("squeue", format!("--jobs={job}")),
+    };
+    ask(program, &["--noheader", "--format=%N", &option]).await
+}
+
 /// Ends a job.
 pub async fn cancel(job: u32) -> Result<()> {
     ask("scancel", &[&job.to_string()]).await.map(drop)

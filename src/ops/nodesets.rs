@@ -1,0 +1,135 @@
+//! What the text of a node set leaves to others: files, Slurm's partitions, states, jobs.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::Path;
+
+use super::queue::{self, Hosts};
+use crate::config::nearest;
+use crate::error::{Context, Error, Result};
+use crate::model::nodeset::expr::{Expr, Want};
+use crate::model::nodeset::lines::{self, Lines};
+use crate::model::nodeset::parse::{empty, parse};
+use crate::model::nodeset::{Builder, NodeSet};
+
+/// A file of all names there may be, each at its longest, is about so long.
+const MAX_FILE: u64 = 256 << 20;
+
+/// How deep files may name files.
+const MAX_DEPTH: usize = 10;
+
+/// Where groups come from, other than from pavo.
+const SOURCES: [&str; 3] = ["slurm", "slurmstate", "job"];
+
+/// The nodes that at least one of the texts names.
+///
+/// # Errors
+/// When one is no set, or an empty one, and when what it names is not there.
+pub async fn union(texts: &[String]) -> Result<NodeSet> {
+    let mut all = Builder::default();
+    for text in texts {
+        let set = resolve(&parse(text)?, 0).await?;
+        if set.is_empty() {
+            return Err(empty(text));
+        }
+        all.add_set(&set)?;
+    }
+    all.finish()
+}
+
+/// The nodes that standard input names, a set a line.
+///
+/// # Errors
+/// When a line is no set, and when there is none.
+pub async fn from_standard_input() -> Result<NodeSet> {
+    let text = standard_input()?;
+    let set = in_lines(lines::read(&text, "standard input")?, "standard input", 0).await?;
+    if set.is_empty() {
+        return Err(Error::usage("standard input has no node"));
+    }
+    Ok(set)
+}
+
+/// The set, with what it wants.
+async fn resolve(expr: &Expr, depth: usize) -> Result<NodeSet> {
+    let mut known: BTreeMap<&Want, NodeSet> = BTreeMap::new();
+    for want in expr.wants() {
+        if !known.contains_key(want) {
+            let set = Box::pin(give(want, depth)).await;
+            known.insert(want, set.while_doing(|| format!("looking up the nodes of `{want}`"))?);
+        }
+    }
+    expr.eval(&mut |want| Ok(known.get(want).cloned().unwrap_or_default()))
+}
+
+async fn give(want: &Want, depth: usize) -> Result<NodeSet> {
+    match want {
+        Want::File(path) => file(path, depth).await,
+        Want::Group { source: None, name } if Path::new(name).is_file() => file(name, depth).await,
+        Want::Group { source: None, name } => {
+            Err(Error::not_found(format!("there is neither a group nor a file `{name}`"))
+                .help("others know groups too: `@slurm:PARTITION`, `@job:ID`"))
+        }
+        Want::Group { source: Some(source), name } => group(source, name).await,
+        Want::All | Want::Attribute { .. } | Want::Matching(_) => {
+            Err(Error::not_found("there is no inventory of nodes"))
+        }
+    }
+}
+
+async fn group(source: &str, name: &str) -> Result<NodeSet> {
+    let (which, what) = match source {
+        "slurm" => (Hosts::OfPartition(name), "partition"),
+        "slurmstate" => (Hosts::InState(name), "node in the state"),
+        "job" => (Hosts::OfJob(name), "running job"),
+        _ => {
+            let error = Error::not_found(format!("nothing called `{source}` knows groups"));
+            let near = nearest(source, SOURCES).unwrap_or_else(|| SOURCES.join("`, `"));
+            return Err(error.help(format!("did you mean `{near}`?")));
+        }
+    };
+    let text = queue::hosts(which).await?;
+    let set = in_lines(lines::read(&text, "Slurm's answer")?, "Slurm's answer", MAX_DEPTH).await?;
+    if set.is_empty() {
+        return Err(Error::not_found(format!("Slurm has no {what} `{name}`, or no node in it")));
+    }
+    Ok(set)
+}
+
+async fn file(path: &str, depth: usize) -> Result<NodeSet> {
+    if depth >= MAX_DEPTH {
+        return Err(Error::usage(format!("files name files, more than {MAX_DEPTH} deep")));
+    }
+    let (text, what) = match path {
+        "-" => (standard_input()?, "standard input".to_owned()),
+        _ => (read_file(path)?, format!("`{path}`")),
+    };
+    in_lines(lines::read(&text, &what)?, &what, depth + 1).await
+}
+
+async fn in_lines(read: Lines, what: &str, depth: usize) -> Result<NodeSet> {
+    let mut set = read.names;
+    for (line, expr) in &read.exprs {
+        let more = resolve(expr, depth).await;
+        set.add_set(&more.while_doing(|| format!("reading line {line} of {what}"))?)?;
+    }
+    set.finish()
+}
+
+fn read_file(path: &str) -> Result<String> {
+    let read = || text(std::fs::File::open(path)?);
+    read().while_doing(|| format!("reading `{path}`"))
+}
+
+fn standard_input() -> Result<String> {
+    text(std::io::stdin().lock()).while_doing(|| "reading standard input".into())
+}
+
+fn text(from: impl Read) -> std::io::Result<String> {
+    let mut text = String::new();
+    from.take(MAX_FILE + 1).read_to_string(&mut text)?;
+    match text.len() as u64 {
+        0..=MAX_FILE => Ok(text),
+        _ => Err(std::io::Error::other(format!("more than {} MiB of nodes", MAX_FILE >> 20))),
+    }
+}
