@@ -12,7 +12,7 @@ use super::out::printable;
 use crate::error::{Context, Error, Kind, Result};
 use crate::model::job::JobRecord;
 use crate::model::vmset::{VmSet, fold};
-use crate::ops::reach::reach;
+use crate::ops::reach::Pass;
 use crate::store::Store;
 use crate::vm::control::Op;
 
@@ -79,8 +79,10 @@ async fn ask_all(
     doing: &str,
     op: &Op,
 ) -> Result<Answers> {
+    let pass = &Pass::default();
     let ask = |rank: u32| async move {
-        let ask = async { reach(store, job, rank).await?.connect().await?.ask(op.clone()).await };
+        let vm = async { pass.reach(store, job, rank).await?.connect().await };
+        let ask = async { vm.await?.ask(op.clone()).await };
         (rank, ask.await.while_doing(|| format!("{doing} vm{rank}")))
     };
     let mut answers = futures_util::stream::iter(ranks.iter().copied().map(ask)).buffered(AT_ONCE);

@@ -1,10 +1,11 @@
 //! The agents of a cluster's guests, many at once.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt, stream};
 
-use super::reach::reach;
+use super::reach::Pass;
 use crate::error::Result;
 use crate::model::job::JobRecord;
 use crate::store::Store;
@@ -21,19 +22,20 @@ pub fn hellos<'a>(
     ranks: &'a [u32],
     patience: Duration,
 ) -> impl Stream<Item = (u32, Result<Answer>)> + 'a {
-    let ask = move |rank: u32| async move { (rank, hello(store, job, rank, patience).await) };
+    let pass = Arc::new(Pass::default());
+    let ask = move |rank: u32| {
+        let pass = pass.clone();
+        async move { (rank, hello(&pass, store, job, rank, patience).await) }
+    };
     stream::iter(ranks.iter().copied()).map(ask).buffer_unordered(AT_ONCE)
 }
 
-/// Asks who answers in one guest.
-///
-/// # Errors
-/// When nobody does.
-pub async fn hello(
+async fn hello(
+    pass: &Pass,
     store: Option<&dyn Store>,
     job: &JobRecord,
     rank: u32,
     patience: Duration,
 ) -> Result<Answer> {
-    reach(store, job, rank).await?.connect().await?.agent_hello(patience).await
+    pass.reach(store, job, rank).await?.connect().await?.agent_hello(patience).await
 }

@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::OnceCell;
 
 use crate::error::{Context, Error, Result};
 use crate::model::job::{JobRecord, VmRecord};
 use crate::model::vm::HostKey;
 use crate::store::{Store, get_json, keys};
-use crate::vm::channel::Identity;
+use crate::vm::channel::{Caller, Identity};
 use crate::vm::console::{self, LOG};
 use crate::vm::control::Client;
 
@@ -31,33 +32,62 @@ pub enum Reach {
     /// On this host, by the socket in this directory.
     Here(PathBuf),
     /// On another, by the cluster's secure channel.
-    Remote(SocketAddr, Identity),
+    Remote(SocketAddr, Caller),
 }
 
-/// Where the process of a VM of a running job is reached.
+/// What opens the VMs of one cluster on other hosts. Found and prepared once, with the first
+/// that needs it, it serves for all.
+#[derive(Debug, Default)]
+pub struct Pass(OnceCell<Caller>);
+
+impl Pass {
+    /// Where the process of a VM of a running job is reached.
+    ///
+    /// # Errors
+    /// When it is on another host that no way leads to.
+    pub async fn reach(
+        &self,
+        store: Option<&dyn Store>,
+        job: &JobRecord,
+        rank: u32,
+    ) -> Result<Reach> {
+        let vm = job.vms.iter().find(|vm| vm.rank == rank);
+        let vm = vm.ok_or_else(|| Error::not_found(format!("the cluster has no vm{rank}")))?;
+        self.reach_vm(store, job, vm).await
+    }
+
+    async fn reach_vm(
+        &self,
+        store: Option<&dyn Store>,
+        job: &JobRecord,
+        vm: &VmRecord,
+    ) -> Result<Reach> {
+        let dir = job.dir.join(format!("vm{}", vm.rank));
+        match vm.control {
+            Some(address) if !(is_this_host(&vm.host) && is_ours(&dir)) => {
+                let caller = async { Caller::new(&identity(store, job).await?) };
+                Ok(Reach::Remote(address, self.0.get_or_try_init(|| caller).await?.clone()))
+            }
+            // A cluster of this machine, or the short way to one that has both.
+            _ => Ok(Reach::Here(dir)),
+        }
+    }
+}
+
+/// As [`Pass::reach`], of one VM.
 ///
 /// # Errors
-/// When it is on another host that no way leads to.
+/// As that.
 pub async fn reach(store: Option<&dyn Store>, job: &JobRecord, rank: u32) -> Result<Reach> {
-    let vm = job.vms.iter().find(|vm| vm.rank == rank);
-    let vm = vm.ok_or_else(|| Error::not_found(format!("the cluster has no vm{rank}")))?;
-    reach_vm(store, job, vm).await
+    Pass::default().reach(store, job, rank).await
 }
 
 /// The same of a VM that is known better than by the job's record.
 ///
 /// # Errors
-/// As [`reach`].
+/// As that.
 pub async fn reach_vm(store: Option<&dyn Store>, job: &JobRecord, vm: &VmRecord) -> Result<Reach> {
-    let rank = vm.rank;
-    let dir = job.dir.join(format!("vm{rank}"));
-    match vm.control {
-        Some(address) if !(is_this_host(&vm.host) && is_ours(&dir)) => {
-            Ok(Reach::Remote(address, identity(store, job).await?))
-        }
-        // A cluster of this machine, or the short way to one that has both.
-        _ => Ok(Reach::Here(dir)),
-    }
+    Pass::default().reach_vm(store, job, vm).await
 }
 
 /// What lets its reader into a job: the cluster's channels, and its guests by ssh. Kept in
@@ -142,8 +172,8 @@ impl Reach {
     pub async fn connect(&self) -> Result<Client> {
         match self {
             Self::Here(dir) => Client::connect(dir),
-            Self::Remote(address, identity) => {
-                Client::connect_remote(*address, identity, CONNECT).await
+            Self::Remote(address, caller) => {
+                Client::connect_remote(*address, caller, CONNECT).await
             }
         }
     }

@@ -7,7 +7,7 @@ use futures_util::StreamExt;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::reach::reach;
+use super::reach::Pass;
 use crate::error::{Context, Result};
 use crate::model::job::{JobRecord, VmRecord, VmState};
 use crate::model::owner::Owner;
@@ -78,11 +78,12 @@ impl Watcher {
     /// Looks at every VM of these clusters, many at once.
     pub async fn look(&mut self, store: Option<&dyn Store>, jobs: &[JobRecord]) -> Vec<Doing> {
         let mut before = std::mem::take(&mut self.vms);
+        let passes: Vec<Pass> = jobs.iter().map(|_| Pass::default()).collect();
         let mut looks = Vec::new();
-        for job in jobs {
+        for (job, pass) in jobs.iter().zip(&passes) {
             for vm in &job.vms {
                 let seen = before.remove(&(job.owner, vm.rank)).unwrap_or_default();
-                looks.push(look(store, job, vm, seen));
+                looks.push(look((pass, store), job, vm, seen));
             }
         }
         let all: Vec<(Doing, (Owner, u32), Seen)> =
@@ -97,12 +98,12 @@ impl Watcher {
 }
 
 async fn look(
-    store: Option<&dyn Store>,
+    way: (&Pass, Option<&dyn Store>),
     job: &JobRecord,
     vm: &VmRecord,
     mut seen: Seen,
 ) -> (Doing, (Owner, u32), Seen) {
-    let asked = timeout(ANSWER, ask(store, job, vm.rank, &mut seen.client)).await;
+    let asked = timeout(ANSWER, ask(way, job, vm.rank, &mut seen.client)).await;
     let usage = match asked {
         Ok(Ok(usage)) => Some(usage),
         // It has not started or has ended, or is too busy: the next look may tell.
@@ -128,13 +129,13 @@ async fn look(
 }
 
 async fn ask(
-    store: Option<&dyn Store>,
+    (pass, store): (&Pass, Option<&dyn Store>),
     job: &JobRecord,
     rank: u32,
     client: &mut Option<Client>,
 ) -> Result<Usage> {
     if client.is_none() {
-        *client = Some(reach(store, job, rank).await?.connect().await?);
+        *client = Some(pass.reach(store, job, rank).await?.connect().await?);
     }
     // It has just been put there.
     let client = client.as_mut().expect("it is connected");

@@ -201,49 +201,74 @@ fn issue(owner: &str, since_epoch: Duration) -> Result<Identity, rcgen::Error> {
     })
 }
 
-/// Connects to whichever of `addresses` (of one process) answers first as a member of
-/// the cluster; all together may take `limit`.
+/// A member that connects to others. Prepared once, it serves for many; clones share it.
+#[derive(Clone)]
+pub struct Caller(TlsConnector);
+
+impl fmt::Debug for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Caller(…)")
+    }
+}
+
+impl Caller {
+    /// # Errors
+    /// When the identity is none.
+    pub fn new(identity: &Identity) -> Result<Self> {
+        identity.client().map(Self)
+    }
+
+    /// Connects to whichever of `addresses` (of one process) answers first as a member of
+    /// the cluster; all together may take `limit`.
+    ///
+    /// # Errors
+    /// When none does: what is wrong with each.
+    pub async fn connect(&self, addresses: &[SocketAddr], limit: Duration) -> Result<Stream> {
+        let deadline = Instant::now() + limit;
+        let mut reasons: Vec<Option<String>> = vec![None; addresses.len()];
+        let mut tries = JoinSet::new();
+        let mut rest = addresses.iter().copied().enumerate();
+        let mut next = rest.next();
+        let mut stagger = Instant::now();
+        while next.is_some() || !tries.is_empty() {
+            tokio::select! {
+                () = sleep_until(deadline) => break,
+                () = sleep_until(stagger), if next.is_some() => {
+                    let Some((index, address)) = next.take() else { continue };
+                    let connector = self.0.clone();
+                    tries.spawn(async move { (index, reach(address, &connector).await) });
+                    next = rest.next();
+                    stagger = Instant::now() + STAGGER;
+                }
+                Some(Ok((index, outcome))) = tries.join_next() => match outcome {
+                    Ok(stream) => return Ok(stream),
+                    Err(reason) => {
+                        reasons[index] = Some(reason);
+                        stagger = Instant::now();
+                    }
+                },
+            }
+        }
+        let said = addresses.iter().zip(reasons).map(|(address, reason)| {
+            let reason = reason.unwrap_or_else(|| format!("no answer within {limit:?}"));
+            format!("{address}: {reason}")
+        });
+        let said = said.collect::<Vec<_>>().join("; ");
+        Err(Error::system("no secure connection to the cluster's process")
+            .because(if said.is_empty() { "it has no address".into() } else { said }))
+    }
+}
+
+/// As [`Caller::connect`], for one connection.
 ///
 /// # Errors
-/// When none does: what is wrong with each.
+/// As that.
 pub async fn connect(
     addresses: &[SocketAddr],
     identity: &Identity,
     limit: Duration,
 ) -> Result<Stream> {
-    let connector = identity.client()?;
-    let deadline = Instant::now() + limit;
-    let mut reasons: Vec<Option<String>> = vec![None; addresses.len()];
-    let mut tries = JoinSet::new();
-    let mut rest = addresses.iter().copied().enumerate();
-    let mut next = rest.next();
-    let mut stagger = Instant::now();
-    while next.is_some() || !tries.is_empty() {
-        tokio::select! {
-            () = sleep_until(deadline) => break,
-            () = sleep_until(stagger), if next.is_some() => {
-                let Some((index, address)) = next.take() else { continue };
-                let connector = connector.clone();
-                tries.spawn(async move { (index, reach(address, &connector).await) });
-                next = rest.next();
-                stagger = Instant::now() + STAGGER;
-            }
-            Some(Ok((index, outcome))) = tries.join_next() => match outcome {
-                Ok(stream) => return Ok(stream),
-                Err(reason) => {
-                    reasons[index] = Some(reason);
-                    stagger = Instant::now();
-                }
-            },
-        }
-    }
-    let said = addresses.iter().zip(reasons).map(|(address, reason)| {
-        let reason = reason.unwrap_or_else(|| format!("no answer within {limit:?}"));
-        format!("{address}: {reason}")
-    });
-    let said = said.collect::<Vec<_>>().join("; ");
-    Err(Error::system("no secure connection to the cluster's process")
-        .because(if said.is_empty() { "it has no address".into() } else { said }))
+    Caller::new(identity)?.connect(addresses, limit).await
 }
 
 /// One address; fails with the reason, as a fragment. A listener to whom very many come makes

@@ -24,7 +24,7 @@ use pavo::model::vm::Accel;
 // `testing` finds it as the library does.
 use pavo::model;
 use pavo::store::{Change, Commit, Store, embedded, keys};
-use pavo::vm::channel::{Identity, Listener};
+use pavo::vm::channel::{Caller, Identity, Listener};
 use pavo::vm::control::{Client, Op};
 use pavo::vm::link::{self, Bootstrap, Hello, Receiver, Sender, ToLauncher, ToTask};
 use pavo::vm::machine::Stop;
@@ -120,8 +120,12 @@ impl Running {
     }
 
     async fn client(&self) -> Client {
-        Client::connect_remote(self.control, &self.identity, PATIENCE).await.unwrap()
+        connect(self.control, &self.identity).await.unwrap()
     }
+}
+
+async fn connect(control: SocketAddr, identity: &Identity) -> Result<Client> {
+    Client::connect_remote(control, &Caller::new(identity)?, PATIENCE).await
 }
 
 fn qemu_is_there(outer: &Path) -> bool {
@@ -196,7 +200,7 @@ async fn a_vm_does_not_outlive_its_launcher() {
             Err(life) => (Some(life), None),
         };
         assert!(!qemu_is_there(outer.path()), "{closed}");
-        let gone = Client::connect_remote(control, &identity, PATIENCE).await.unwrap_err();
+        let gone = connect(control, &identity).await.unwrap_err();
         assert!(gone.report().contains("refused: nobody listens there"), "{}", gone.report());
         drop((life, link));
     }
@@ -206,7 +210,7 @@ async fn a_vm_does_not_outlive_its_launcher() {
 async fn many_are_served_and_strangers_are_not() {
     let vm = start().await;
     let stranger = Identity::generate("7").unwrap();
-    let refused = Client::connect_remote(vm.control, &stranger, PATIENCE).await.unwrap_err();
+    let refused = connect(vm.control, &stranger).await.unwrap_err();
     assert!(refused.report().contains("not of this cluster"), "{}", refused.report());
 
     let mut viewers = Vec::new();

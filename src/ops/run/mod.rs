@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::agent::AT_ONCE;
-use super::reach::reach;
+use super::reach::Pass;
 use crate::error::{Context, Error, Result};
 use crate::host::limits::raise_open_files;
 use crate::model::job::JobRecord;
@@ -74,18 +74,19 @@ impl Commands {
         raise_open_files();
         // Few: what is not shown yet stays with its command.
         let (tell, heard) = mpsc::channel(16);
-        let (job, turns) = (Arc::new(job.clone()), Arc::new(Semaphore::new(AT_ONCE)));
+        let (job, pass) = (Arc::new(job.clone()), Arc::new(Pass::default()));
+        let turns = Arc::new(Semaphore::new(AT_ONCE));
         let (mut all, mut tasks) = (Vec::new(), JoinSet::new());
         for (index, (rank, opening)) in openings.into_iter().enumerate() {
             let (input, typed) = mpsc::channel(1);
             let (orders, ordered) = mpsc::channel(8);
             all.push(Running { rank, input, orders });
-            let (store, job, turns, tell) =
-                (store.clone(), job.clone(), turns.clone(), tell.clone());
+            let (store, job, pass) = (store.clone(), job.clone(), pass.clone());
+            let (turns, tell) = (turns.clone(), tell.clone());
             tasks.spawn(async move {
                 let session = async {
                     let turn = turns.acquire().await.expect("it is never closed");
-                    let stream = reach(store.as_deref(), &job, rank).await?;
+                    let stream = pass.reach(store.as_deref(), &job, rank).await?;
                     let stream = stream.connect().await?.exec().await?;
                     let mut session = Session::new(index, stream, tell.clone());
                     session.open(&opening).await?;

@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWrite
 use tokio::time::timeout;
 
 use super::super::agent;
-use super::super::channel::{self, Identity};
+use super::super::channel::Caller;
 use super::super::display::Offer;
 use super::super::dump::{self, Dumped};
 use super::super::save::{Progress, Saved, Wish};
@@ -53,10 +53,10 @@ impl Client {
     /// When nobody answers there within `limit`, or somebody else does.
     pub async fn connect_remote(
         address: SocketAddr,
-        identity: &Identity,
+        caller: &Caller,
         limit: Duration,
     ) -> Result<Self> {
-        channel::connect(&[address], identity, limit).await.map(Self::new).map_err(unanswered)
+        caller.connect(&[address], limit).await.map(Self::new).map_err(unanswered)
     }
 
     /// # Errors
