@@ -225,6 +225,7 @@ fn spec(guests: &Guests, dir: PathBuf, rank: u32) -> VmSpec {
         custom_args: Vec::new(),
         dial: None,
         paused: false,
+        restore: None,
         extras: Default::default(),
     }
 }

@@ -196,6 +196,7 @@ fn spec(dir: PathBuf, base: &Path, rank: u32) -> VmSpec {
         custom_args: Vec::new(),
         dial: None,
         paused: true,
+        restore: None,
         extras: Default::default(),
     }
 }

@@ -20,6 +20,7 @@ use crate::ops::here::Wanted;
 use crate::ops::launch::Cluster;
 use crate::ops::pasta;
 use crate::ops::resolve::{Blueprint, resolve};
+use crate::ops::task;
 use crate::store::embedded;
 
 /// Start a cluster of VMs, with a shell beside it
@@ -42,7 +43,7 @@ pub struct Alloc {
 #[derive(Debug, Args)]
 pub struct JobArgs {
     /// Options of the scheduler, then `TEMPLATE[:COUNT]`, more of them separated by commas
-    #[arg(value_name = "CLUSTER", required = true, num_args = 1..)]
+    #[arg(value_name = "CLUSTER", required_unless_present = "restart", num_args = 1..)]
     words: Vec<String>,
 
     /// Cores of each VM [default: 1]
@@ -67,8 +68,11 @@ pub struct JobArgs {
 }
 
 impl JobArgs {
-    /// The cluster: the last word.
+    /// The cluster: the last word, or that of the checkpoint.
     pub fn definition(&self) -> Result<ClusterDef> {
+        if let ([], Some(checkpoint)) = (&*self.words, self.changes.checkpoint()?) {
+            return checkpoint.definition();
+        }
         self.words.last().map_or("", String::as_str).parse()
     }
 
@@ -91,20 +95,30 @@ impl JobArgs {
     pub fn for_slurm(&self, config: &Config, blueprint: &Blueprint) -> Result<slurm::JobWish> {
         let memory = self.memory.as_deref().filter(|memory| *memory != "0");
         memory.map(parse_memory).transpose()?;
+        let former = blueprint.former();
+        let mut passed = self.passed().to_vec();
+        if let (Some((cores, mib)), None) = (former, &self.memory) {
+            if !passed.iter().any(|word| word.starts_with("--mem")) {
+                passed.insert(
+                    0,
+                    format!("--mem-per-cpu={}M", task::share(mib).div_ceil(cores.into())),
+                );
+            }
+        }
         Ok(slurm::JobWish {
             vms: blueprint.definition.count(),
             cluster: blueprint.definition.to_string(),
             name: Some(self.name.clone()),
-            cores: self.cores,
+            cores: self.cores.or(former.map(|(cores, _)| cores)),
             memory: self.memory.clone(),
             time: self.time.clone(),
             licences: licences(blueprint),
             site: config.batch.batch_args.clone(),
-            passed: self.passed().to_vec(),
+            passed,
         })
     }
 
-    fn for_here(&self) -> Result<Request> {
+    fn for_here(&self, blueprint: &Blueprint) -> Result<Request> {
         if let Some(word) = self.passed().first() {
             return Err(Error::usage(format!(
                 "unexpected argument `{}`: there is no scheduler here to pass it to",
@@ -112,10 +126,11 @@ impl JobArgs {
             ))
             .help("`pavo alloc --help` lists the options; the cluster is the last word"));
         }
+        let (cores, memory_mib) = blueprint.former().unzip();
         Ok(Request {
             name: Some(self.name.clone()),
-            cores: self.cores,
-            memory_mib: self.memory.as_deref().map(parse_memory).transpose()?,
+            cores: self.cores.or(cores),
+            memory_mib: self.memory.as_deref().map(parse_memory).transpose()?.or(memory_mib),
             time_limit: self.time.as_deref().map(parse_time).transpose()?,
         })
     }
@@ -156,7 +171,7 @@ impl Alloc {
     }
 
     async fn here(self, app: &App, blueprint: Blueprint) -> Result<u8> {
-        let request = self.job.for_here()?;
+        let request = self.job.for_here(&blueprint)?;
         let allocation = self.allocate(app, &request, &blueprint)?;
         let accel = accel::choose(&app.env.state_dir(), &|text| app.out.status(text)).await;
         blueprint.check_here(allocation.cores, accel)?;
@@ -232,7 +247,16 @@ pub fn look_up(
     let sources = super::config::sources(app);
     let config = super::config::load_from(app, &sources)?;
     let library = app.library(&config);
-    let blueprint = resolve(&config, &library, &sources.vars(), definition, &changes.changes()?);
+    let (mut wanted, checkpoint) = (changes.changes()?, changes.checkpoint()?);
+    if let Some(checkpoint) = &checkpoint {
+        checkpoint.check_definition(definition)?;
+        wanted.images = checkpoint.images();
+    }
+    let blueprint = resolve(&config, &library, &sources.vars(), definition, &wanted);
     app.warn_of(&library);
-    Ok((config, blueprint?))
+    let mut blueprint = blueprint?;
+    if let Some(checkpoint) = checkpoint {
+        checkpoint.apply(&mut blueprint)?;
+    }
+    Ok((config, blueprint))
 }

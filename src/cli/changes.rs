@@ -9,6 +9,7 @@ use crate::config::MountPoint;
 use crate::error::{Context, Error, Result};
 use crate::model::vm::MountKind;
 use crate::ops::changes::Changes;
+use crate::ops::restart::Checkpoint;
 
 const MOUNT_FORM: &str = "write `TAG=FOLDER[,type=virtio-9p|virtio-fs][,readonly=true|false]`";
 /// As long as the longest tag of virtio-9p.
@@ -29,6 +30,11 @@ pub struct ChangeArgs {
     /// What cloud-init does, instead of what the templates say
     #[arg(long, value_name = "FILE")]
     user_data: Option<PathBuf>,
+
+    /// Go on from this checkpoint, which `pavo ckpt` has written; CLUSTER may be left away
+    #[arg(short = 'r', long = "restart-ckpt", value_name = "DIR")]
+    #[arg(conflicts_with_all = ["images", "user_data"])]
+    pub restart: Option<PathBuf>,
 }
 
 impl ChangeArgs {
@@ -47,6 +53,11 @@ impl ChangeArgs {
                 .collect(),
             user_data: self.user_data.as_deref().map(whole).transpose()?,
         })
+    }
+
+    /// The checkpoint, if the cluster is to go on from one.
+    pub fn checkpoint(&self) -> Result<Option<Checkpoint>> {
+        self.restart.as_deref().map(Checkpoint::open).transpose()
     }
 
     /// As arguments again, for a process in another folder.
@@ -69,6 +80,10 @@ impl ChangeArgs {
         }
         if let Some(path) = &self.user_data {
             arguments.push(format!("--user-data={}", whole(path)?.display()));
+        }
+        if let Some(path) = &self.restart {
+            let path = absolute(path).while_doing(|| "finding the current folder".into())?;
+            arguments.push(format!("--restart-ckpt={}", path.display()));
         }
         Ok(arguments)
     }
@@ -163,6 +178,7 @@ mod tests {
             mounts: vec!["d=x%user,readonly=true".parse().unwrap()],
             images: vec!["a=user:b@1".parse().unwrap(), "c".parse().unwrap()],
             user_data: Some("y".into()),
+            restart: Some("z".into()),
         };
         let here = std::env::current_dir().unwrap().display().to_string();
         assert_eq!(
@@ -172,6 +188,7 @@ mod tests {
                 "--image=a=user:b@1",
                 "--image=c",
                 &format!("--user-data={here}/y"),
+                &format!("--restart-ckpt={here}/z"),
             ]
         );
         let changes = given.changes().unwrap();

@@ -14,6 +14,7 @@ mod alloc;
 mod batch;
 mod cancel;
 mod changes;
+mod ckpt;
 mod completion;
 mod config;
 mod console;
@@ -90,6 +91,7 @@ enum Command {
     Qmp(monitor::Qmp),
     Save(save::Save),
     Dump(dump::Dump),
+    Ckpt(ckpt::Ckpt),
     Template(template::Template),
     Config(config::Config),
     Image(image::Image),
@@ -127,6 +129,7 @@ impl Command {
             Self::MonitorCmd(verb) => verb.run(app),
             Self::Qmp(verb) => verb.run(app),
             Self::Dump(verb) => verb.run(app),
+            Self::Ckpt(verb) => verb.run(app),
             Self::Save(verb) => verb.run(app),
             Self::Template(verb) => verb.run(app),
             Self::Config(verb) => verb.run(app),

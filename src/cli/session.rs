@@ -101,7 +101,7 @@ impl Signals {
         self.parent.is_some_and(|parent| getppid() != parent)
     }
 
-    async fn next(&mut self) -> &'static str {
+    pub async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.interrupt.recv() => INTERRUPTED,
             _ = self.terminate.recv() => if self.is_orphaned() { ORPHANED } else { CANCELLED },

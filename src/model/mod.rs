@@ -2,6 +2,7 @@
 
 pub mod address;
 pub mod agent;
+pub mod checkpoint;
 pub mod cluster;
 pub mod dial;
 pub mod hostlist;

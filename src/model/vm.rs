@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::address::{Mac, Subnet};
+use super::checkpoint::Restore;
 use super::owner::Owner;
 use super::prefix::Prefix64;
 
@@ -46,6 +47,9 @@ pub struct VmSpec {
     pub paused: bool,
     #[serde(default)]
     pub extras: Extras,
+    /// What it goes on from, if it does not begin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<Box<Restore>>,
 }
 
 impl VmSpec {

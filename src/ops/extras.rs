@@ -324,6 +324,7 @@ mod tests {
             networks: vec!["nat".into()],
             image_cache: None,
             vars: Vars::default().with("vm_rank", "0"),
+            origin: None,
         }
     }
 

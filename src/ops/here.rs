@@ -144,7 +144,7 @@ impl Here {
         // Before there is a file there is a process that removes it should we be killed.
         self.start_cell(book, handed)?;
         self.make_files(book).await?;
-        let (key, host_keys) = Self::make_keys(book)?;
+        let (key, host_keys) = self.make_keys(book)?;
         let first = self.first_process(book).await?;
         if let Some(cell) = &mut self.cell {
             cell.first = process::identify(first);
@@ -209,8 +209,9 @@ impl Here {
         Ok(all)
     }
 
-    fn make_keys(book: &Book) -> Result<(HostKey, Vec<HostKey>)> {
-        let (key, host_keys) = ssh::keys(book.record.owner.job, &book.record.vms)?;
+    fn make_keys(&self, book: &Book) -> Result<(HostKey, Vec<HostKey>)> {
+        let known = self.wanted.blueprint.known.as_ref();
+        let (key, host_keys) = ssh::keys(book.record.owner.job, &book.record.vms, known)?;
         SshFiles::of_job(&book.record.dir).write(
             &key,
             &book.record.vms,

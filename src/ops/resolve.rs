@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::changes::Changes;
 use super::extras;
+use super::restart::{Known, Origin};
 use crate::batch::local::Allocation;
 use crate::config::{Config, ImageCache, Network, Template, UserData, Vars, expand, nearest};
 use crate::error::{Context, Error, Result};
@@ -28,6 +29,8 @@ pub struct Blueprint {
     pub vms: Vec<VmBlueprint>,
     /// The networks any VM uses, once each.
     pub networks: Vec<(String, Network)>,
+    /// What guests that go on know already.
+    pub known: Option<Known>,
 }
 
 /// One VM to be.
@@ -42,6 +45,8 @@ pub struct VmBlueprint {
     pub image_cache: Option<ImageCache>,
     /// What variables in the template's paths stand for.
     pub vars: Vars,
+    /// What it goes on from, if it does not begin.
+    pub origin: Option<Arc<Origin>>,
 }
 
 /// Every template by name: those configured, and one for each image of a VM that has no
@@ -110,7 +115,7 @@ pub fn resolve(
     let mut networks = networks_of(config, &vms)?;
     extras::check_drives(&vms)?;
     extras::close_networks(config, &vms, &mut networks)?;
-    Ok(Blueprint { definition: definition.clone(), vms, networks })
+    Ok(Blueprint { definition: definition.clone(), vms, networks, known: None })
 }
 
 /// The networks any VM uses, once each, in the order of their first use.
@@ -163,7 +168,8 @@ fn resolve_kind(
     let networks = set.networks.clone();
     let vars = Vars::default();
     let image_cache = config.image_cache.clone();
-    Ok(VmBlueprint { rank: 0, template, image, user_data: None, networks, image_cache, vars })
+    let (user_data, origin) = (None, None);
+    Ok(VmBlueprint { rank: 0, template, image, user_data, networks, image_cache, vars, origin })
 }
 
 /// A VM's user-data; a file is read once, however many VMs use it.
@@ -251,7 +257,7 @@ impl VmBlueprint {
             .instance_id
             .clone()
             .unwrap_or_else(|| format!("pavo-{}-vm{}-{:016x}", job.owner, self.rank, job.nonce));
-        Ok(VmSpec {
+        let spec = VmSpec {
             owner: job.owner,
             rank: self.rank,
             template: template.name.clone(),
@@ -285,8 +291,13 @@ impl VmBlueprint {
             custom_args: template.custom_args.clone(),
             dial: None,
             paused: false,
+            restore: None,
             extras,
-        })
+        };
+        match &self.origin {
+            Some(origin) => origin.go_on(spec),
+            None => Ok(spec),
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use ssh_key::rand_core::OsRng;
 use ssh_key::{Algorithm, LineEnding, PrivateKey};
 
+use super::restart::Known;
 use crate::error::{Context, Error, Result};
 use crate::host::file::write_atomically;
 use crate::model::job::VmRecord;
@@ -24,6 +25,10 @@ pub fn generate(comment: &str) -> Result<HostKey> {
     let mut key = PrivateKey::random(&mut OsRng, Algorithm::Ed25519)
         .while_doing(|| "making an ssh key".into())?;
     key.set_comment(comment);
+    whole(&key)
+}
+
+fn whole(key: &PrivateKey) -> Result<HostKey> {
     let pair =
         key.key_data().ed25519().ok_or_else(|| Error::bug("a fresh ed25519 key is not one"))?;
     let private = key.to_openssh(LineEnding::LF).while_doing(|| "writing an ssh key".into())?;
@@ -37,8 +42,12 @@ pub fn generate(comment: &str) -> Result<HostKey> {
     })
 }
 
-/// The key that may log in to a job's VMs, and the VMs' host keys by rank.
-pub fn keys(job: u32, vms: &[VmRecord]) -> Result<(HostKey, Vec<HostKey>)> {
+/// The key that may log in to a job's VMs, and the VMs' host keys by rank: new ones, unless
+/// the guests know theirs already.
+pub fn keys(job: u32, vms: &[VmRecord], known: Option<&Known>) -> Result<(HostKey, Vec<HostKey>)> {
+    if let Some(known) = known {
+        return Ok((known.key.clone(), known.host_keys.clone()));
+    }
     let key = generate(&format!("pavo job {job}"))?;
     let host_keys = vms.iter().map(|vm| generate(&format!("vm{}", vm.rank)));
     Ok((key, host_keys.collect::<Result<_>>()?))
@@ -106,6 +115,19 @@ impl SshFiles {
         write_atomically(&self.config(), config.as_bytes(), 0o600)
     }
 
+    /// The key that logs in.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn read_key(&self) -> Result<HostKey> {
+        let path = self.key();
+        let doing = || format!("reading `{}`", path.display());
+        let text = std::fs::read_to_string(&path).while_doing(doing)?;
+        // What is quoted of it may be secret.
+        let key = PrivateKey::from_openssh(&text).map_err(|_| Error::system("it is no ssh key"));
+        whole(&key.while_doing(doing)?)
+    }
+
     /// A `Host` block for each VM whose ssh port is published.
     pub fn client_config(&self, vms: &[VmRecord]) -> String {
         let mut text = String::new();
@@ -149,6 +171,7 @@ mod tests {
         assert_eq!((a.seed.len(), a.public.len()), (64, 64));
         assert!(a.openssh_public.starts_with("ssh-ed25519 AAAA"));
         let read = PrivateKey::from_openssh(&a.openssh_private).unwrap();
+        assert_eq!(whole(&read).unwrap(), a);
         assert_eq!(read.public_key().to_openssh().unwrap(), a.openssh_public);
         assert!(!format!("{a:?}").contains(&a.seed), "a key is never printed");
     }

@@ -150,7 +150,8 @@ impl Step {
         self.dir = Some(JobDir::make(&book.record.dir)?);
         crash::point("launch.begin")?;
         let identity = self.wanted.identity.clone();
-        self.keys = Some(ssh::keys(book.record.owner.job, &book.record.vms)?);
+        let known = self.wanted.blueprint.known.as_ref();
+        self.keys = Some(ssh::keys(book.record.owner.job, &book.record.vms, known)?);
         let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let listener = Listener::bind(any, &identity)?;
         let port = listener.address()?.port();

@@ -113,6 +113,11 @@ fn memory(limit: Option<u64>, task: &Task) -> Result<u64> {
     Ok(guest & !1)
 }
 
+/// What Slurm has to grant a VM whose guest gets so much: the way back of [`memory`].
+pub fn share(guest_mib: u64) -> u64 {
+    guest_mib + guest_mib.div_ceil(OVERHEAD_SHARE - 1) + OVERHEAD_MIB + 2
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,6 +138,9 @@ mod tests {
         assert_eq!(memory(Some(2 << 30), &task).unwrap(), 898);
         let asked = Task { memory_mib: Some(512), ..task.clone() };
         assert_eq!(memory(Some(64 << 30), &asked).unwrap(), 402);
+        for guest in (64..4096).step_by(2) {
+            assert!(memory(Some(2 * (share(guest) << 20)), &task).unwrap() >= guest, "{guest}");
+        }
         let report = memory(Some(200 << 20), &task).unwrap_err().report();
         assert!(report.contains("grants 100 MiB to each VM"), "{report}");
     }

@@ -55,6 +55,9 @@ pub fn qemu(spec: &VmSpec, at: &Wiring<'_>) -> Result<Vec<OsString>> {
         "-sandbox",
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
     );
+    if spec.restore.is_some() {
+        args.option("-incoming", "defer");
+    }
     cpu_and_memory(&mut args, spec, at.extras);
     devices::firmware(&mut args, at.extras)?;
     args.chardev("qmp", at.qmp, "").option("-mon", "chardev=qmp,mode=control");
@@ -63,7 +66,9 @@ pub fn qemu(spec: &VmSpec, at: &Wiring<'_>) -> Result<Vec<OsString>> {
     devices::iothreads(&mut args, spec);
     devices::disk_controller(&mut args, spec);
     if let Some(disk) = &spec.disk {
-        main_disk(&mut args, spec, disk, text(at.disk)?);
+        // One of a checkpoint names the image where it was then.
+        let below = spec.restore.as_ref().map(|_| text(&disk.backing)).transpose()?;
+        main_disk(&mut args, spec, disk, text(at.disk)?, below);
     }
     devices::drives(&mut args, spec, at.extras)?;
     if spec.seed.is_some() {
@@ -108,7 +113,9 @@ fn cpu_and_memory(args: &mut Args, spec: &VmSpec, extras: &Attachments) {
         Accel::Kvm => ("kvm", "host"),
         Accel::Tcg => ("tcg", "max"),
     };
-    let machine = escaped(&spec.machine_type);
+    // A guest that goes on has the version that it had.
+    let kind = spec.restore.as_ref().map(|restore| &restore.machine.kind);
+    let machine = escaped(kind.unwrap_or(&spec.machine_type));
     // A core file of QEMU is for debugging QEMU: without the guest's memory.
     let more = devices::machine_options(spec, extras);
     args.option("-machine", format!("type={machine},accel={accel},dump-guest-core=off{more}"));
@@ -122,23 +129,28 @@ fn cpu_and_memory(args: &mut Args, spec: &VmSpec, extras: &Attachments) {
 
 /// The overlay. A full host file system pauses the guest (QEMU's default for
 /// `werror`), which loses nothing.
-fn main_disk(args: &mut Args, spec: &VmSpec, disk: &Disk, overlay: &str) {
+fn main_disk(args: &mut Args, spec: &VmSpec, disk: &Disk, overlay: &str, below: Option<&str>) {
     let cache = devices::cache(disk.cache);
-    args.json(
-        "-blockdev",
-        json!({
-            "driver": "qcow2",
-            "node-name": "disk",
+    let mut layer = json!({
+        "driver": "qcow2",
+        "node-name": "disk",
+        "discard": "unmap",
+        "cache": cache,
+        "file": {
+            "driver": "file",
+            "filename": overlay,
             "discard": "unmap",
             "cache": cache,
-            "file": {
-                "driver": "file",
-                "filename": overlay,
-                "discard": "unmap",
-                "cache": cache,
-            },
-        }),
-    );
+        },
+    });
+    if let Some(below) = below {
+        layer["backing"] = json!({
+            "driver": disk.backing_format.as_str(),
+            "read-only": true,
+            "file": { "driver": "file", "filename": below, "read-only": true },
+        });
+    }
+    args.json("-blockdev", layer);
     let mut device = devices::disk_device(spec, 0, disk.cache);
     device["id"] = "disk-dev".into();
     device["drive"] = "disk".into();

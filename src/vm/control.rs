@@ -33,7 +33,7 @@ use super::console::{Console, Viewing};
 use super::display::Screen;
 use super::guest_ports::{Connected, GuestPorts};
 use super::machine::Stop;
-use super::{agent, channel, display, dump, qmp, save, usage};
+use super::{agent, channel, checkpoint, display, dump, qmp, save, usage};
 use crate::error::{Context, Error, Result, WireError};
 use crate::model::job::{VmState, VmStatus};
 
@@ -41,8 +41,9 @@ mod client;
 mod outcome;
 mod request;
 mod socket;
+mod work;
 
-pub use client::{Client, Connection, Viewer};
+pub use client::{Client, Connection, Participant, Viewer};
 use outcome::Outcome;
 pub use socket::{connect, listen};
 
@@ -110,6 +111,10 @@ pub enum Op {
     Save(save::Wish),
     /// Writes the guest's memory to a file; says how far it is until it has.
     Dump(dump::Wish),
+    /// Takes part in a checkpoint in this folder, which this connection becomes.
+    Checkpoint {
+        dir: PathBuf,
+    },
     /// The newest `replay` bytes of the console's log, then the console.
     Console {
         replay: usize,
@@ -169,6 +174,8 @@ pub struct Endpoint {
     pub disk: Option<u64>,
     /// One copy at a time; how many there were.
     pub saves: Arc<Mutex<u64>>,
+    /// What a checkpoint is of.
+    pub subject: checkpoint::Subject,
     pub ports: GuestPorts,
     pub screen: Screen,
     pub meter: usage::Meter,
@@ -273,6 +280,10 @@ async fn converse(
             drop(turn);
             relay.carry(&mut stream).await;
         }
+        Some(Becomes::Checkpoint(held)) => {
+            drop(turn);
+            work::take_part(&mut stream, *held, &endpoint).await;
+        }
         Some(Becomes::Nothing) => while matches!(stream.read(&mut [0]).await, Ok(1)) {},
         None => {}
     }
@@ -297,6 +308,7 @@ enum Becomes {
     Guest(Connected),
     Screen(display::Connected),
     Agent(agent::Relay),
+    Checkpoint(Box<checkpoint::Held>),
     Nothing,
 }
 
@@ -313,11 +325,18 @@ async fn answer_requests(
         let answer = match request {
             Ok(Op::Save(wish)) => {
                 let copy = |tell| endpoint.copy(&wish, tell);
-                with_progress(stream, copy).await
+                with_progress(stream, copy).await.map(|saved| json!(saved))
             }
             Ok(Op::Dump(wish)) => {
                 let dump = |tell| endpoint.dump(&wish, tell);
-                with_progress(stream, dump).await
+                with_progress(stream, dump).await.map(|dumped| json!(dumped))
+            }
+            Ok(Op::Checkpoint { dir }) => {
+                let begin = |tell| endpoint.checkpoint(&dir, tell);
+                with_progress(stream, begin).await.map(|held| {
+                    becomes = Some(Becomes::Checkpoint(Box::new(held)));
+                    Value::Null
+                })
             }
             Ok(Op::Console { replay }) => {
                 let console = endpoint.console.view(replay);
@@ -359,9 +378,8 @@ async fn answer_requests(
 async fn with_progress<T, F>(
     stream: &mut (impl AsyncWrite + Unpin),
     work: impl FnOnce(mpsc::Sender<save::Progress>) -> F,
-) -> Result<Value>
+) -> Result<T>
 where
-    T: Serialize,
     F: Future<Output = Result<T>>,
 {
     let (tell, mut told) = mpsc::channel(1);
@@ -369,7 +387,7 @@ where
     tokio::pin!(work);
     loop {
         tokio::select! {
-            outcome = &mut work => return outcome.map(|done| json!(done)),
+            outcome = &mut work => return outcome,
             Some(progress) = told.recv() => {
                 if say(stream, &Answer::Progress(progress)).await.is_none() {
                     told.close();
@@ -381,6 +399,9 @@ where
 
 impl Endpoint {
     async fn carry_out(&self, op: Op) -> Result<Value> {
+        if matches!(op, Op::Reset { .. } | Op::Powerdown | Op::Pause | Op::Resume) {
+            self.subject.check_free()?;
+        }
         match op {
             Op::Hello => {
                 let pavo = env!("CARGO_PKG_VERSION");
@@ -431,6 +452,7 @@ impl Endpoint {
             }
             // Answered before this.
             Op::Console { .. } | Op::Save(_) | Op::Dump(_) | Op::Connect { .. } => Ok(()),
+            Op::Checkpoint { .. } => Ok(()),
             Op::Display { .. } | Op::Attend | Op::Exec => Ok(()),
         }
         .map(|()| Value::Null)
@@ -450,45 +472,6 @@ impl Endpoint {
             Error::system(format!("{} has not started yet", self.name))
                 .help("wait until it runs: `pavo wait`")
         })
-    }
-
-    async fn dump(
-        &self,
-        wish: &dump::Wish,
-        tell: mpsc::Sender<save::Progress>,
-    ) -> Result<dump::Dumped> {
-        let qmp = self.qmp()?;
-        let doing = || format!("dumping the memory of {}", self.name);
-        dump::dump(&qmp, wish, tell).await.while_doing(doing)
-    }
-
-    async fn display(&self, connect: bool) -> Result<(display::Offer, Option<display::Connected>)> {
-        let offer = self.screen.open(&self.qmp()?).await?;
-        let connected = connect.then(|| self.screen.connect()).transpose()?;
-        Ok((offer, connected))
-    }
-
-    async fn copy(
-        &self,
-        wish: &save::Wish,
-        tell: mpsc::Sender<save::Progress>,
-    ) -> Result<save::Saved> {
-        let mut number = loop {
-            match timeout(save::LOOKS, self.saves.lock()).await {
-                Ok(turn) => break turn,
-                // Who waits for another copy to end is told that it does.
-                Err(_) if tell.send(save::Progress::default()).await.is_ok() => {}
-                Err(_) => return Err(Error::usage("nobody waits for the copy any more")),
-            }
-        };
-        *number += 1;
-        let doing = || match wish.drive {
-            0 => format!("copying the disk of {}", self.name),
-            drive => format!("copying drive {drive} of {}", self.name),
-        };
-        let qmp = self.qmp()?;
-        let source = save::Source { qmp: &qmp, dir: &self.dir, disk: self.disk, number: *number };
-        save::save(source, wish, tell).await.while_doing(doing)
     }
 }
 
@@ -525,6 +508,7 @@ mod tests {
             dir: dir.path().to_owned(),
             disk: None,
             saves: Arc::default(),
+            subject: checkpoint::Subject::new(&crate::vm::testing::spec(dir.path()), &[]),
             ports: GuestPorts::new(&crate::vm::testing::spec(dir.path())),
             screen: Screen::new(&crate::vm::testing::spec(dir.path())),
             meter: usage::Meter::new(&crate::vm::testing::spec(dir.path())),

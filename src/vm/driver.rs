@@ -4,11 +4,8 @@
 //! goes through [`machine::on`], and the actions that come out are carried out
 //! here. Nothing is polled; a VM at rest wakes nobody.
 
-use std::fs::DirBuilder;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -24,23 +21,25 @@ use super::agent::{Agent, Port};
 use super::args::{self, Wiring};
 use super::attach::Attached;
 use super::channel::Listener;
+use super::checkpoint::Subject;
 use super::console::Console;
 use super::cpus::{self, Layout};
 use super::display::Screen;
 use super::guest_ports::GuestPorts;
 use super::machine::{self, Action, Event, Order, State, Stop};
-use super::near::{self, Near};
 use super::stderr::Stderr;
 use super::usage::Meter;
-use super::{control, guest_agent, overlay, qmp, seed};
+use super::{control, guest_agent, qmp};
 use crate::error::{Context, Error, Result};
 use crate::host::spawn;
 use crate::model::job::{VmReport, VmState, VmStatus};
 use crate::model::vm::VmSpec;
 
 mod events;
+mod prepare;
 
-use events::listen;
+use events::{Beginning, listen};
+use prepare::Files;
 
 /// How long after QEMU's end its last words are waited for.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -62,7 +61,7 @@ pub async fn run(
     let mut driver = Driver::new(spec, reports);
     driver.report(VmState::Preparing, String::new(), None).await;
     let mut held = None;
-    let started = match driver.near(&mut orders).await {
+    let started = match driver.prepare(&mut orders).await {
         Ok(_) if driver.state == State::Over => Ok(()),
         Ok(near) => {
             // QEMU uses it to its end.
@@ -156,34 +155,6 @@ impl Driver {
         }
     }
 
-    /// Has the image copied to this host, if it is to be. Somebody may want an end meanwhile.
-    async fn near(&mut self, orders: &mut mpsc::Receiver<Order>) -> Result<Option<Near>> {
-        if !near::is_far(&self.spec) {
-            return Ok(None);
-        }
-        self.report(VmState::Preparing, "its image comes to this host".into(), None).await;
-        let spec = self.spec.clone();
-        let bring = near::bring(&spec);
-        tokio::pin!(bring);
-        loop {
-            tokio::select! {
-                near = &mut bring => {
-                    let near = near?;
-                    if let (Some(near), Some(disk)) = (&near, &mut self.spec.disk) {
-                        disk.backing.clone_from(&near.top);
-                    }
-                    return Ok(near);
-                }
-                Some(order) = orders.recv() => {
-                    self.happened(Event::Asked(order)).await;
-                    if self.state == State::Over {
-                        return Ok(None);
-                    }
-                }
-            }
-        }
-    }
-
     /// Makes what QEMU needs and starts it.
     fn start(&mut self, remote: Option<Listener>) -> Result<()> {
         let layout = Layout::of(&self.spec)?;
@@ -192,6 +163,7 @@ impl Driver {
         let files = Files::make(spec)?;
         self.attached = Attached::make(spec)?;
         self.attached.args.nodes.clone_from(&layout.nodes);
+        prepare::check_nodes(spec, &layout.nodes)?;
         let (console, qemu_console) = pair()?;
         let (qmp, qemu_qmp) = pair()?;
         let agent = control::listen(&spec.dir, guest_agent::SOCKET)?;
@@ -229,8 +201,9 @@ impl Driver {
         self.layout = Some(layout).filter(|layout| !layout.guest.is_empty());
         let stderr = child.stderr.take().expect("it is piped");
         let stderr = tokio::spawn(Stderr::keep(stderr, self.spec.dir.join("qemu.log")));
-        let run = !self.spec.paused;
-        let listener = tokio::spawn(listen(qmp, self.qmp.clone(), self.post.clone(), port, run));
+        let beginning = Beginning::of(&self.spec);
+        let posts = self.post.clone();
+        let listener = tokio::spawn(listen(qmp, self.qmp.clone(), posts, port, beginning));
         self.qemu = Some(Qemu { child, stderr, listener });
         // The inbox is empty: there is room.
         self.post.try_send(Event::Started).while_doing(|| "starting QEMU".into())
@@ -269,6 +242,7 @@ impl Driver {
             dir: self.spec.dir.clone(),
             disk: self.spec.disk.as_ref().map(|disk| disk.virtual_size),
             saves: Arc::default(),
+            subject: Subject::new(&self.spec, &self.attached.args.nodes),
             ports: GuestPorts::new(&self.spec),
             screen: Screen::new(&self.spec),
             meter: self.meter.clone(),
@@ -442,28 +416,6 @@ async fn go_on(qmp: &qmp::Client, layout: Option<Layout>) -> std::result::Result
     qmp.execute(qapi::qmp::cont {}).await.map(drop).map_err(|failure| failure.to_string())
 }
 
-/// The files that QEMU opens.
-struct Files {
-    disk: PathBuf,
-    seed: PathBuf,
-}
-
-impl Files {
-    fn make(spec: &VmSpec) -> Result<Self> {
-        let dir: &Path = &spec.dir;
-        let made = DirBuilder::new().mode(0o700).create(dir);
-        made.while_doing(|| format!("creating the VM's directory `{}`", dir.display()))?;
-        let files = Self { disk: dir.join("disk.qcow2"), seed: dir.join("seed.img") };
-        if let Some(disk) = &spec.disk {
-            overlay::create(&files.disk, &disk.backing, disk.backing_format, disk.virtual_size)?;
-        }
-        if let Some(seed) = &spec.seed {
-            seed::write(&files.seed, seed, &spec.nics, spec.extras.inject_agent)?;
-        }
-        Ok(files)
-    }
-}
-
 /// A connected pair: our end, and the one that QEMU inherits.
 fn pair() -> Result<(UnixStream, OwnedFd)> {
     let pair = || {
@@ -485,6 +437,7 @@ mod tests {
     use super::control::{Client, Op};
     use super::*;
     use crate::model::vm::Accel;
+    use std::path::PathBuf;
 
     /// A VM that runs beside the test, on the test's own thread.
     struct Running {

@@ -91,6 +91,8 @@ pub enum Door {
 pub enum Event {
     /// QEMU was started.
     Started,
+    /// QMP answered, and the guest's memory comes from a checkpoint, however long that takes.
+    Loading,
     /// QMP answered. Whether the guest is to run.
     Greeted { run: bool },
     /// QMP's RESUME: guest CPUs run.
@@ -147,7 +149,12 @@ pub fn on(state: State, event: Event) -> (State, Vec<Action>) {
         }
         (State::Preparing, Event::Broken { why }) => failed(why),
 
-        (State::Starting, Event::Greeted { run: true }) => (State::Paused, vec![Continue]),
+        (State::Starting, Event::Loading) => {
+            (State::Starting, vec![Disarm, Report(VmState::Starting, "its memory is read".into())])
+        }
+        (State::Starting, Event::Greeted { run: true }) => {
+            (State::Paused, vec![Arm(START), Continue])
+        }
         (State::Starting, Event::Greeted { run: false }) => {
             (State::Paused, vec![Disarm, Report(VmState::Paused, "not started".into())])
         }
@@ -367,6 +374,20 @@ mod tests {
         assert!(!actions.contains(&Continue));
         assert_eq!(reports(&actions), [VmState::Starting, VmState::Paused]);
         assert_eq!(actions.iter().rfind(|a| matches!(a, Arm(_) | Disarm)), Some(&Disarm));
+    }
+
+    #[test]
+    fn memory_may_take_long_to_come_and_the_guest_may_not_then() {
+        let deadline = |actions: &[Action]| {
+            actions.iter().rfind(|action| matches!(action, Arm(_) | Disarm)).cloned()
+        };
+        let (state, actions) = after([Event::Started, Event::Loading]);
+        assert_eq!((state, deadline(&actions)), (State::Starting, Some(Disarm)));
+        let greeted = Event::Greeted { run: true };
+        let (_, actions) = after([Event::Started, Event::Loading, greeted]);
+        assert_eq!(deadline(&actions), Some(Arm(START)));
+        let (state, actions) = after([Event::Started, Event::Loading, broken(), exited()]);
+        assert_eq!((state, reports(&actions).last()), (State::Over, Some(&VmState::Failed)));
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod agent;
 pub mod args;
 pub mod attach;
 pub mod channel;
+pub mod checkpoint;
 pub mod console;
 pub mod control;
 pub mod cpus;

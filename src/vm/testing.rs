@@ -45,6 +45,7 @@ pub fn spec(outer: &Path) -> VmSpec {
         custom_args: Vec::new(),
         dial: None,
         paused: false,
+        restore: None,
         extras: Default::default(),
     }
 }

@@ -10,6 +10,7 @@
 
 mod boot;
 mod cache;
+mod ckpt;
 mod completion;
 mod console;
 mod death;

@@ -5,17 +5,20 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use serde::Serialize;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::time::timeout;
 
 use super::super::agent;
 use super::super::channel::Caller;
+use super::super::checkpoint::Step;
 use super::super::display::Offer;
 use super::super::dump::{self, Dumped};
 use super::super::save::{Progress, Saved, Wish};
 use super::{ANSWER_TIME, Answer, MAX_ANSWER, Op, Replay, Request, SOCKET, VERSION};
 use crate::error::{Context, Error, Kind, Result};
+use crate::model::checkpoint::SavedVm;
 use crate::model::job::VmStatus;
 
 /// Either kind of connection.
@@ -106,6 +109,17 @@ impl Client {
         serde_json::from_value(value).while_doing(|| "reading what was written".into())
     }
 
+    /// Takes part in a checkpoint, in a folder that its host sees, too. The guest goes on as
+    /// soon as what is returned is gone.
+    ///
+    /// # Errors
+    /// As [`status`](Self::status), and when the VM cannot be written down.
+    pub async fn checkpoint(mut self, dir: &Path) -> Result<Participant> {
+        let dir = dir.to_owned();
+        self.ask(Op::Checkpoint { dir }).await?;
+        Ok(Participant(self))
+    }
+
     /// Asks anything that is not `console`.
     ///
     /// # Errors
@@ -115,8 +129,15 @@ impl Client {
     }
 
     async fn exchange(&mut self, op: Op, told: &mut impl FnMut(Progress)) -> Result<Value> {
-        let request = Request { version: VERSION, op };
-        let mut line = serde_json::to_vec(&request).expect("a request is always valid JSON");
+        self.say(&Request { version: VERSION, op }, told).await
+    }
+
+    async fn say(
+        &mut self,
+        request: &impl Serialize,
+        told: &mut impl FnMut(Progress),
+    ) -> Result<Value> {
+        let mut line = serde_json::to_vec(request).expect("a request is always valid JSON");
         line.push(b'\n');
         let send = async {
             self.stream.write_all(&line).await?;
@@ -226,6 +247,29 @@ impl Client {
         read.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
             .while_doing(|| "reading the console's log".into())?;
         Ok(log)
+    }
+}
+
+/// A VM's process in the middle of a checkpoint.
+#[derive(Debug)]
+pub struct Participant(Client);
+
+impl Participant {
+    /// Lets it do the next step.
+    ///
+    /// # Errors
+    /// When it cannot; then it waits for another.
+    pub async fn step(&mut self, step: Step) -> Result<()> {
+        self.0.say(&step, &mut |_| {}).await.map(drop)
+    }
+
+    /// Lets it write, once its guest stands still.
+    ///
+    /// # Errors
+    /// When there is no room, or QEMU fails; then nothing is left of it.
+    pub async fn write(&mut self, told: &mut impl FnMut(Progress)) -> Result<SavedVm> {
+        let value = self.0.say(&Step::Write, told).await?;
+        serde_json::from_value(value).while_doing(|| "reading what was written".into())
     }
 }
 

@@ -5,8 +5,46 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 
 use super::super::agent::{DEVICE, Port};
+use super::super::checkpoint::{self, Restored};
 use super::super::machine::{self, Event};
 use super::super::qmp;
+use crate::model::vm::VmSpec;
+
+/// How a VM is to begin.
+pub(super) struct Beginning {
+    /// Whether its guest is to run.
+    run: bool,
+    /// What it goes on from.
+    restored: Option<Restored>,
+}
+
+impl Beginning {
+    pub(super) fn of(spec: &VmSpec) -> Self {
+        let restore = spec.restore.as_deref();
+        let run = !spec.paused && !restore.is_some_and(|restore| restore.paused);
+        Self { run, restored: restore.map(Restored::of) }
+    }
+
+    /// Lets QEMU be what it is to go on from; then others may talk to it.
+    async fn begin(
+        self,
+        qmp: qmp::Client,
+        client: watch::Sender<Option<qmp::Client>>,
+        post: mpsc::Sender<Event>,
+    ) {
+        if let Some(restored) = &self.restored {
+            let _ = post.send(Event::Loading).await;
+            if let Err(error) = checkpoint::load(&qmp, restored).await {
+                let wire = error.to_wire();
+                let why = [vec![wire.what], wire.because].concat().join(": ");
+                let _ = post.send(Event::Broken { why }).await;
+                return;
+            }
+        }
+        client.send_replace(Some(qmp));
+        let _ = post.send(Event::Greeted { run: self.run }).await;
+    }
+}
 
 /// Speaks QMP until it closes, and passes on what concerns the machine.
 pub(super) async fn listen(
@@ -14,21 +52,19 @@ pub(super) async fn listen(
     client: watch::Sender<Option<qmp::Client>>,
     post: mpsc::Sender<Event>,
     port: watch::Sender<Port>,
-    run: bool,
+    beginning: Beginning,
 ) {
     // The machine has the deadline; this one only ends the task after it.
     let connected = qmp::connect(stream, machine::START * 2).await;
-    let mut events = match connected {
-        Ok((connected, events)) => {
-            client.send_replace(Some(connected));
-            let _ = post.send(Event::Greeted { run }).await;
-            events
-        }
+    let (qmp, mut events) = match connected {
+        Ok(connected) => connected,
         Err(failure) => {
             let _ = post.send(Event::Broken { why: failure.to_string() }).await;
             return;
         }
     };
+    // Beside us, since events have to be taken meanwhile. Without QEMU it ends.
+    tokio::spawn(beginning.begin(qmp, client.clone(), post.clone()));
     let mut disk_error = None;
     while let Some(event) = events.recv().await {
         let event = match event.name.as_str() {

@@ -1,0 +1,73 @@
+//! `pavo ckpt`
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::App;
+use super::copying::Copying;
+use super::job::JobSelector;
+use super::session::Signals;
+use crate::error::{Context, Error, Kind, Result};
+use crate::model::vmset::fold;
+use crate::ops::checkpoint::{Order, Phase, take};
+
+/// Write a whole cluster down, to go on later
+///
+/// All its VMs stand still; then the memory of each guest and what it has written to its disk
+/// go to files in DIR, compressed, of all VMs at the same time. Afterwards the cluster ends;
+/// with `--keep-running` it goes on. `pavo alloc -r DIR` starts it again where it was, on any
+/// hosts like those it ran on. If something fails or is interrupted, the cluster goes on as if
+/// nothing had been, and DIR is no checkpoint.
+///
+/// DIR is made, or is empty; the hosts of the VMs must see it. Whatever is secret in the guests
+/// is in it, and the keys that log in to them: only you may read it. The images below the disks
+/// are not in it. A VM with persistent drives, or with a folder of its host mounted, cannot be
+/// written down.
+#[derive(Debug, Args)]
+pub struct Ckpt {
+    #[command(flatten)]
+    job: JobSelector,
+
+    /// Let the cluster go on afterwards
+    #[arg(short = 'k', long)]
+    keep_running: bool,
+
+    /// The new folder
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+}
+
+impl Ckpt {
+    pub fn run(self, app: &App) -> Result<u8> {
+        let dir = std::path::absolute(&self.dir);
+        let dir = dir.while_doing(|| "finding the current folder".into())?;
+        let order = Order { dir: &dir, keep_running: self.keep_running, home: &app.env.home };
+        let (job, taken) = app.block_on(async {
+            let (known, job) = self.job.find(app).await?;
+            let mut signals = Signals::new()?;
+            let ended = async {
+                let why = signals.next().await;
+                Error::new(Kind::Interrupted, why).help("nothing was written; the cluster goes on")
+            };
+            let vms: Vec<u32> = job.vms.iter().map(|vm| vm.rank).collect();
+            let copying = Copying::new(&app.out, format!("Writing {}", fold(&vms)));
+            let copying = std::cell::RefCell::new(copying);
+            let told = |phase: Phase| match phase {
+                Phase::Pausing => copying.borrow_mut().waits(format!("Pausing {}", fold(&vms))),
+                Phase::Writing(progress) => copying.borrow_mut().at(progress),
+            };
+            let taken = take(known.store(), &job, order, &told, ended);
+            let doing = || format!("taking a checkpoint of job {}", job.owner.job);
+            let taken = taken.await.while_doing(doing)?;
+            Ok((job, taken))
+        })?;
+        for trouble in &taken.troubles {
+            app.out.warn(trouble.report().trim_start_matches("error: "));
+        }
+        let (id, mib, dir) = (job.owner.job, taken.bytes.div_ceil(1 << 20), dir.display());
+        let what = if self.keep_running { "goes on" } else { "ends" };
+        app.out.status(&format!("Checkpoint of job {id} written to {dir} ({mib} MiB); it {what}"));
+        Ok(0)
+    }
+}

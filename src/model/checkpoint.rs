@@ -1,0 +1,122 @@
+//! What a checkpoint holds: a whole cluster at one moment, in one folder.
+//!
+//! ```text
+//! DIR/manifest.json    all that is here said of it, written last; keys are in it: 0600
+//! DIR/vm0.memory.zst   what the guest had in memory and its devices, as QEMU writes it
+//! DIR/vm0.disk.zst     what the VM had written to its disk
+//! DIR/vm0.seed.zst     what it was told at its first boot
+//! DIR/unfinished       only as long as the manifest is not there
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::vm::{Accel, HostKey, VmSpec};
+
+/// The file that makes a folder a checkpoint.
+pub const MANIFEST: &str = "manifest.json";
+/// The file that says that it is none yet.
+pub const UNFINISHED: &str = "unfinished";
+
+/// A checkpoint, whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The version of this record's shape; readers refuse newer ones.
+    pub version: u32,
+    /// The pavo that wrote it.
+    pub pavo: String,
+    /// Seconds since the epoch: the moment that it is of.
+    pub taken: u64,
+    /// Of the cluster.
+    pub name: String,
+    pub definition: String,
+    /// The key that logs in to the guests.
+    pub key: HostKey,
+    /// By rank.
+    pub vms: Vec<SavedVm>,
+}
+
+impl Manifest {
+    pub const VERSION: u32 = 1;
+}
+
+/// One VM of a checkpoint, as its process has written it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedVm {
+    /// As it was run, with what its guest was told at its first boot.
+    pub spec: VmSpec,
+    /// The image below its disk, with its revision.
+    pub image: Option<String>,
+    /// Whether its guest stood still before.
+    pub paused: bool,
+    pub machine: Machine,
+    pub memory: Stored,
+    pub disk: Option<Stored>,
+    pub seed: Option<Stored>,
+}
+
+/// What a guest's memory can be read into again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// QEMU's version.
+    pub qemu: [u32; 3],
+    /// The machine type with its version, `pc-q35-7.2`.
+    pub kind: String,
+    pub accel: Accel,
+    /// The host's processor, where the guest has seen it.
+    pub processor: Option<Processor>,
+    /// The guest's NUMA nodes, if it has some: the first CPU and the last one, and MiB.
+    #[serde(default)]
+    pub nodes: Vec<(u32, u32, u64)>,
+}
+
+/// A host's processor, as Linux describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Processor {
+    pub model: String,
+    pub flags: Vec<String>,
+}
+
+/// A file of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stored {
+    /// In the checkpoint's folder.
+    pub name: String,
+    pub bytes: u64,
+    /// Hexadecimal.
+    pub sha256: String,
+}
+
+/// What a VM is to go on from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restore {
+    /// The checkpoint's folder, absolute.
+    pub dir: PathBuf,
+    pub paused: bool,
+    pub machine: Machine,
+    pub memory: Stored,
+    pub disk: Option<Stored>,
+    pub seed: Option<Stored>,
+}
+
+impl SavedVm {
+    /// The same as an order.
+    pub fn restore(&self, dir: &Path) -> Restore {
+        Restore {
+            dir: dir.into(),
+            paused: self.paused,
+            machine: self.machine.clone(),
+            memory: self.memory.clone(),
+            disk: self.disk.clone(),
+            seed: self.seed.clone(),
+        }
+    }
+}
+
+impl Restore {
+    /// All files of it.
+    pub fn files(&self) -> impl Iterator<Item = &Stored> {
+        [Some(&self.memory), self.disk.as_ref(), self.seed.as_ref()].into_iter().flatten()
+    }
+}

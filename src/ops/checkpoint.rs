@@ -1,0 +1,283 @@
+//! `ckpt`: a whole cluster, written down in one folder at one moment.
+//!
+//! The VMs' processes write, each its own VM; the command takes them through it together (see
+//! [`vm::checkpoint`](crate::vm::checkpoint)) and writes the manifest last. Whatever fails or
+//! dies on the way, the guests go on, and a folder without a manifest is no checkpoint.
+
+use std::cell::RefCell;
+use std::fs::{self, DirBuilder, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::future::join_all;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use tokio::time::{Instant, sleep};
+
+use super::elsewhere;
+use super::reach::reach_vm;
+use crate::error::{Context, Error, Result};
+use crate::host::file::write_atomically;
+use crate::host::limits::raise_open_files;
+use crate::model::checkpoint::{MANIFEST, Manifest, SavedVm, Stored, UNFINISHED};
+use crate::model::job::{JobRecord, VmRecord};
+use crate::model::vm::HostKey;
+use crate::store::Store;
+use crate::vm::checkpoint::Step;
+use crate::vm::control::Participant;
+use crate::vm::save::Progress;
+
+/// How many are asked at once whether they can take part.
+const AT_ONCE: usize = 64;
+/// How long a file that another host has written may take until it is seen here.
+const SEEN: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(200));
+
+/// What is to be written where.
+#[derive(Clone, Copy, Debug)]
+pub struct Order<'a> {
+    /// Absolute; it is not there, or empty.
+    pub dir: &'a Path,
+    /// Whether the cluster goes on afterwards, or ends.
+    pub keep_running: bool,
+    /// The user's home.
+    pub home: &'a Path,
+}
+
+/// What was written.
+#[derive(Debug)]
+pub struct Taken {
+    pub bytes: u64,
+    /// What went wrong once the checkpoint was there.
+    pub troubles: Vec<Error>,
+}
+
+/// How far it is.
+#[derive(Clone, Copy, Debug)]
+pub enum Phase {
+    /// The VMs are asked, and stand still one by one.
+    Pausing,
+    Writing(Progress),
+}
+
+/// Takes a checkpoint of a running cluster, until `ended` says that nobody wants it.
+///
+/// # Errors
+/// When a VM cannot be written down, or there is no room. The cluster goes on then, and nothing
+/// is left of the checkpoint.
+pub async fn take(
+    store: Option<&dyn Store>,
+    job: &JobRecord,
+    order: Order<'_>,
+    told: &dyn Fn(Phase),
+    ended: impl Future<Output = Error>,
+) -> Result<Taken> {
+    raise_open_files();
+    let key = elsewhere::ssh_files(store, job, order.home).await?.read_key()?;
+    let folder = Folder::make(order.dir)?;
+    let mut parts = Vec::new();
+    let taken = tokio::select! {
+        taken = write(store, job, &folder, key, &mut parts, told) => taken,
+        error = ended => Err(error),
+    };
+    let (bytes, last) = match taken {
+        Ok(bytes) => {
+            folder.keep();
+            (Ok(bytes), if order.keep_running { Step::Resume } else { Step::Quit })
+        }
+        Err(error) => (Err(error), Step::Resume),
+    };
+    let troubles = finish(&mut parts, last).await;
+    let bytes = bytes?;
+    Ok(Taken { bytes, troubles })
+}
+
+/// A VM that takes part.
+struct Part<'a> {
+    vm: &'a VmRecord,
+    process: Participant,
+}
+
+/// From the first question to the manifest.
+async fn write<'a>(
+    store: Option<&dyn Store>,
+    job: &'a JobRecord,
+    folder: &Folder,
+    key: HostKey,
+    parts: &mut Vec<Part<'a>>,
+    told: &dyn Fn(Phase),
+) -> Result<u64> {
+    told(Phase::Pausing);
+    let dir = folder.path.as_path();
+    let begin = |vm: &'a VmRecord| async move {
+        let begun =
+            async { reach_vm(store, job, vm).await?.connect().await?.checkpoint(dir).await };
+        let process = begun.await.while_doing(|| doing("preparing the checkpoint of", vm))?;
+        Ok::<_, Error>(Part { vm, process })
+    };
+    let mut begun = stream::iter(job.vms.iter().map(begin)).buffered(AT_ONCE);
+    while let Some(part) = begun.try_next().await? {
+        parts.push(part);
+    }
+    all(parts, Step::Pause, "pausing").await?;
+    let taken = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let mut vms = write_all(parts, told).await?;
+    for (saved, vm) in vms.iter_mut().zip(&job.vms) {
+        saved.image.clone_from(&vm.image);
+        for stored in files(saved) {
+            seen(dir, stored).await.while_doing(|| doing("writing", vm))?;
+        }
+    }
+    all(parts, Step::Keep, "keeping the checkpoint of").await?;
+    let bytes = vms.iter().flat_map(files).map(|stored| stored.bytes).sum();
+    let manifest = Manifest {
+        version: Manifest::VERSION,
+        pavo: env!("CARGO_PKG_VERSION").into(),
+        taken,
+        name: job.name.clone(),
+        definition: job.definition.clone(),
+        key,
+        vms,
+    };
+    let text = serde_json::to_vec(&manifest).expect("a manifest is always valid JSON");
+    write_atomically(&dir.join(MANIFEST), &text, 0o600)?;
+    Ok(bytes)
+}
+
+fn doing(what: &str, vm: &VmRecord) -> String {
+    format!("{what} vm{} on `{}`", vm.rank, vm.host)
+}
+
+fn files(vm: &SavedVm) -> impl Iterator<Item = &Stored> {
+    [Some(&vm.memory), vm.disk.as_ref(), vm.seed.as_ref()].into_iter().flatten()
+}
+
+/// Lets all do the same at the same time; the first that cannot is the error.
+async fn all(parts: &mut [Part<'_>], step: Step, what: &str) -> Result<()> {
+    let steps = parts.iter_mut().map(|Part { vm, process }| async move {
+        process.step(step).await.while_doing(|| doing(what, vm))
+    });
+    join_all(steps).await.into_iter().collect()
+}
+
+async fn write_all(parts: &mut [Part<'_>], told: &dyn Fn(Phase)) -> Result<Vec<SavedVm>> {
+    let far = RefCell::new(vec![Progress::default(); parts.len()]);
+    let writes = parts.iter_mut().enumerate().map(|(index, Part { vm, process })| {
+        let far = &far;
+        let mut one = move |progress| {
+            let mut far = far.borrow_mut();
+            far[index] = progress;
+            let (done, total) = (far.iter().map(|it| it.done), far.iter().map(|it| it.total));
+            told(Phase::Writing(Progress { done: done.sum(), total: total.sum() }));
+        };
+        async move { process.write(&mut one).await.while_doing(|| doing("writing", vm)) }
+    });
+    // One that fails is the end of all: the others need not be waited for.
+    futures_util::future::try_join_all(writes).await
+}
+
+/// Waits until a file is seen here as it was written there.
+async fn seen(dir: &Path, stored: &Stored) -> Result<()> {
+    let (path, end) = (dir.join(&stored.name), Instant::now() + SEEN.0);
+    loop {
+        match fs::metadata(&path) {
+            Ok(about) if about.len() == stored.bytes => return Ok(()),
+            _ if Instant::now() < end => sleep(SEEN.1).await,
+            _ => {
+                let path = path.display();
+                return Err(Error::system(format!("`{path}` is written there, and not seen here"))
+                    .help("name a folder that this host and those of all VMs share"));
+            }
+        }
+    }
+}
+
+/// The last step of all VMs; what goes wrong.
+async fn finish(parts: &mut [Part<'_>], last: Step) -> Vec<Error> {
+    let what = if last == Step::Quit { "ending" } else { "resuming" };
+    let steps = parts.iter_mut().map(|Part { vm, process }| async move {
+        process.step(last).await.while_doing(|| doing(what, vm)).err()
+    });
+    join_all(steps).await.into_iter().flatten().collect()
+}
+
+/// The folder, which is gone again unless it is kept.
+struct Folder {
+    path: PathBuf,
+    /// Whether it was there, empty.
+    was_there: bool,
+    kept: bool,
+}
+
+impl Folder {
+    fn make(path: &Path) -> Result<Self> {
+        let doing = || format!("creating `{}`", path.display());
+        let was_there = match DirBuilder::new().mode(0o700).create(path) {
+            Ok(()) => false,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                check_empty(path).while_doing(doing)?;
+                true
+            }
+            Err(error) => return Err(error).while_doing(doing),
+        };
+        let folder = Self { path: path.into(), was_there, kept: false };
+        // Of two at once one is the first.
+        let marker = path.join(UNFINISHED);
+        let marked = File::options().write(true).create_new(true).mode(0o600).open(&marker);
+        if let Err(error) = marked {
+            // Then it is the other's.
+            std::mem::forget(folder);
+            return Err(error).while_doing(doing);
+        }
+        Ok(folder)
+    }
+
+    /// It is a checkpoint now.
+    fn keep(mut self) {
+        self.kept = true;
+        // With a manifest it means nothing.
+        let _ = fs::remove_file(self.path.join(UNFINISHED));
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        // Trouble with that says less than what went wrong.
+        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        let ours = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_ours));
+        for entry in ours {
+            let _ = fs::remove_file(entry.path());
+        }
+        let _ = fs::remove_file(self.path.join(UNFINISHED));
+        if !self.was_there {
+            let _ = fs::remove_dir(&self.path);
+        }
+    }
+}
+
+/// Whether a VM's process has made it: one that was killed could not remove it.
+fn is_ours(name: &str) -> bool {
+    name.starts_with("vm") && name.ends_with(".zst")
+}
+
+/// # Errors
+/// When something is in it, with what it is.
+fn check_empty(path: &Path) -> Result<()> {
+    let mut entries = fs::read_dir(path).while_doing(|| "looking into it".into())?;
+    if entries.next().is_none() {
+        return Ok(());
+    }
+    let other = "name another folder, or remove this one";
+    if path.join(MANIFEST).exists() {
+        return Err(Error::usage("it is a checkpoint already").help(other));
+    }
+    if path.join(UNFINISHED).exists() {
+        return Err(
+            Error::usage("a checkpoint is being taken there, or one was interrupted").help(other)
+        );
+    }
+    Err(Error::usage("something is in it").help(other))
+}

@@ -1,0 +1,208 @@
+//! Files of a checkpoint: packed by `zstd`, in a process of its own beside QEMU and us.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::process::Stdio;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd::pipe2;
+use sha2::{Digest, Sha256};
+use tempfile::TempPath;
+use tokio::io::AsyncReadExt;
+use tokio::process::{Child, Command};
+
+use crate::error::{Context, Error, Result};
+use crate::host::spawn;
+use crate::model::checkpoint::Stored;
+
+/// What is read at once, and what a pipe is to hold.
+const CHUNK: usize = 1 << 20;
+/// Of zeros as long as this, and at such places, nothing is written.
+const BLOCK: usize = 64 << 10;
+
+/// A pipe; both ends are closed to children.
+pub(super) fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    let (from, to) = pipe2(OFlag::O_CLOEXEC).while_doing(|| "making a pipe".into())?;
+    // A smaller one only takes longer.
+    let _ = fcntl(&to, FcntlArg::F_SETPIPE_SZ(CHUNK as i32));
+    Ok((from, to))
+}
+
+fn zstd(options: &[&str], input: Stdio, output: Stdio) -> Result<Child> {
+    let mut command = std::process::Command::new("zstd");
+    command.arg("-q").args(options).stdin(input).stdout(output).stderr(Stdio::piped());
+    // A Ctrl-C at the launcher's terminal is for the launcher.
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    spawn::die_with_parent(&mut command);
+    let mut command = Command::from(command);
+    command.kill_on_drop(true).spawn().map_err(|error| {
+        Error::system("`zstd` does not start")
+            .because(error)
+            .help("install it on the hosts of VMs (Debian: zstd)")
+    })
+}
+
+/// Waits for a `zstd` that has said all it had to say.
+pub(super) async fn done(child: Child) -> Result<()> {
+    let doing = || "running `zstd`".to_owned();
+    let output = child.wait_with_output().await.while_doing(doing)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let said = if said.is_empty() { output.status.to_string() } else { said };
+    Err(Error::system(said)).while_doing(doing)
+}
+
+/// Packs all that comes from `input` into a new file, which is on disk on return.
+///
+/// # Errors
+/// When the file exists, or has no room. It is gone again then, and unless it is kept.
+pub(super) async fn pack(
+    input: impl Into<Stdio>,
+    dir: &Path,
+    name: String,
+) -> Result<(Stored, TempPath)> {
+    let path = dir.join(&name);
+    let doing = || format!("writing `{}`", path.display());
+    let file = File::options().write(true).create_new(true).mode(0o600).open(&path);
+    let file = file.while_doing(doing)?;
+    let made = TempPath::try_from_path(&path).while_doing(doing)?;
+    // The fastest level: what is written is to be less than the disk's time, not the least.
+    let mut child = zstd(&["-1", "-T1", "-c"], input.into(), Stdio::piped())?;
+    let mut output = child.stdout.take().ok_or_else(|| Error::bug("zstd has no output"))?;
+    let mut sink = Sink { file, hash: Sha256::new(), bytes: 0 };
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        let mut filled = 0;
+        while filled < chunk.len() {
+            let count = output.read(&mut chunk[filled..]).await;
+            match count.while_doing(|| "reading from `zstd`".into())? {
+                0 => break,
+                count => filled += count,
+            }
+        }
+        let write = move || {
+            let written = sink.take(&chunk[..filled]);
+            (written, chunk, sink)
+        };
+        let written;
+        (written, chunk, sink) =
+            tokio::task::spawn_blocking(write).await.while_doing(|| "writing".into())?;
+        written.while_doing(doing).map_err(|error| error.help("see that there is room: `df`"))?;
+        if filled < CHUNK {
+            break;
+        }
+    }
+    done(child).await?;
+    let Sink { file, hash, bytes } = sink;
+    let synced = tokio::task::spawn_blocking(move || file.sync_all()).await;
+    synced.while_doing(|| "writing".into())?.while_doing(doing)?;
+    Ok((Stored { name, bytes, sha256: hex(&hash.finalize()) }, made))
+}
+
+struct Sink {
+    file: File,
+    hash: Sha256,
+    bytes: u64,
+}
+
+impl Sink {
+    fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.hash.update(bytes);
+        self.bytes += bytes.len() as u64;
+        self.file.write_all(bytes)
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Reads a file to its end and compares it with what was written.
+///
+/// # Errors
+/// When it is something else, or `wanted` says that nobody waits any more.
+pub(super) fn verify(dir: &Path, stored: &Stored, wanted: &dyn Fn() -> bool) -> Result<()> {
+    let path = dir.join(&stored.name);
+    let doing = || format!("checking `{}`", path.display());
+    let mut file = File::open(&path).while_doing(doing)?;
+    let (mut hash, mut bytes, mut chunk) = (Sha256::new(), 0, vec![0; CHUNK]);
+    loop {
+        let count = file.read(&mut chunk).while_doing(doing)?;
+        if count == 0 {
+            break;
+        }
+        if !wanted() {
+            return Err(Error::usage("nobody waits for it any more")).while_doing(doing);
+        }
+        hash.update(&chunk[..count]);
+        bytes += count as u64;
+    }
+    if (bytes, hex(&hash.finalize())) == (stored.bytes, stored.sha256.clone()) {
+        return Ok(());
+    }
+    let error = Error::config("it is not what was written: the checkpoint is damaged");
+    Err(error.help("take another checkpoint, or the file from a backup")).while_doing(doing)
+}
+
+/// A process that unpacks a file into `output`.
+///
+/// # Errors
+/// When the file cannot be read or there is no `zstd`.
+pub(super) fn unpack_to(path: &Path, output: impl Into<Stdio>) -> Result<Child> {
+    let file = File::open(path).while_doing(|| format!("opening `{}`", path.display()))?;
+    zstd(&["-d", "-c"], file.into(), output.into())
+}
+
+/// Unpacks a file into a new one, without the zeros.
+///
+/// # Errors
+/// When it cannot be read, the other exists, or has no room.
+pub(super) async fn unpack(path: &Path, target: &Path) -> Result<()> {
+    let doing = || format!("writing `{}`", target.display());
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(target);
+    let mut child = unpack_to(path, Stdio::piped())?;
+    let output = child.stdout.take().ok_or_else(|| Error::bug("zstd has no output"))?;
+    let output = output.into_owned_fd().while_doing(|| "reading from `zstd`".into())?;
+    let write = move || {
+        let mut from = File::from(output);
+        // Tokio has left it so.
+        let flags = OFlag::from_bits_retain(fcntl(&from, FcntlArg::F_GETFL)?);
+        fcntl(&from, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
+        let file =
+            file.as_mut().map_err(|error| io::Error::new(error.kind(), error.to_string()))?;
+        copy_sparse(&mut from, file)
+    };
+    let written = tokio::task::spawn_blocking(write).await.while_doing(|| "writing".into())?;
+    // Its own word first: a file that ends early is no fault of the disk's.
+    let unpacked = done(child).await.while_doing(|| format!("reading `{}`", path.display()));
+    written.while_doing(doing)?;
+    unpacked
+}
+
+fn copy_sparse(from: &mut impl Read, to: &File) -> io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    let (mut at, mut block) = (0, vec![0; BLOCK]);
+    loop {
+        let mut filled = 0;
+        while filled < BLOCK {
+            match from.read(&mut block[filled..]) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if block[..filled].iter().any(|byte| *byte != 0) {
+            to.write_all_at(&block[..filled], at)?;
+        }
+        at += filled as u64;
+        if filled < BLOCK {
+            return to.set_len(at);
+        }
+    }
+}

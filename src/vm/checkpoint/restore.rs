@@ -1,0 +1,105 @@
+//! A VM that goes on from a checkpoint: its files, and its guest's memory.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::json;
+use tokio::time::sleep;
+
+use super::super::devices::Node;
+use super::super::qmp;
+use super::super::save::{FIRST_LOOK, LOOKS};
+use super::{FD, machine, pack};
+use crate::error::{Context, Error, Result};
+use crate::model::checkpoint::{Restore, Stored};
+use crate::model::vm::VmSpec;
+
+/// Tells the reading threads that nobody waits.
+struct Wanted(Arc<AtomicBool>);
+
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// What is read once QEMU answers.
+#[derive(Clone, Debug)]
+pub struct Restored {
+    memory: PathBuf,
+    then: crate::model::checkpoint::Machine,
+}
+
+impl Restored {
+    pub fn of(restore: &Restore) -> Self {
+        Self { memory: restore.dir.join(&restore.memory.name), then: restore.machine.clone() }
+    }
+
+    /// # Errors
+    /// When this host would make another machine of it.
+    pub fn check_nodes(&self, nodes: &[Node]) -> Result<()> {
+        machine::check_nodes(nodes, &self.then)
+    }
+}
+
+/// Checks all files of a VM, and makes its disk and seed in its directory, which exists.
+///
+/// # Errors
+/// When a file is damaged, there is no room, or the host is none for it.
+pub async fn bring(spec: &VmSpec, restore: &Restore, disk: &Path, seed: &Path) -> Result<()> {
+    machine::check_host(spec, &restore.machine)?;
+    let wanted = Arc::new(AtomicBool::new(true));
+    let _wanted = Wanted(wanted.clone());
+    let check = |stored: &Stored| {
+        let (dir, stored, wanted) = (restore.dir.clone(), stored.clone(), wanted.clone());
+        tokio::task::spawn_blocking(move || {
+            pack::verify(&dir, &stored, &|| wanted.load(Ordering::Relaxed))
+        })
+    };
+    let checks: Vec<_> = restore.files().map(check).collect();
+    for check in checks {
+        check.await.while_doing(|| "checking the checkpoint".into())??;
+    }
+    for (stored, target) in [(&restore.disk, disk), (&restore.seed, seed)] {
+        if let Some(stored) = stored {
+            pack::unpack(&restore.dir.join(&stored.name), target).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives a QEMU that waits for it the guest's memory.
+///
+/// # Errors
+/// When QEMU does not take it.
+pub async fn load(qmp: &qmp::Client, restored: &Restored) -> Result<()> {
+    machine::check_qemu(qmp, &restored.then).await?;
+    let (from, to) = pack::pipe()?;
+    let unpacking = pack::unpack_to(&restored.memory, to)?;
+    let handed = qmp.send_descriptor(FD, from).await;
+    handed.while_doing(|| "handing QEMU a pipe".into())?;
+    let incoming = json!({ "uri": format!("fd:{FD}") });
+    let begun = qmp.call("migrate-incoming", incoming).await;
+    begun.while_doing(|| "telling QEMU `migrate-incoming`".into())?;
+    let loaded = follow(qmp).await;
+    let unpacked = pack::done(unpacking).await;
+    let path = restored.memory.display();
+    loaded.and(unpacked).while_doing(|| format!("reading the guest's memory from `{path}`"))
+}
+
+async fn follow(qmp: &qmp::Client) -> Result<()> {
+    let mut pause = FIRST_LOOK;
+    loop {
+        let now = qmp.call("query-migrate", json!({})).await;
+        // One that cannot read it ends, and says why.
+        let now = now.while_doing(|| "asking QEMU how far it is".into())?;
+        match now["status"].as_str() {
+            Some("completed") => return Ok(()),
+            Some("failed") => return Err(Error::system("QEMU does not understand it")),
+            _ => {}
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(LOOKS);
+    }
+}
