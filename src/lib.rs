@@ -3,7 +3,7 @@
 //! ```text
 //!  4  cli            one file per verb or noun; parses, calls, prints through `cli::out`
 //!  3  ops            operations that join the peers below: launch here or as a step of Slurm,
-//!                    root's set-up of a host, the site's store, sweep, wait, save, run
+//!                    root's set-up of a host, the site's store, sweep, wait, save, run, copy
 //!  2  batch          who runs the job: local, slurm
 //!     network        cluster + configuration -> plan for one host; the guests' DHCP and DNS
 //!     image          repositories, revisions, import, header checks, images from recipes
@@ -16,7 +16,7 @@
 //! ```
 //!
 //! Beside this crate: `agent/` (the program that runs commands in guests, which `build.rs`
-//! makes a part of this one, and its protocol), `slurm-plugin/` (Slurm's hook, which runs `pavo internal setup` as
+//! makes a part of this one, its protocol, and both ends of copies), `slurm-plugin/` (Slurm's hook, which runs `pavo internal setup` as
 //! root), `tests/lab/` (a Slurm cluster in namespaces, for tests and for people) and `fuzz/`
 //! (every reader of strangers' bytes as a function of bytes).
 //!

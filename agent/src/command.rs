@@ -54,7 +54,7 @@ impl Command {
     /// One that has just begun.
     pub fn new(id: u64, stream: u32, exec: &Exec, spawned: Spawned) -> Self {
         let words: Vec<_> = exec.argv.iter().map(|word| String::from_utf8_lossy(word)).collect();
-        let mut words = words.join(" ");
+        let mut words = words.join(" ").replacen(super::copying::OURSELVES, "pavo-agent", 1);
         if exec.script.is_some() {
             words = format!("(script) {words}");
         }

@@ -25,14 +25,18 @@
 //! directions. Between a command and a VM's process the same frames go over the control
 //! connection, there for one stream only.
 //!
+//! A stream that is opened for a copy carries the records of [`copy`], as the input and output
+//! of a process that the agent starts for it.
+//!
 //! The last frame of a stream is the agent's ([`Kind::Exit`], [`Kind::Fail`]). Until then the
 //! host keeps its number, also after it has said [`Kind::Close`]: who asked is gone.
 
+pub mod copy;
 mod frame;
 mod message;
 
 pub use frame::{Decoder, Event, Frame, Kind, Malformed, mark};
-pub use message::{Command, Credit, Exec, Exit, Failure, Hello, Opening, Size, Started};
+pub use message::{Command, Copy, Credit, Exec, Exit, Failure, Hello, Opening, Size, Started};
 
 /// The version of this protocol, which the agent says first.
 pub const VERSION: u32 = 1;

@@ -6,17 +6,22 @@
 //! pavo-agent --stdio         serves what its standard input is: a socket, a terminal
 //! ```
 //!
+//! It starts itself with `--send` and `--receive` for copies, as who is to read or write the
+//! files: one that waits for a file server keeps no command waiting.
+//!
 //! One loop that sleeps while there is nothing to do, and a thread for each command that is
 //! about to begin, which may have to wait for a file server. What is read of a
 //! command waits for nobody: it is read only when there is credit for it, and room.
 
 mod account;
 mod command;
+mod copying;
 mod port;
 mod serve;
 mod spawn;
 mod starts;
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -25,8 +30,12 @@ use std::time::Duration;
 const AGAIN: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if let Some(code) = copying::copy(&words) {
+        return code;
+    }
+    let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+    let words: Vec<&str> = words.iter().map(|word| &**word).collect();
     let served = match *words {
         [] => serve_for_ever(),
         ["--port", path] => port::open(path.as_ref()).and_then(|port| serve::serve(&port)),

@@ -5,10 +5,14 @@ use super::Malformed;
 
 /// Fields as they are written.
 #[derive(Default)]
-struct Fields(Vec<u8>);
+pub(crate) struct Fields(Vec<u8>);
 
 impl Fields {
-    fn put(&mut self, tag: u8, bytes: impl AsRef<[u8]>) -> &mut Self {
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+
+    pub(crate) fn put(&mut self, tag: u8, bytes: impl AsRef<[u8]>) -> &mut Self {
         let bytes = bytes.as_ref();
         self.0.push(tag);
         self.0.extend((bytes.len() as u32).to_le_bytes());
@@ -16,7 +20,7 @@ impl Fields {
         self
     }
 
-    fn number(&mut self, tag: u8, number: u64) -> &mut Self {
+    pub(crate) fn number(&mut self, tag: u8, number: u64) -> &mut Self {
         self.put(tag, number.to_le_bytes())
     }
 
@@ -29,7 +33,7 @@ impl Fields {
 }
 
 /// The fields of a payload, in their order.
-fn fields(mut bytes: &[u8]) -> Result<Vec<(u8, &[u8])>, Malformed> {
+pub(crate) fn fields(mut bytes: &[u8]) -> Result<Vec<(u8, &[u8])>, Malformed> {
     let mut found = Vec::new();
     while let Some((tag, rest)) = bytes.split_first() {
         let short = || Malformed("a field is cut off".into());
@@ -42,13 +46,13 @@ fn fields(mut bytes: &[u8]) -> Result<Vec<(u8, &[u8])>, Malformed> {
     Ok(found)
 }
 
-fn number(bytes: &[u8]) -> Result<u64, Malformed> {
+pub(crate) fn number(bytes: &[u8]) -> Result<u64, Malformed> {
     let bytes = bytes.try_into().map_err(|_| Malformed("a number is not one".into()))?;
     Ok(u64::from_le_bytes(bytes))
 }
 
 /// A number that has to fit.
-fn small<T: TryFrom<u64>>(bytes: &[u8]) -> Result<T, Malformed> {
+pub(crate) fn small<T: TryFrom<u64>>(bytes: &[u8]) -> Result<T, Malformed> {
     T::try_from(number(bytes)?).map_err(|_| Malformed("a number is too large".into()))
 }
 
@@ -56,13 +60,13 @@ fn small<T: TryFrom<u64>>(bytes: &[u8]) -> Result<T, Malformed> {
 const MAX_TEXT: usize = 4096;
 
 /// As much of a text as one may show: a frame has room for it, whoever it is from.
-fn cut(text: &str) -> &str {
+pub(crate) fn cut(text: &str) -> &str {
     let end = (0..=MAX_TEXT.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
     &text[..end.unwrap_or(0)]
 }
 
 /// What one may show: no more than a line, and only text.
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_TEXT)]);
     text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
 }
@@ -124,6 +128,21 @@ pub enum Opening {
         id: u64,
         signal: u8,
     },
+    /// Its input and output are the two ends of a [`copy`](crate::copy).
+    Copy(Copy),
+}
+
+/// Files to copy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Copy {
+    /// Whether they come into the guest; else they leave it.
+    pub comes: bool,
+    /// What to send, or the one place where to put it.
+    pub paths: Vec<Vec<u8>>,
+    /// Whether the place is a folder to put it into, also where there is none yet.
+    pub into: bool,
+    /// Who reads or writes them. Absent: who runs the agent, which is root.
+    pub user: Option<Vec<u8>>,
 }
 
 /// A command to run.
@@ -171,6 +190,7 @@ const CPU: u8 = 12;
 const INPUT: u8 = 13;
 const KEEP: u8 = 14;
 const LEAVE: u8 = 15;
+const INTO: u8 = 16;
 
 impl Opening {
     pub fn encode(&self) -> Vec<u8> {
@@ -185,6 +205,16 @@ impl Opening {
             }
             Self::Kill { id, signal } => {
                 fields.put(VERB, "kill").number(ID, *id).number(SIGNAL, (*signal).into());
+            }
+            Self::Copy(copy) => {
+                fields.put(VERB, if copy.comes { "receive" } else { "send" });
+                fields.all(ARGUMENT, &copy.paths);
+                if let Some(user) = &copy.user {
+                    fields.put(USER, user);
+                }
+                if copy.into {
+                    fields.put(INTO, []);
+                }
             }
         }
         fields.0
@@ -202,6 +232,15 @@ impl Opening {
             b"list" => Ok(Self::List),
             b"kill" => {
                 Ok(Self::Kill { id: id()?, signal: small(find(SIGNAL).unwrap_or_default())? })
+            }
+            verb @ (b"receive" | b"send") => {
+                let all = |tag: u8| fields.iter().filter(move |field| field.0 == tag);
+                Ok(Self::Copy(Copy {
+                    comes: verb == b"receive",
+                    paths: all(ARGUMENT).map(|field| field.1.to_vec()).collect(),
+                    into: find(INTO).is_some(),
+                    user: find(USER).map(<[u8]>::to_vec),
+                }))
             }
             verb => Err(Malformed(format!("`{}` is not known here", text(verb)))),
         }
@@ -469,6 +508,13 @@ mod tests {
             Opening::Attach { id: u64::MAX },
             Opening::List,
             Opening::Kill { id: 3, signal: 15 },
+            Opening::Copy(Copy::default()),
+            Opening::Copy(Copy {
+                comes: true,
+                paths: vec![b"/\xff".into(), b"b".into()],
+                into: true,
+                user: Some(b"ada".into()),
+            }),
         ] {
             assert_eq!(Opening::decode(&opening.encode()).unwrap(), opening);
         }

@@ -10,11 +10,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::{SfdFlags, SigSet, SignalFd};
 use pavo_agent::{
-    Credit, Decoder, Event, Failure, Frame, Hello, Kind, MAX_OPENING, MAX_STREAMS, Opening, Size,
-    Started, VERSION, mark,
+    Credit, Decoder, Event, Exec, Failure, Frame, Hello, Kind, MAX_OPENING, MAX_STREAMS, Opening,
+    Size, Started, VERSION, mark,
 };
 
 use super::command::Command;
+use super::copying;
 use super::starts::Starts;
 
 /// No command is read while more than this waits to be sent.
@@ -228,14 +229,8 @@ impl Agent {
         let failure = |why: String, code| Failure { why, code };
         let opening = Opening::decode(opening).map_err(|error| failure(error.to_string(), 126))?;
         match opening {
-            Opening::Exec(exec) => {
-                let running = self.commands.iter().filter(|command| command.is_running()).count();
-                if running + self.starts.len() >= MAX_STREAMS {
-                    let why = format!("the guest's agent runs {MAX_STREAMS} commands already");
-                    return Err(failure(why, 126));
-                }
-                self.starts.begin(stream, exec)?;
-            }
+            Opening::Exec(exec) => self.start(stream, exec)?,
+            Opening::Copy(copy) => self.start(stream, copying::command(copy))?,
             Opening::Attach { id } => {
                 let command = self.find(id)?;
                 if command.stream.is_some() {
@@ -260,6 +255,15 @@ impl Agent {
             }
         }
         Ok(())
+    }
+
+    fn start(&mut self, stream: u32, exec: Exec) -> Result<(), Failure> {
+        let running = self.commands.iter().filter(|command| command.is_running()).count();
+        if running + self.starts.len() >= MAX_STREAMS {
+            let why = format!("the guest's agent runs {MAX_STREAMS} commands already");
+            return Err(Failure { why, code: 126 });
+        }
+        self.starts.begin(stream, exec)
     }
 
     /// Commands that have begun: they hear what they were told meanwhile.
@@ -366,6 +370,6 @@ fn hello() -> Hello {
         boot_id: read("/proc/sys/kernel/random/boot_id").trim().into(),
         uptime: (seconds * 1000.0) as u64,
         cores: cores as u32,
-        features: ["exec", "pty", "attach", "script"].map(String::from).into(),
+        features: ["exec", "pty", "attach", "script", "copy"].map(String::from).into(),
     }
 }

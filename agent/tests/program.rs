@@ -6,9 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use pavo_agent::copy::{Entry, Record};
 use pavo_agent::{
-    Command as Listed, Credit, Decoder, Event, Exec, Exit, Failure, Frame, Hello, Kind, Nonce,
-    Opening, PIECE, REPLAY, Size, Started, WINDOW, mark,
+    Command as Listed, Copy, Credit, Decoder, Event, Exec, Exit, Failure, Frame, Hello, Kind,
+    Nonce, Opening, PIECE, REPLAY, Size, Started, WINDOW, mark,
 };
 
 /// Far more than anything takes.
@@ -566,4 +567,69 @@ fn it_ends_with_its_port_and_its_commands_with_it() {
         Err(error) if error.kind() != ErrorKind::ConnectionReset => panic!("{error}"),
         _ => {}
     }
+}
+
+/// What a copy says to its end, as the agent carries it; the stream that it has.
+fn copy(agent: &mut Agent, comes: bool, path: &std::path::Path) -> u32 {
+    let paths = vec![path.as_os_str().as_encoded_bytes().to_vec()];
+    let stream = agent.open(Opening::Copy(Copy { comes, paths, ..Copy::default() }));
+    assert_eq!(agent.frame().kind, Kind::Started);
+    stream
+}
+
+#[test]
+fn files_come_and_go_by_a_process_of_their_own() {
+    let dir = std::env::temp_dir().join(format!("pavo-agent-files-{}", std::process::id()));
+    std::fs::create_dir(&dir).unwrap();
+    let mut agent = Agent::start();
+    let record = |record: Record<'_>| {
+        let mut bytes = Vec::new();
+        record.write(&mut bytes).unwrap();
+        bytes
+    };
+    let file = |size| Entry { name: b"x".into(), mode: 0o640, size, ..Entry::default() };
+    let said = [
+        record(Record::File(file(5))),
+        record(Record::Content(b"hello")),
+        record(Record::End),
+        record(Record::Finish),
+    ];
+    let stream = copy(&mut agent, true, &dir.join("new"));
+    agent.say(stream, Kind::Data, said.concat());
+    let heard = agent.until_end(stream);
+    assert_eq!((heard.output, heard.exit), (record(Record::Done), Some(Exit::Code(0))));
+    assert_eq!(std::fs::read_to_string(dir.join("new")).unwrap(), "hello");
+    // The other way: it waits for our word.
+    let stream = copy(&mut agent, false, &dir.join("new"));
+    agent.say(stream, Kind::Data, record(Record::Done));
+    let heard = agent.until_end(stream);
+    assert_eq!(heard.exit, Some(Exit::Code(0)));
+    let told = record(Record::Total(5));
+    assert!(heard.output.starts_with(&told) && heard.output.ends_with(&said[1..].concat()));
+    // Of one that is left nothing stays but a part that is worth it.
+    for (size, parts) in [(100, 0), (2 << 20, 1)] {
+        let stream = copy(&mut agent, true, &dir.join("cut"));
+        let asks = size > 1 << 20;
+        agent.say(stream, Kind::Data, record(Record::File(Entry { asks, ..file(size) })));
+        if asks {
+            assert_eq!(agent.frame().kind, Kind::Credit);
+            assert_eq!(agent.frame().kind, Kind::Data, "what it has");
+            agent.say(stream, Kind::Data, record(Record::From(0)));
+        }
+        agent.say(stream, Kind::Data, record(Record::Content(b"so far")));
+        let part = dir.join(".cut.pavo-part");
+        until("it has come", || part.metadata().is_ok_and(|about| about.len() == 6));
+        agent.say(stream, Kind::Close, []);
+        assert_eq!(agent.until_end(stream).exit, Some(Exit::Left));
+        until("its process has ended", || {
+            let words = dir.join("cut").into_os_string().into_encoded_bytes();
+            !std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+                let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+                line.windows(words.len()).any(|part| part == words)
+            })
+        });
+        assert_eq!(usize::from(part.exists()), parts);
+    }
+    assert_eq!(agent.run("echo on").output, b"on\n");
+    std::fs::remove_dir_all(&dir).unwrap();
 }

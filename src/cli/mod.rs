@@ -19,6 +19,7 @@ mod completion;
 mod config;
 mod console;
 mod copying;
+mod cp;
 mod display;
 mod doctor;
 mod dump;
@@ -81,6 +82,7 @@ enum Command {
     Forward(forward::Forward),
     Nc(forward::Nc),
     Run(run::Run),
+    Cp(cp::Cp),
     #[command(subcommand)]
     Agent(agent::Agent),
     Reset(monitor::Reset),
@@ -121,6 +123,7 @@ impl Command {
             Self::Forward(verb) => verb.run(app),
             Self::Nc(verb) => verb.run(app),
             Self::Run(verb) => verb.run(app),
+            Self::Cp(verb) => verb.run(app),
             Self::Agent(verb) => verb.run(app),
             Self::Reset(verb) => verb.run(app),
             Self::Pause(verb) => verb.run(app),

@@ -18,7 +18,7 @@ use crate::ops::run::place::{Place, Room, Wish, place};
 mod conduct;
 mod exec;
 mod show;
-mod signals;
+pub mod signals;
 
 pub use conduct::Conduct;
 

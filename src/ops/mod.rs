@@ -27,6 +27,7 @@ pub mod checkpoint;
 pub mod children;
 pub mod cleanup;
 pub mod complaints;
+pub mod copy;
 pub mod dial;
 pub mod doctor;
 pub mod drives;

@@ -5,7 +5,7 @@
 //! Where that cannot be they are skipped, loudly; where `CI` is set that is a failure.
 //! Each test has a world of its own, and nothing may be left in it at the end.
 //!
-//! Booting is slow without KVM: only [`boot`], [`run`] and [`settings`] do; all else is done with VMs that
+//! Booting is slow without KVM: only [`boot`], [`cp`], [`run`] and [`settings`] do; all else is done with VMs that
 //! run without having got anywhere.
 
 mod boot;
@@ -13,6 +13,7 @@ mod cache;
 mod ckpt;
 mod completion;
 mod console;
+mod cp;
 mod death;
 mod display;
 mod dump;

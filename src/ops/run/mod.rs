@@ -138,7 +138,7 @@ impl Session {
         let bytes = opening.encode();
         if bytes.len() > pavo_agent::MAX_OPENING {
             return Err(Error::usage("the command with its environment and script is too long")
-                .help("give at most 1 MiB; copy large files into the guest: `pavo scp`"));
+                .help("give at most 1 MiB; copy large files into the guest: `pavo cp`"));
         }
         let mut pieces = bytes.chunks(pavo_agent::MAX_PAYLOAD).peekable();
         while let Some(piece) = pieces.next() {
@@ -235,6 +235,7 @@ impl Session {
     }
 }
 
-fn gone() -> Error {
+/// Nobody says why.
+pub(super) fn gone() -> Error {
     Error::system("the VM, or its process, has ended").help("see how it is: `pavo status`")
 }

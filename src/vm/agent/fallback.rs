@@ -186,7 +186,11 @@ fn arguments(opening: &Opening) -> Result<serde_json::Value> {
         Error::system(format!("only QEMU's agent answers in this guest, and it {what}"))
             .help("give the image pavo's own: `agent: inject` in the template")
     };
-    let Opening::Exec(exec) = opening else { return Err(lacks("knows no such commands")) };
+    let exec = match opening {
+        Opening::Exec(exec) => exec,
+        Opening::Copy(_) => return Err(lacks("copies no files")),
+        _ => return Err(lacks("knows no such commands")),
+    };
     let Exec { argv, script, env, prefixes, suffixes, cwd, user, terminal, .. } = exec;
     let Exec { cpus, input, keep, leave, .. } = exec;
     for (wanted, what) in [
@@ -325,6 +329,7 @@ mod tests {
             (exec(|exec| exec.script = Some(Vec::new())), "runs no scripts"),
             (exec(|exec| exec.user = Some(b"ada".into())), "as root only"),
             (Opening::List, "knows no such commands"),
+            (Opening::Copy(pavo_agent::Copy::default()), "copies no files"),
         ] {
             let frames = heard(dir.path(), opening).await;
             let failure = Failure::decode(&frames.last().unwrap().payload).unwrap();
