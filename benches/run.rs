@@ -29,6 +29,7 @@ use pavo::ops::reach::IDENTITY;
 use pavo::store::{Change, Commit, Store, embedded, keys};
 use pavo::vm::agent::{Agent, Port};
 use pavo::vm::channel::{Identity, Listener};
+use pavo::vm::checkpoint::Subject;
 use pavo::vm::console::Console;
 use pavo::vm::control::{self, Endpoint};
 use pavo::vm::display::Screen;
@@ -295,6 +296,7 @@ fn spec(job: &Path, rank: u32) -> VmSpec {
         kernel: None,
         custom_args: Vec::new(),
         paused: false,
+        restore: None,
         extras: Default::default(),
     }
 }
@@ -323,6 +325,7 @@ fn endpoint(spec: &VmSpec, agent: Agent) -> Endpoint {
         screen: Screen::new(spec),
         meter: Meter::new(spec),
         agent,
+        subject: Subject::new(spec, &[]),
     }
 }
 
