@@ -9,6 +9,7 @@
 //!     image          repositories, revisions, import, header checks, images from recipes
 //!     vm             one VM: QEMU's arguments, QMP, state machine, console, seed, the guest's
 //!                    agent, and the secure channel between the hosts of a cluster
+//!     node           the machines below: lists of nodes in files
 //!  1  config         YAML files to typed values, all mistakes at once
 //!     store          what is known of jobs: conditional commits, watches, leases, pools
 //!     host           the only layer that changes a machine: steps, journal, netlink, nft
@@ -39,6 +40,7 @@ pub mod host;
 pub mod image;
 pub mod model;
 pub mod network;
+pub mod node;
 pub mod ops;
 pub mod store;
 pub mod vm;

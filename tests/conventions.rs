@@ -18,8 +18,15 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("network", SYSTEM),
     ("image", SYSTEM),
     ("vm", SYSTEM),
-    ("ops", &["error", "model", "config", "store", "host", "batch", "network", "image", "vm"]),
-    ("cli", &["error", "model", "config", "store", "batch", "network", "image", "vm", "ops"]),
+    ("node", SYSTEM),
+    (
+        "ops",
+        &["error", "model", "config", "store", "host", "batch", "network", "image", "vm", "node"],
+    ),
+    (
+        "cli",
+        &["error", "model", "config", "store", "batch", "network", "image", "vm", "node", "ops"],
+    ),
 ];
 
 const MAX_LINES: usize = 500;

@@ -29,6 +29,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "cluster", read: people::cluster, seeds: people::cluster_seeds },
     Target { name: "sets", read: people::sets, seeds: people::sets_seeds },
     Target { name: "nodeset", read: people::nodeset, seeds: people::nodeset_seeds },
+    Target { name: "inventory", read: people::inventory, seeds: people::inventory_seeds },
     Target { name: "user_data", read: people::user_data, seeds: people::user_data_seeds },
     Target { name: "image", read: guests::image, seeds: guests::image_seeds },
     Target { name: "dhcp", read: guests::dhcp, seeds: guests::dhcp_seeds },

@@ -6,11 +6,14 @@ use std::path::Path;
 use pavo::config::{Sources, load};
 use pavo::model::cluster::{ClusterDef, MAX_VMS};
 use pavo::model::hostlist;
+use pavo::model::node::inventory::Inventory;
+use pavo::model::node::schema;
 use pavo::model::nodeset::fold::Style;
 use pavo::model::nodeset::parse::{nodes, parse};
 use pavo::model::nodeset::{MAX_NAMES, NodeSet, name};
 use pavo::model::vm::{HostKey, Seed};
 use pavo::model::vmset::{VmSet, fold};
+use pavo::node;
 use pavo::vm::seed;
 
 /// The files of configuration; an input's first byte says which it is.
@@ -139,6 +142,47 @@ pub fn nodeset_seeds() -> Vec<Vec<u8>> {
         "@list.txt @\"a file\" @- all!n1-bmc",
     ];
     texts.map(Into::into).into()
+}
+
+/// Files of nodes; an input's first byte says which. What is taken is written and read again
+/// as it was, and no secret is.
+pub fn inventory(data: &[u8]) -> bool {
+    let Some((which, text)) = data.split_first() else { return false };
+    let Ok(text) = std::str::from_utf8(text) else { return false };
+    let mut seal = |secret: &str| Ok(format!("{}{}", schema::SEALED, secret.len()));
+    let drafts = match which % 4 {
+        0 => node::json::read(text),
+        1 => node::yaml::read(text),
+        2 => node::csv::read(text),
+        _ => return node::groups::read(text, "it", &Inventory::default()).is_ok(),
+    };
+    let taken = drafts.and_then(|drafts| node::take(drafts, "it", &mut seal));
+    let taken = match taken {
+        Ok(taken) => taken,
+        Err(error) => {
+            let report = error.report();
+            assert!(!report.chars().any(|c| c.is_control() && c != '\n'), "{report:?}");
+            return false;
+        }
+    };
+    let each = || taken.iter().map(|(name, (_, settings))| (name.as_str(), settings));
+    let again =
+        node::take(node::json::read(&node::json::write(each()).unwrap()).unwrap(), "it", &mut seal);
+    for ((name, (_, settings)), (again, (_, read))) in taken.iter().zip(again.unwrap()) {
+        assert_eq!(*name, again);
+        assert_eq!(node::shown(settings).unwrap(), read.tree().unwrap());
+    }
+    true
+}
+
+pub fn inventory_seeds() -> Vec<Vec<u8>> {
+    let json = r#"{"nodes": [{"name": "n1", "mgt": "ipmi", "control_info": {"bmc_address": "b",
+        "bmc_password": "x"}, "nics_info": {"nics": [{"mac": "42:87:0a:05:65:0", "extra": {}}]}}]}"#;
+    let yaml = "nodes:\n  n1: {arch: x86_64, tags: [a, b], nics: {e0: {ip: 10.0.0.1}}}\n  n2:\n";
+    let csv = "name,arch,notes,nics/e0/extra\nn1,x86_64,\"a, b\",\"{\"\"a\"\": 1}\"\n";
+    let groups = "rack1: n[1-4]!n[1-4]\nboth: @rack1,@rack1 # all\n";
+    let seed = |(which, text): (u8, &str)| [&[which], text.as_bytes()].concat();
+    [(0, json), (1, yaml), (2, csv), (3, groups)].map(seed).into()
 }
 
 /// What a user tells cloud-init: what passes the check can be written.

@@ -35,11 +35,12 @@ mod resources;
 mod sources;
 mod templates;
 pub mod types;
-mod yaml;
+pub mod yaml;
 
+pub use crate::model::nearest::nearest;
 pub use expand::{Vars, expand};
 pub use load::{Loaded, load, load_batch, load_site};
-pub use problem::{Problem, nearest};
+pub use problem::Problem;
 pub use recipe::{Content, Recipe, RecipeFile, RecipeUser};
 pub use sources::Sources;
 pub use types::*;

@@ -10,8 +10,9 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::str::FromStr;
 
-use super::problem::{Problem, nearest};
+use super::problem::Problem;
 use super::yaml::{Body, Mark, Node, Scalar, join};
+use crate::model::nearest::nearest;
 
 /// Collects what is found while files are read.
 #[derive(Debug, Default)]

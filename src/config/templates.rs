@@ -7,6 +7,7 @@ use super::read::{Fields, Item};
 use super::resources::Resources;
 use super::types::{Mmp, MountPoint, PersistentDrive, Template, UserData};
 use crate::model::cluster::plain_name;
+use crate::model::nearest::nearest;
 use crate::model::vm::{DiskCache, DiskFormat, DiskModel, Firmware, MountKind, RemoteDisplay};
 
 pub const SETTINGS: &[&str] = &[
@@ -134,7 +135,7 @@ fn check_parents(definitions: &mut BTreeMap<String, Definition>) {
             )),
             None => {
                 let names = authors.iter().filter(|(_, author)| visible(**author));
-                let near = super::problem::nearest(parent, names.map(|(name, _)| name.as_str()));
+                let near = nearest(parent, names.map(|(name, _)| name.as_str()));
                 item.suggest(format!("inherits from invalid template `{parent}`"), near);
             }
         }

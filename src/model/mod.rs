@@ -7,6 +7,8 @@ pub mod cluster;
 pub mod dial;
 pub mod hostlist;
 pub mod job;
+pub mod nearest;
+pub mod node;
 pub mod nodeset;
 pub mod owner;
 pub mod prefix;

@@ -1,0 +1,166 @@
+//! Machines below the clusters: what the inventory knows of nodes.
+//!
+//! What is known of a node, a group or a profile is [`Settings`]; a node has its own, and
+//! what it does not say comes from its groups, in their order, and then from its profiles
+//! ([`Inventory::effective`](inventory::Inventory::effective)). The names of all settings,
+//! and what they may be, are one table: [`schema`].
+//!
+//! ```text
+//! control/bmc_address=10.0.0.1          set
+//! control/bmc_address=                  remove, so that it is inherited again
+//! tags+=gpu  tags-=gpu                  add to a list, take from it
+//! nics/eth0/ip=10.1.{n/250}.{n%250+1}   by the name of the interface; other for each node
+//! ```
+//!
+//! - [`schema`]: the settings there are; checks of a tree of them, all mistakes at once;
+//! - [`template`]: values that differ from node to node;
+//! - [`edit`]: `path=value`;
+//! - [`inventory`]: all nodes, groups, profiles, networks; what is unique among them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::error::{Context, Result};
+
+pub mod edit;
+pub mod inventory;
+pub mod schema;
+pub mod template;
+
+/// Settings as a tree, as they are edited, imported and merged.
+pub type Tree = Map<String, Value>;
+
+/// What a node, a group or a profile says; what is absent is inherited.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arch: Option<String>,
+    /// How it is managed: the driver of power and boot device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mgt: Option<String>,
+    /// How it boots from the network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub netboot: Option<String>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    #[serde(skip_serializing_if = "is_default")]
+    pub control: Control,
+    #[serde(skip_serializing_if = "is_default")]
+    pub console: Console,
+    /// By name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub nics: BTreeMap<String, Nic>,
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub tags: BTreeSet<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notes: Option<String>,
+    /// Whose it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub project: Option<String>,
+    /// In the order in which they are asked.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub profiles: Vec<String>,
+}
+
+/// How a node's power and boot device are reached.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Control {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bmc_address: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bmc_port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bmc_username: Option<String>,
+    /// Sealed, as are all secrets here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bmc_password: Option<String>,
+    /// The name of a password record.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passwd: Option<String>,
+    /// The host of a virtual node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ssh_address: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ssh_port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ssh_username: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ssh_virt_type: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ssh_key_filename: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ssh_key_contents: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ssh_password: Option<String>,
+}
+
+/// How a node's console is reached.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Console {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub speed: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<bool>,
+}
+
+/// A network interface.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Nic {
+    /// As [`schema`] writes it: `42:87:0a:05:00:01`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ip: Option<IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub netmask: Option<IpAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// The one that the node boots from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub primary: Option<bool>,
+    /// What others keep there.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub extra: Tree,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+impl Settings {
+    /// As a tree.
+    ///
+    /// # Errors
+    /// Never for what was read.
+    pub fn tree(&self) -> Result<Tree> {
+        match serde_json::to_value(self).while_doing(|| "writing a node's settings".into())? {
+            Value::Object(tree) => Ok(tree),
+            _ => Ok(Tree::new()),
+        }
+    }
+
+    /// From a tree that [`schema::check`] has found right.
+    ///
+    /// # Errors
+    /// When it is not right.
+    pub fn from_tree(tree: Tree) -> Result<Self> {
+        serde_json::from_value(Value::Object(tree))
+            .while_doing(|| "reading a node's settings".into())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,78 @@
+//! ClusterShell's files of groups: `rack1: node[1-4]`, a group a line.
+
+use std::collections::BTreeMap;
+
+use super::{Mistake, told};
+use crate::error::{Error, Result};
+use crate::model::node::Settings;
+use crate::model::node::inventory::Inventory;
+use crate::model::node::schema::is_name;
+use crate::model::nodeset::NodeSet;
+use crate::model::nodeset::expr::Want;
+use crate::model::nodeset::fold::Style;
+use crate::model::nodeset::parse::parse;
+
+/// The members of each group that nodes are in.
+pub fn members<'a>(
+    nodes: impl Iterator<Item = (&'a str, &'a Settings)>,
+) -> BTreeMap<&'a str, NodeSet> {
+    let mut names: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (name, settings) in nodes {
+        for group in &settings.groups {
+            names.entry(group).or_default().push(name);
+        }
+    }
+    names.into_iter().map(|(group, names)| (group, names.into_iter().collect())).collect()
+}
+
+/// The groups as such a file.
+pub fn write<'a>(nodes: impl Iterator<Item = (&'a str, &'a Settings)>) -> String {
+    let line = |(group, nodes): (&str, NodeSet)| format!("{group}: {}\n", nodes.fold(Style::Full));
+    members(nodes).into_iter().map(line).collect()
+}
+
+/// Reads a file: which nodes it says are in which groups. `@group` is a group of the file,
+/// above it, or of the inventory.
+///
+/// # Errors
+/// All that is wrong in the file, which `what` names.
+pub fn read(text: &str, what: &str, inventory: &Inventory) -> Result<BTreeMap<String, NodeSet>> {
+    let mut groups: BTreeMap<String, NodeSet> = BTreeMap::new();
+    let mut mistakes = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let line = line.split('#').next().unwrap_or_default().trim();
+        if line.is_empty() {
+            continue;
+        }
+        let mut wrong = |what: String| mistakes.push(Mistake { line: index + 1, what });
+        let Some((group, set)) = line.split_once(':') else {
+            wrong("no `group: nodes`".into());
+            continue;
+        };
+        let group = group.trim();
+        if !is_name(group) {
+            wrong(format!("`{}` cannot be a group's name", group.escape_debug()));
+            continue;
+        }
+        let mut give = |want: &Want| match want {
+            Want::All => Ok(inventory.all()),
+            Want::Group { source: None, name } => {
+                Ok(groups.get(name).cloned().unwrap_or_else(|| inventory.members(name)))
+            }
+            Want::Attribute { path, test, value } => inventory.having(path, *test, value),
+            other => Err(Error::usage(format!("`{other}` cannot be in a file of groups"))),
+        };
+        match parse(set.trim()).and_then(|expr| expr.eval(&mut give)) {
+            Ok(nodes) => {
+                let unknown = nodes.without(&inventory.all());
+                if !unknown.is_empty() {
+                    wrong(format!("there is no node {unknown}"));
+                }
+                let all = groups.get(group).map_or_else(|| nodes.clone(), |it| it.union(&nodes));
+                groups.insert(group.to_owned(), all);
+            }
+            Err(error) => wrong(error.report().trim_start_matches("error: ").to_owned()),
+        }
+    }
+    if mistakes.is_empty() { Ok(groups) } else { Err(told(&mut mistakes, what)) }
+}

@@ -1,0 +1,198 @@
+//! What files of nodes are to be.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::node::inventory::Inventory;
+
+fn no_secret(_: &str) -> Result<String> {
+    Ok(format!("{}x", schema::SEALED))
+}
+
+fn settings(taken: Taken) -> BTreeMap<String, Settings> {
+    taken.into_iter().map(|(name, (_, settings))| (name, settings)).collect()
+}
+
+/// A file as the older system writes it.
+const OLDER: &str = r#"{"nodes": [
+  {"name": "node0", "mgt": "ipmi", "arch": "x86_64", "netboot": null, "created_at": "2017-03-17",
+   "control_info": {"bmc_address": "11.0.0.0", "bmc_username": "admin", "bmc_password": "hunter2"},
+   "nics_info": {"nics": [
+     {"mac": "42:87:0a:05:65:0", "ip": "12.0.0.0", "name": "eth0", "primary": true},
+     {"mac": "43:87:0a:05:00:00", "ip": "13.0.0.0", "extra": {}, "uuid": "153c7c44"}]}},
+  {"name": "xcat3test1", "mgt": "kvm", "control_info": {"ssh_username": "root",
+   "ssh_virt_type": "virsh", "ssh_address": "10.5.102.1", "ssh_key_filename": "/root/.ssh/id_rsa"},
+   "nics_info": {"nics": [{"mac": "52:54:00:36:ac:b1", "extra": {"primary": true}}]}}
+]}"#;
+
+#[test]
+fn the_older_systems_file_is_read() {
+    let taken = settings(take(json::read(OLDER).unwrap(), "a.json", &mut no_secret).unwrap());
+    let node = &taken["node0"];
+    assert_eq!(node.control.bmc_address.as_deref(), Some("11.0.0.0"));
+    assert_eq!(node.control.bmc_password.as_deref(), Some("sealed:x"));
+    assert_eq!(node.nics["eth0"].mac.as_deref(), Some("42:87:0a:05:65:00"));
+    assert_eq!(node.nics["eth0"].primary, Some(true));
+    // Without a name, the first that is free.
+    assert_eq!(node.nics["eth1"].mac.as_deref(), Some("43:87:0a:05:00:00"));
+    assert_eq!(taken["xcat3test1"].nics["eth0"].primary, Some(true));
+    let text = json::write(taken.iter().map(|(name, it)| (name.as_str(), it))).unwrap();
+    assert!(!text.contains("sealed") && !text.contains("hunter2"), "{text}");
+    assert!(text.contains(r#""nics_info":{"nics":[{"ip":"12.0.0.0","mac":"#), "{text}");
+}
+
+#[test]
+fn all_mistakes_of_a_file_are_told_with_their_lines() {
+    let text = "\u{feff}{\"nodes\": [
+{\"name\": \"n1\", \"arhc\": \"x\"},
+{\"name\": \"n2\", \"mgt\": \"ipmi\", \"mgt\": \"kvm\"},
+{\"name\": \"a/b\"},
+{\"arch\": \"x\"}, 7,
+{\"name\": \"n3\",
+ \"nics_info\": {\"nics\": [{\"name\": \"e\", \"mac\": \"x\"}, {\"name\": \"e\"}]}},
+{\"name\": \"n3\"}
+]}";
+    let report = take(json::read(text).unwrap(), "`a.json`", &mut no_secret).unwrap_err().report();
+    for line in [
+        "error: `a.json` has 8 mistakes; nothing of it is taken",
+        "line 2: `n1`: arhc: there is no setting `arhc`; did you mean `arch`?",
+        "line 3: `mgt` is there twice",
+        "line 4: `a/b` cannot be a node's name",
+        "line 5: a node without a `name`",
+        "line 5: a node is `{…}`",
+        "line 6: `n3`: nics/e (twice): `e (twice)` cannot be an interface's name",
+        "line 6: `n3`: nics/e/mac: `x` is not a MAC address",
+        "line 8: `n3` is in line 6, too",
+    ] {
+        assert!(report.contains(line), "{line}\n{report}");
+    }
+    for text in ["", "{", "[1", "{\"nodes\": 5}", "{\"nodes\": [], \"x\": 1}", &"[".repeat(10_000)]
+    {
+        assert!(json::read(text).is_err(), "{text:.20}");
+    }
+    let deep = format!("{{\"nodes\": [{{\"name\": \"n\", \"notes\": {}", "[".repeat(10_000));
+    assert!(json::read(&deep).is_err());
+    let deep = format!("{deep}{}}}]}}", "]".repeat(10_000));
+    assert_eq!(json::read(&deep).unwrap().mistakes.len(), 1);
+}
+
+#[test]
+fn yaml_and_csv_tell_theirs() {
+    let text = "nodes:\n  n1: {arch: x86_64}\n  n2:\n    tags: [a b]\n  n1: {}\n  n3: 5\nelse: 1\n";
+    let report = take(yaml::read(text).unwrap(), "`a`", &mut no_secret).unwrap_err().report();
+    for line in ["line 3: `n2`: tags: `a b` is not a name", "line 5: ", "line 6: `n3`", "line 7: "]
+    {
+        assert!(report.contains(line), "{line}\n{report}");
+    }
+    let text = "name,arch,notes\nn1,x86_64,\"a\nb\"\nn2,\"x\"\"\",\nn3,x\n\nn1,,\n";
+    let report = take(csv::read(text).unwrap(), "`a`", &mut no_secret).unwrap_err().report();
+    for line in [
+        "line 4: `n2`: arch: `x\\\"` is not",
+        "line 5: 2 cells, and there are 3",
+        "line 7: `n1` is in line 2",
+    ] {
+        assert!(report.contains(line), "{line}\n{report}");
+    }
+    let report = take(csv::read("name,arhc,arch,arch\n").unwrap(), "`a`", &mut no_secret);
+    let report = report.unwrap_err().report();
+    assert!(report.contains("column 2: there is no setting `arhc`"), "{report}");
+    assert!(report.contains("column 4: it is there twice"), "{report}");
+    assert!(csv::read("").is_err() && csv::read("arch\n").is_err());
+}
+
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![
+        "[a-z0-9 ]{1,9}",
+        "[ -~\n\t]{1,20}",
+        "\\PC{1,12}",
+        Just("true".to_owned()),
+        Just("007".into()),
+        Just("1e5".into()),
+        Just("~".into()),
+        Just("- a".into()),
+    ]
+}
+
+fn tree() -> impl Strategy<Value = Tree> {
+    let name = "[a-z][a-z0-9.+-]{0,5}[a-z0-9]";
+    let names = proptest::collection::btree_set(name, 0..4);
+    let free = prop_oneof![
+        Just(serde_json::json!({"slot": 7, "on": true, "none": null})),
+        text().prop_map(|text| serde_json::json!({"a": {"b": [text, 1.5]}})),
+    ];
+    let nic = (any::<[u8; 6]>(), any::<u32>(), any::<Option<bool>>(), proptest::option::of(free));
+    let nic = nic.prop_map(|(mac, ip, primary, extra)| {
+        let mac: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+        serde_json::json!({
+            "mac": format!("02:{}", mac[1..].join(":")),
+            "ip": std::net::Ipv4Addr::from(ip).to_string(),
+            "primary": primary, "extra": extra,
+        })
+    });
+    let nics = proptest::collection::btree_map("eth[0-3]|ib0", nic, 0..3);
+    let words = (text(), text(), name, any::<u16>(), names.clone(), names);
+    (words, nics, any::<[bool; 6]>()).prop_map(
+        |((notes, user, arch, port, tags, groups), nics, some)| {
+            let port = (port > 0).then_some(port);
+            let whole = serde_json::json!({
+                "notes": some[0].then_some(notes), "arch": some[1].then_some(arch),
+                "control": {"bmc_username": some[2].then_some(user), "bmc_port": port},
+                "tags": some[3].then_some(tags), "groups": some[4].then_some(groups),
+                "nics": some[5].then_some(nics), "mgt": "ipmi",
+            });
+            schema::check(whole.as_object().unwrap().clone()).unwrap()
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    #[test]
+    fn what_is_exported_is_imported_as_it_was(
+        trees in proptest::collection::btree_map("n[0-9]{1,3}|r[0-9]u[0-9]-x", tree(), 0..5)
+    ) {
+        let nodes: BTreeMap<String, Settings> = trees
+            .into_iter()
+            .map(|(name, tree)| (name, Settings::from_tree(tree).unwrap()))
+            .collect();
+        let each = || nodes.iter().map(|(name, settings)| (name.as_str(), settings));
+        let back = |read: Result<Drafts>| {
+            settings(take(read.unwrap(), "it", &mut no_secret).unwrap())
+        };
+        prop_assert_eq!(&back(json::read(&json::write(each()).unwrap())), &nodes);
+        let text = yaml::write(each()).unwrap();
+        prop_assert_eq!(&back(yaml::read(&text)), &nodes, "{}", text);
+        let text = csv::write(each()).unwrap();
+        prop_assert_eq!(&back(csv::read(&text)), &nodes, "{}", text);
+        // Groups: who is in which.
+        let inventory = Inventory { nodes: nodes.clone(), ..Inventory::default() };
+        let read = groups::read(&groups::write(each()), "it", &inventory).unwrap();
+        let members = groups::members(each());
+        prop_assert_eq!(read.len(), members.len());
+        for (group, nodes) in &read {
+            prop_assert_eq!(nodes, &members[group.as_str()]);
+        }
+    }
+}
+
+#[test]
+fn files_of_groups_may_name_each_other() {
+    let nodes: BTreeMap<String, Settings> =
+        (1..10).map(|n| (format!("n{n}"), Settings::default())).collect();
+    let inventory = Inventory { nodes, ..Inventory::default() };
+    let text = "# racks\nrack1: n[1-4]\nrack2: n[5-8]\nboth: @rack1,@rack2 # all of them\nrest: all!@both\n";
+    let read = groups::read(text, "`g`", &inventory).unwrap();
+    assert_eq!(read["both"].to_string(), "n[1-8]");
+    assert_eq!(read["rest"].to_string(), "n9");
+    let wrong = "rack1: n[1-\nx y: n1\nn1\nrack2: n[8-12]\nz: @slurm:a\n";
+    let report = groups::read(wrong, "`g`", &inventory).unwrap_err().report();
+    for line in [
+        "line 1: ",
+        "line 2: `x y` cannot",
+        "line 3: no `group: nodes`",
+        "line 4: there is no node n[10-12]",
+        "line 5: `@slurm:a` cannot",
+    ] {
+        assert!(report.contains(line), "{line}\n{report}");
+    }
+}
