@@ -30,6 +30,7 @@
 //! - a network type: `src/network/<type>.rs` and its configuration;
 //! - a stored key: a function in `store::keys`;
 //! - a reader of what strangers send: a target in `fuzz/src/`;
+//! - a setting of nodes: a line in `model::node::schema`, a field in `model::node`;
 //! - a configuration option: a documented field in `config`, and the example in `etc/`.
 
 pub mod batch;

@@ -30,6 +30,7 @@ mod job;
 mod launcher;
 mod live;
 mod monitor;
+mod node;
 mod nodeset;
 pub mod out;
 mod passing;
@@ -97,6 +98,7 @@ enum Command {
     Template(template::Template),
     Config(config::Config),
     Image(image::Image),
+    Node(node::Node),
     Nodeset(nodeset::Nodeset),
     Doctor(doctor::Doctor),
     Completion(completion::Completion),
@@ -140,6 +142,7 @@ impl Command {
             Self::Completion(verb) => verb.run(app),
             Self::Internal(verb) => verb.run(app),
             Self::Image(verb) => verb.run(app),
+            Self::Node(verb) => verb.run(app),
             Self::Nodeset(verb) => verb.run(app),
         }
     }

@@ -10,12 +10,13 @@ use super::out::OutputArgs;
 use crate::error::{Error, Result};
 use crate::model::nodeset::NodeSet;
 use crate::model::nodeset::fold::Style;
-use crate::ops::nodesets;
+use crate::ops::nodesets::{self, Known};
 
 /// Fold, expand, count and split sets of nodes
 ///
 /// A set is made of names with brackets, and of others: `cn[43-45,47]`, `r[1-3]u[01-10]`,
-/// `n[0-10/2]`, `@FILE`, `@slurm:PARTITION`, `@job:ID`, joined by `,` or a blank (union),
+/// `n[0-10/2]`, `@FILE`, `@slurm:PARTITION`, `@job:ID`; of the inventory
+/// (`pavo node`) also `@GROUP`, `arch=x86_64`, `all`; joined by `,` or a blank (union),
 /// `!` (without), `&` (in both), `^` (in one of both), read from left to right, and `(…)`.
 /// Zeros in front belong to a name: `n[08-10]` is n08, n09, n10.
 ///
@@ -113,14 +114,15 @@ impl Sets {
             return Err(Error::usage("no nodes are given")
                 .help("as arguments, or on standard input: `squeue -ho %N | pavo nodeset fold`"));
         }
+        let known = Known::stored(app.env.state_dir());
         let set = app.block_on(async {
             let set = match self.nodes.as_slice() {
-                [] => nodesets::from_standard_input().await?,
-                nodes => nodesets::union(nodes).await?,
+                [] => nodesets::from_standard_input(&known).await?,
+                nodes => nodesets::union(nodes, &known).await?,
             };
             match self.exclude.as_slice() {
                 [] => Ok(set),
-                exclude => Ok(set.without(&nodesets::union(exclude).await?)),
+                exclude => Ok(set.without(&nodesets::union(exclude, &known).await?)),
             }
         })?;
         if set.is_empty() {

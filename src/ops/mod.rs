@@ -37,6 +37,7 @@ pub mod forward;
 pub mod gather;
 pub mod here;
 pub mod image_cache;
+pub mod inventory;
 pub mod jobs;
 pub mod launch;
 pub mod nodesets;

@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use tokio::sync::OnceCell;
+
+use super::inventory;
 use super::queue::{self, Hosts};
 use crate::config::nearest;
 use crate::error::{Context, Error, Result};
+use crate::model::node::inventory::Inventory;
 use crate::model::nodeset::expr::{Expr, Want};
 use crate::model::nodeset::lines::{self, Lines};
 use crate::model::nodeset::parse::{empty, parse};
@@ -21,14 +25,37 @@ const MAX_DEPTH: usize = 10;
 /// Where groups come from, other than from pavo.
 const SOURCES: [&str; 3] = ["slurm", "slurmstate", "job"];
 
+/// The inventory, for those sets that want something of it.
+#[derive(Debug)]
+pub struct Known {
+    /// Where its store is.
+    dir: PathBuf,
+    read: OnceCell<Option<Inventory>>,
+}
+
+impl Known {
+    /// The inventory in the store of `dir`, read when it is asked for.
+    pub fn stored(dir: PathBuf) -> Self {
+        Self { dir, read: OnceCell::new() }
+    }
+
+    async fn inventory(&self) -> Result<Option<&Inventory>> {
+        let read = || async {
+            let inventory = inventory::read(&self.dir).await?;
+            Ok::<_, Error>(Some(inventory).filter(|it| !it.nodes.is_empty()))
+        };
+        Ok(self.read.get_or_try_init(read).await?.as_ref())
+    }
+}
+
 /// The nodes that at least one of the texts names.
 ///
 /// # Errors
 /// When one is no set, or an empty one, and when what it names is not there.
-pub async fn union(texts: &[String]) -> Result<NodeSet> {
+pub async fn union(texts: &[String], known: &Known) -> Result<NodeSet> {
     let mut all = Builder::default();
     for text in texts {
-        let set = resolve(&parse(text)?, 0).await?;
+        let set = resolve(&parse(text)?, known, 0).await?;
         if set.is_empty() {
             return Err(empty(text));
         }
@@ -41,9 +68,9 @@ pub async fn union(texts: &[String]) -> Result<NodeSet> {
 ///
 /// # Errors
 /// When a line is no set, and when there is none.
-pub async fn from_standard_input() -> Result<NodeSet> {
+pub async fn from_standard_input(known: &Known) -> Result<NodeSet> {
     let text = standard_input()?;
-    let set = in_lines(lines::read(&text, "standard input")?, "standard input", 0).await?;
+    let set = in_lines(lines::read(&text, "standard input")?, "standard input", known, 0).await?;
     if set.is_empty() {
         return Err(Error::usage("standard input has no node"));
     }
@@ -51,33 +78,49 @@ pub async fn from_standard_input() -> Result<NodeSet> {
 }
 
 /// The set, with what it wants.
-async fn resolve(expr: &Expr, depth: usize) -> Result<NodeSet> {
+async fn resolve(expr: &Expr, inventory: &Known, depth: usize) -> Result<NodeSet> {
     let mut known: BTreeMap<&Want, NodeSet> = BTreeMap::new();
     for want in expr.wants() {
         if !known.contains_key(want) {
-            let set = Box::pin(give(want, depth)).await;
+            let set = Box::pin(give(want, inventory, depth)).await;
             known.insert(want, set.while_doing(|| format!("looking up the nodes of `{want}`"))?);
         }
     }
     expr.eval(&mut |want| Ok(known.get(want).cloned().unwrap_or_default()))
 }
 
-async fn give(want: &Want, depth: usize) -> Result<NodeSet> {
+async fn give(want: &Want, known: &Known, depth: usize) -> Result<NodeSet> {
     match want {
-        Want::File(path) => file(path, depth).await,
-        Want::Group { source: None, name } if Path::new(name).is_file() => file(name, depth).await,
+        Want::File(path) => file(path, known, depth).await,
         Want::Group { source: None, name } => {
-            Err(Error::not_found(format!("there is neither a group nor a file `{name}`"))
+            if let Some(inventory) = known.inventory().await? {
+                if inventory.group_names().contains(&name.as_str()) {
+                    return Ok(inventory.members(name));
+                }
+            }
+            if Path::new(name).is_file() {
+                return file(name, known, depth).await;
+            }
+            let error = format!("there is neither a group nor a file `{name}`");
+            Err(Error::not_found(error)
                 .help("others know groups too: `@slurm:PARTITION`, `@job:ID`"))
         }
-        Want::Group { source: Some(source), name } => group(source, name).await,
+        Want::Group { source: Some(source), name } => group(source, name, known).await,
         Want::All | Want::Attribute { .. } | Want::Matching(_) => {
-            Err(Error::not_found("there is no inventory of nodes"))
+            let inventory = known.inventory().await?.ok_or_else(|| {
+                Error::not_found("there is no inventory of nodes")
+                    .help("make one: `pavo node create NODES`, `pavo node import FILE`")
+            })?;
+            match want {
+                Want::Attribute { path, test, value } => inventory.having(path, *test, value),
+                Want::Matching(regex) => inventory.matching(regex),
+                _ => Ok(inventory.all()),
+            }
         }
     }
 }
 
-async fn group(source: &str, name: &str) -> Result<NodeSet> {
+async fn group(source: &str, name: &str, known: &Known) -> Result<NodeSet> {
     let (which, what) = match source {
         "slurm" => (Hosts::OfPartition(name), "partition"),
         "slurmstate" => (Hosts::InState(name), "node in the state"),
@@ -89,14 +132,15 @@ async fn group(source: &str, name: &str) -> Result<NodeSet> {
         }
     };
     let text = queue::hosts(which).await?;
-    let set = in_lines(lines::read(&text, "Slurm's answer")?, "Slurm's answer", MAX_DEPTH).await?;
+    let set =
+        in_lines(lines::read(&text, "Slurm's answer")?, "Slurm's answer", known, MAX_DEPTH).await?;
     if set.is_empty() {
         return Err(Error::not_found(format!("Slurm has no {what} `{name}`, or no node in it")));
     }
     Ok(set)
 }
 
-async fn file(path: &str, depth: usize) -> Result<NodeSet> {
+async fn file(path: &str, known: &Known, depth: usize) -> Result<NodeSet> {
     if depth >= MAX_DEPTH {
         return Err(Error::usage(format!("files name files, more than {MAX_DEPTH} deep")));
     }
@@ -104,13 +148,13 @@ async fn file(path: &str, depth: usize) -> Result<NodeSet> {
         "-" => (standard_input()?, "standard input".to_owned()),
         _ => (read_file(path)?, format!("`{path}`")),
     };
-    in_lines(lines::read(&text, &what)?, &what, depth + 1).await
+    in_lines(lines::read(&text, &what)?, &what, known, depth + 1).await
 }
 
-async fn in_lines(read: Lines, what: &str, depth: usize) -> Result<NodeSet> {
+async fn in_lines(read: Lines, what: &str, known: &Known, depth: usize) -> Result<NodeSet> {
     let mut set = read.names;
     for (line, expr) in &read.exprs {
-        let more = resolve(expr, depth).await;
+        let more = resolve(expr, known, depth).await;
         set.add_set(&more.while_doing(|| format!("reading line {line} of {what}"))?)?;
     }
     set.finish()

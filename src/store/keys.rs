@@ -12,6 +12,8 @@
 //! /pavo/v1/job/<user>/<job>/vm/<rank>      how far each VM is
 //! /pavo/v1/drive/<user>/<job>/<drive>      who uses a persistent drive
 //! /pavo/v1/fence/<etcd user>/<slot>        orders the commits of a site's store
+//! /pavo/v1/node/<name>                     what the inventory knows of a node
+//! /pavo/v1/counter/inventory               orders the changes of the inventory
 //! ```
 //!
 //! At a site, `pool/`, `counter/` and `host/` are written by the nodes (root), the rest
@@ -246,6 +248,28 @@ pub fn parse_job_key(key: &str) -> Option<(Owner, JobKey)> {
         _ => return None,
     };
     Some((job, what))
+}
+
+/// All nodes of the inventory.
+pub fn nodes() -> String {
+    format!("{ROOT}/node/")
+}
+
+/// What the inventory knows of a node. Written by who changes the inventory; stays until
+/// the node is deleted.
+pub fn node(name: &str) -> String {
+    format!("{}{}", nodes(), escape(name))
+}
+
+/// The node that a key below [`nodes`] is about.
+pub fn parse_node(key: &str) -> Option<String> {
+    unescape(key.strip_prefix(&nodes())?)
+}
+
+/// The latest change of the inventory: each requires that it is still the one that was
+/// read. Written with every change; stays.
+pub fn inventory_counter() -> String {
+    format!("{ROOT}/counter/inventory")
 }
 
 /// The job of a key that has `<user>/<job>/…` below `place`, and what follows it.

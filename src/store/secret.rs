@@ -11,6 +11,8 @@
 //! that only root's key opens it, and says whose it is and of which job: another's letter,
 //! copied from somewhere, is refused. Whoever can seal can only set a password of his own.
 
+pub mod vault;
+
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
