@@ -9,7 +9,7 @@
 //!     image          repositories, revisions, import, header checks, images from recipes
 //!     vm             one VM: QEMU's arguments, QMP, state machine, console, seed, the guest's
 //!                    agent, and the secure channel between the hosts of a cluster
-//!     node           the machines below: lists of nodes in files
+//!     node           the machines below: lists of them, power and boot device by their BMCs
 //!  1  config         YAML files to typed values, all mistakes at once
 //!     store          what is known of jobs: conditional commits, watches, leases, pools
 //!     host           the only layer that changes a machine: steps, journal, netlink, nft
@@ -17,8 +17,9 @@
 //! ```
 //!
 //! Beside this crate: `agent/` (the program that runs commands in guests, which `build.rs`
-//! makes a part of this one, its protocol, and both ends of copies), `slurm-plugin/` (Slurm's hook, which runs `pavo internal setup` as
-//! root), `tests/lab/` (a Slurm cluster in namespaces, for tests and for people) and `fuzz/`
+//! makes a part of this one, its protocol, and both ends of copies), `slurm-plugin/` (Slurm's hook, which runs
+//! `pavo internal setup` as root), `tests/lab/` (a Slurm cluster in namespaces, for tests and for people),
+//! `tests/fakes/` (ten thousand BMCs in one process, likewise) and `fuzz/`
 //! (every reader of strangers' bytes as a function of bytes).
 //!
 //! A module uses layers below its own, never a peer: `tests/conventions.rs` holds the table.
@@ -29,6 +30,8 @@
 //! - a kernel object: a `host::step::Step` variant, tested in `tests/netns/`;
 //! - a network type: `src/network/<type>.rs` and its configuration;
 //! - a stored key: a function in `store::keys`;
+//! - a power driver: `src/node/power/<name>.rs`, one line in `node::power::open`, and a world in
+//!   `tests/power/`;
 //! - a reader of what strangers send: a target in `fuzz/src/`;
 //! - a setting of nodes: a line in `model::node::schema`, a field in `model::node`;
 //! - a configuration option: a documented field in `config`, and the example in `etc/`.

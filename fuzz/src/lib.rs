@@ -4,6 +4,7 @@
 //! `tests/short.rs` gives each some thousand mutations of its first inputs in every test run,
 //! with any compiler; `make fuzz` lets libFuzzer look for as long as one likes.
 
+mod controllers;
 mod guests;
 mod people;
 mod processes;
@@ -40,6 +41,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "qmp", read: processes::qmp, seeds: processes::qmp_seeds },
     Target { name: "ask", read: processes::ask, seeds: processes::ask_seeds },
     Target { name: "messages", read: processes::messages, seeds: processes::messages_seeds },
+    Target { name: "ipmi", read: controllers::ipmi, seeds: controllers::ipmi_seeds },
 ];
 
 /// Reads one input with the target of that name.

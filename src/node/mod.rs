@@ -21,6 +21,7 @@ pub mod csv;
 pub mod groups;
 pub mod json;
 mod older;
+pub mod power;
 pub mod yaml;
 
 /// How many mistakes are told; the rest are counted.

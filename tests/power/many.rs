@@ -1,0 +1,148 @@
+//! Many nodes at once.
+
+use std::time::{Duration, Instant};
+
+use pavo::node::power::action::Action;
+use pavo::node::power::fanout::{FailLimit, Outcome, Plan, Stop, Window, run};
+use pavo::node::power::ipmi::Settings;
+use pavo::node::power::{Bmc, Control, Hub};
+use pavo_fakes::{Bmcs, Manner};
+
+use crate::{all, block_on, impatient, plan, settings, text};
+
+fn cluster(bmcs: &Bmcs, count: u32) -> Vec<Bmc> {
+    let of =
+        |index| Bmc { node: format!("n{index}"), control: Control::Ipmi(settings(bmcs, index)) };
+    (0..count).map(of).collect()
+}
+
+#[test]
+fn ten_thousand_are_each_told_for_itself() {
+    const COUNT: u32 = 10_000;
+    let bmcs = Bmcs::start(COUNT, Duration::ZERO, 0).unwrap();
+    for index in (0..COUNT).step_by(3) {
+        bmcs.with(index, |bmc| bmc.on = true);
+    }
+    let report = all(&cluster(&bmcs, COUNT), &plan(Action::Status));
+    assert_eq!((report.successes(), report.stop), (COUNT as usize, None));
+    for (index, outcome) in report.outcomes.iter().enumerate() {
+        assert_eq!(text(outcome), if index % 3 == 0 { "on" } else { "off" }, "{index}");
+    }
+}
+
+#[test]
+fn the_dead_keep_nobody_waiting() {
+    let bmcs = Bmcs::start(400, Duration::ZERO, 0).unwrap();
+    // More of them than places.
+    for index in 0..100 {
+        bmcs.with(index, |bmc| bmc.manner = Manner::Dead);
+    }
+    let mut plan = plan(Action::Status);
+    (plan.at_once, plan.patience.answer) = (64, Duration::from_secs(20));
+    let nodes = cluster(&bmcs, 400);
+    let (begun, mut living) = (Instant::now(), Vec::new());
+    let stop = async {
+        // Long before the dead are given up.
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    };
+    plan.patience.answer = Duration::from_secs(15);
+    block_on(run(&nodes, &plan, &Hub::default(), stop, &mut |bmc, outcome| {
+        if matches!(outcome, Outcome::Done(_)) {
+            living.push((bmc.node.clone(), begun.elapsed()));
+        }
+    }));
+    assert_eq!(living.len(), 300);
+    let last = living.iter().map(|(_, at)| *at).max().unwrap();
+    assert!(last < Duration::from_secs(10), "{last:?}");
+}
+
+#[test]
+fn all_end_in_time_times_tries() {
+    let bmcs = Bmcs::start(3, Duration::ZERO, 0).unwrap();
+    bmcs.with(1, |bmc| bmc.manner = Manner::Dead);
+    let mut plan = impatient(Action::Status);
+    plan.patience.tries = 2;
+    let report = all(&cluster(&bmcs, 3), &plan);
+    assert_eq!(report.successes(), 2);
+    let why = text(&report.outcomes[1]);
+    assert!(why.contains("given up after 2 tries\n  because: no answer of 127.16.0.2:"), "{why}");
+    assert!(report.took >= Duration::from_secs(3), "{:?}", report.took);
+    assert!(report.took < Duration::from_secs(20), "{:?}", report.took);
+}
+
+#[test]
+fn after_too_many_failures_no_other_is_started() {
+    let bmcs = Bmcs::start(100, Duration::ZERO, 0).unwrap();
+    let mut nodes = cluster(&bmcs, 100);
+    for bmc in &mut nodes {
+        let Control::Ipmi(it) = &mut bmc.control else { unreachable!() };
+        *it = Settings { password: "wrong".to_owned().into(), ..it.clone() };
+    }
+    for (limit, most) in [("3", 4), ("10%", 11), ("0", 1)] {
+        let limit: FailLimit = limit.parse().unwrap();
+        let plan = Plan { at_once: 1, fail_limit: Some(limit), ..plan(Action::On) };
+        let report = all(&nodes, &plan);
+        assert_eq!(report.stop, Some(Stop::TooManyFailed));
+        let started = |it: &&Outcome| !matches!(it, Outcome::NotStarted);
+        assert_eq!(report.outcomes.iter().filter(started).count(), most);
+    }
+    let plan = Plan { fail_limit: Some(FailLimit::Percent(100)), ..plan(Action::On) };
+    let report = all(&nodes, &plan);
+    assert_eq!((report.successes(), report.stop), (0, None));
+    for wrong in ["", "-1", "101%", "x", "5 %"] {
+        assert!(wrong.parse::<FailLimit>().is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn only_so_many_start_in_each_window() {
+    let bmcs = Bmcs::start(25, Duration::ZERO, 0).unwrap();
+    let interval = Duration::from_millis(1000);
+    let window = Some(Window { size: 10, interval });
+    let mut on = Vec::new();
+    let plan = Plan { window, ..plan(Action::On) };
+    let nodes = cluster(&bmcs, 25);
+    let begun = Instant::now();
+    let tell = &mut |_: &Bmc, _: &Outcome| {
+        on.push((0..25).filter(|index| bmcs.with(*index, |bmc| bmc.on)).count());
+    };
+    let report = block_on(run(&nodes, &plan, &Hub::default(), std::future::pending(), tell));
+    assert_eq!(report.successes(), 25);
+    assert!(begun.elapsed() >= 2 * interval, "{:?}", begun.elapsed());
+    // When the tenth was done no eleventh was on, unless the machine slept between the two.
+    assert!(on[..9].iter().all(|count| *count <= 20), "{on:?}");
+}
+
+#[test]
+fn an_interrupt_tells_done_failed_and_not_started_apart() {
+    let bmcs = Bmcs::start(30, Duration::ZERO, 0).unwrap();
+    for index in 10..20 {
+        bmcs.with(index, |bmc| bmc.manner = Manner::Mute);
+    }
+    let mut plan = plan(Action::On);
+    (plan.at_once, plan.patience.answer) = (2, Duration::from_secs(3));
+    plan.patience.tries = 100;
+    let nodes = cluster(&bmcs, 30);
+    let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
+    let (mut sender, mut told) = (Some(sender), 0);
+    let tell = &mut |_: &Bmc, _: &Outcome| {
+        told += 1;
+        if told == 10 {
+            drop(sender.take());
+        }
+    };
+    let stop = async {
+        let _ = receiver.await;
+        // Until some of the mute have been started.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    };
+    let report = block_on(run(&nodes, &plan, &Hub::default(), stop, tell));
+    assert_eq!(report.stop, Some(Stop::Interrupted));
+    assert_eq!(report.successes(), 10);
+    let unknown = text(&report.outcomes[10]);
+    assert!(unknown.contains("interrupted: whether it was done is not known"), "{unknown}");
+    assert_eq!(text(&report.outcomes[29]), "not started");
+    assert_eq!(bmcs.with(29, |bmc| bmc.packets), 0);
+    let started = |it: &&Outcome| !matches!(it, Outcome::NotStarted);
+    assert_eq!(report.outcomes.iter().filter(started).count(), told);
+}
