@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
-use pavo_agent::{Command as Listed, Exec, Exit, Frame, Kind, PIECE, REPLAY, Size, WINDOW};
+use pavo_agent::{Command as Listed, Exec, Exit, Frame, Kind, PIECE, Size, WINDOW};
 
+use super::past::Past;
 use super::spawn::{self, Spawned};
 
 /// How long a command that nobody wants any more may take to end.
@@ -41,9 +42,9 @@ pub struct Command {
     pub output: Option<File>,
     pub errors: Option<File>,
     /// The newest of its output, if it may be left.
-    past: VecDeque<u8>,
+    past: Past,
     /// What of it is still to be shown to who came back.
-    replay: VecDeque<u8>,
+    replay: Past,
     credit: usize,
     exit: Option<Exit>,
     /// When it is killed.
@@ -73,8 +74,8 @@ impl Command {
             farewell: false,
             output: Some(spawned.output),
             errors: spawned.errors,
-            past: VecDeque::new(),
-            replay: VecDeque::new(),
+            past: Past::default(),
+            replay: Past::default(),
             credit: WINDOW as usize,
             exit: None,
             doom: None,
@@ -224,9 +225,7 @@ impl Command {
 
     fn seen(&mut self, kind: Kind, piece: Vec<u8>, send: &mut impl FnMut(Frame)) {
         if self.keep {
-            self.past.extend(&piece);
-            let excess = self.past.len().saturating_sub(REPLAY);
-            self.past.drain(..excess);
+            self.past.add(kind, &piece);
         }
         if let Some(stream) = self.stream {
             self.credit -= piece.len();
@@ -237,11 +236,10 @@ impl Command {
     /// Shows the past to who has come back.
     pub fn show_past(&mut self, send: &mut impl FnMut(Frame)) {
         let Some(stream) = self.stream else { return };
-        while !self.replay.is_empty() && self.credit > 0 {
-            let count = self.replay.len().min(self.credit).min(PIECE);
-            let piece: Vec<u8> = self.replay.drain(..count).collect();
-            self.credit -= count;
-            send(Frame::new(stream, Kind::Data, piece));
+        while self.credit > 0 {
+            let Some((kind, piece)) = self.replay.take(self.credit.min(PIECE)) else { return };
+            self.credit -= piece.len();
+            send(Frame::new(stream, kind, piece));
         }
     }
 

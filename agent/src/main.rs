@@ -16,6 +16,7 @@
 mod account;
 mod command;
 mod copying;
+mod past;
 mod port;
 mod serve;
 mod spawn;

@@ -496,6 +496,26 @@ fn a_command_that_is_left_goes_on_and_is_come_back_to() {
 }
 
 #[test]
+fn who_comes_back_is_shown_output_and_errors_apart() {
+    let mut agent = Agent::start();
+    let line = "echo out; echo err >&2; echo more; read go; exit 3";
+    let (stream, started) = agent.sh(line, |exec| (exec.keep, exec.input) = (true, true));
+    // Seen once, and again by who comes back.
+    let mut seen = Said::default();
+    while seen.output.len() + seen.errors.len() < 13 {
+        let frame = agent.frame();
+        agent.take(frame, &mut seen);
+    }
+    agent.say(stream, Kind::Close, []);
+    assert_eq!(agent.until_end(stream).exit, Some(Exit::Left));
+    let stream = agent.open(Opening::Attach { id: started.id });
+    agent.say(stream, Kind::Data, b"go\n".as_slice());
+    let said = agent.until_end(stream);
+    assert_eq!((&*said.output, &*said.errors), (&b"out\nmore\n"[..], &b"err\n"[..]), "{said:?}");
+    assert_eq!(said.exit, Some(Exit::Code(3)));
+}
+
+#[test]
 fn a_command_that_is_left_at_once_is_known_however_short_it_is() {
     let mut agent = Agent::start();
     let (stream, started) =

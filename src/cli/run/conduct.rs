@@ -146,7 +146,8 @@ impl Conduct {
         let names = vec![format!("vm{rank}")];
         let mut performance = Performance::new(app, self, commands, names, false);
         performance.leaves = true;
-        performance.perform(Input::All).await
+        // It was begun without one.
+        performance.perform(Input::None).await
     }
 }
 
