@@ -7,6 +7,7 @@ use pavo::image::header::{self, Format, MAX_SIZE};
 use pavo::network::responder::{Spec, advertise, dhcp, dhcp6, dns};
 use pavo::vm::agent;
 use pavo::vm::guest_agent::Agent;
+use pavo_agent::copy::{self, Entry, Record};
 use pavo_agent::{Credit, Decoder, Event, Exit, Failure, Frame, Hello, Kind, Opening, Started};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -273,5 +274,60 @@ pub fn line_seeds() -> Vec<Vec<u8>> {
         [started(), frame(Kind::Credit, Credit(9).encode().into()), exit()].concat(),
         frame(Kind::Fail, failure.encode()),
         pavo_agent::mark(&[0; 16]),
+    ]
+}
+
+/// A guest that sends files, of which two were asked for: it writes them and nothing else.
+pub fn copy(data: &[u8]) -> bool {
+    let folder = folder();
+    let (to, outside) = (folder.path().join("to"), folder.path().join("outside"));
+    std::fs::create_dir(&to).unwrap();
+    std::fs::write(&outside, "precious").unwrap();
+    std::fs::write(to.join("mine"), "mine").unwrap();
+    let names = Some(vec![b"a".to_vec(), b"d".to_vec()]);
+    let place = copy::Place { path: to.clone(), into: false, names };
+    let mut said = Vec::new();
+    let received = copy::receive(data, &mut said, &place, &mut drop);
+    let list = |path: &std::path::Path| {
+        let names = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(list(folder.path()), ["outside", "to"]);
+    assert_eq!(std::fs::read_to_string(&outside).unwrap(), "precious");
+    assert_eq!(std::fs::read_to_string(to.join("mine")).unwrap(), "mine");
+    let known = ["a", "d", "mine", ".a.pavo-part", ".d.pavo-part"];
+    assert!(list(&to).iter().all(|name| known.contains(&&**name)), "{:?}", list(&to));
+    if received.is_ok() {
+        assert!(!list(&to).iter().any(|name| name.ends_with("part")), "{:?}", list(&to));
+    }
+    received.is_ok()
+}
+
+pub fn copy_seeds() -> Vec<Vec<u8>> {
+    let entry = |source, name: &str, size, asks| {
+        let (name, target) = (name.into(), b"../outside".into());
+        Entry { source, name, mode: 0o640, time: (1, 2), size, target, asks }
+    };
+    let said = |records: &[Record<'_>]| {
+        let mut bytes = Vec::new();
+        records.iter().for_each(|record| record.write(&mut bytes).unwrap());
+        bytes
+    };
+    let file = |source, name: &str| {
+        let parts = [Record::Content(b"text"), Record::Hole(5), Record::End];
+        [&[Record::File(entry(source, name, 9, false))], &parts[..]].concat()
+    };
+    let (folder, leave) = (|name: &str| Record::Folder(entry(1, name, 0, false)), Record::Leave);
+    let link = |source, name: &str| Record::Link(entry(source, name, 0, false));
+    let tree = [folder("d"), folder("e"), link(1, "l"), leave.clone()];
+    let large = [Record::File(entry(0, "a", 3, true)), Record::From(0), Record::Content(b"abc")];
+    vec![
+        said(&[&[Record::Total(9)], &*file(0, "a"), &[Record::Finish]].concat()),
+        said(&[&tree[..], &*file(1, "x"), &[leave, Record::Finish]].concat()),
+        said(&[&large[..], &[Record::End, Record::Trouble("no".into()), Record::Finish]].concat()),
+        said(&[link(0, "a"), folder("d"), link(1, "l"), folder("l")]),
+        said(&large),
     ]
 }

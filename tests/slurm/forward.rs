@@ -1,4 +1,4 @@
-//! Ports, memory, usage and agents of guests on other hosts.
+//! Ports, memory, usage, files and agents of guests on other hosts.
 
 use super::world::Site;
 
@@ -15,6 +15,7 @@ fn a_guest_on_another_host_is_reached_by_its_user_alone() {
         exec 3<>/dev/tcp/127.0.0.1/$port; head -c 7 <&3; exec 3>&-; echo
         pavo wait --for agent; pavo run --label hostname </dev/null | sort >ran
         head -c 3000000 /dev/urandom >sent; pavo run -w vm1 cat <sent | cmp - sent
+        pavo cp sent all:/tmp; pavo cp all:/tmp/sent back; cmp sent back/vm0/sent; cmp sent back/vm1/sent
         pavo top --once -o json >used; pavo dump -z vm1 /tmp/memory
         touch ready; until [ -e seen ]; do sleep 0.1; done; kill -INT $!; wait $!
 END
@@ -37,6 +38,8 @@ END
         }
         assert_eq!(site.sh("alice", "cat ran"), "vm0: vm0\nvm1: vm1\n");
         let refused = site.run("bob", &["pavo", "run", "-J", "f", "true"]);
+        assert_eq!(refused.status.code(), Some(4), "{refused:?}");
+        let refused = site.run("bob", &["pavo", "cp", "-J", "f", "/etc/passwd", "vm1:/tmp"]);
         assert_eq!(refused.status.code(), Some(4), "{refused:?}");
         let used: Vec<serde_json::Value> =
             serde_json::from_str(&site.sh("alice", "cat used")).unwrap();

@@ -5,31 +5,37 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::holes::data_from;
+use super::holes::{data_from, hole_from};
 
-/// Each block counts by itself: of one that lies in a hole nothing has to be read.
+/// What lies in a hole is counted in such blocks, and not read.
 const BLOCK: usize = 64 << 10;
 
-/// The digest of the first `length` bytes, as if zeros followed where the file ends.
+/// The digest of the first `length` bytes, as if zeros followed where the file ends. It takes
+/// as long as there is data, however long the holes are.
 pub fn digest(file: &File, length: u64) -> io::Result<[u8; 16]> {
-    let nothing = block(&vec![0; BLOCK]);
+    const STEP: u64 = BLOCK as u64;
     let (mut all, mut bytes) = (block(&length.to_le_bytes()), vec![0; BLOCK]);
-    let (mut at, mut data) = (0, 0);
+    // Whole blocks of zeros before this one, stored or not.
+    let mut zeros = 0_u64;
+    let mut at = 0;
     while at < length {
-        let count = (length - at).min(BLOCK as u64) as usize;
-        if data < at {
-            data = data_from(file, at, length);
-        }
-        let hash = if count == BLOCK && data >= at + BLOCK as u64 {
-            nothing
-        } else {
+        let empty = (data_from(file, at, length) - at) / STEP;
+        (zeros, at) = (zeros + empty, at + empty * STEP);
+        let end = length.min(hole_from(file, at, length).max(at + 1).next_multiple_of(STEP));
+        while at < end {
+            let count = (length - at).min(STEP) as usize;
             let read = read_all(file, &mut bytes[..count], at)?;
             bytes[read..count].fill(0);
-            block(&bytes[..count])
-        };
-        all = mix(all, hash);
-        at += count as u64;
+            at += count as u64;
+            if count == BLOCK && bytes.iter().all(|byte| *byte == 0) {
+                zeros += 1;
+                continue;
+            }
+            all = mix(all, (std::mem::take(&mut zeros), 1));
+            all = mix(all, block(&bytes[..count]));
+        }
     }
+    all = mix(all, (zeros, 2));
     let (a, b) = (finish(all.0 ^ all.1.rotate_left(32)), finish(all.1));
     Ok([a.to_le_bytes(), b.to_le_bytes()].concat().try_into().expect("16 bytes"))
 }
@@ -106,6 +112,10 @@ mod tests {
         seen.sort_unstable();
         seen.dedup();
         assert_eq!(seen.len(), count);
+        // The longest hole there is room for.
+        file.set_len(8 << 40).unwrap();
+        let long = digest(&file, 8 << 40).unwrap();
+        assert!(long != hole && digest(&file, (8 << 40) - 1).unwrap() != long);
         file.set_len(3).unwrap();
         assert_eq!(digest(&file, length).unwrap(), hole, "what is missing is zeros");
     }

@@ -78,9 +78,22 @@ struct Base {
 struct Open {
     folder: OwnedFd,
     path: PathBuf,
-    /// What it is to have in the end, unless it is not ours to change.
-    entry: Option<Entry>,
+    end: End,
 }
+
+/// What becomes of a folder once it is filled.
+enum End {
+    /// One that was there stays as it is.
+    Stays,
+    /// But for what had to be changed meanwhile.
+    Mode(Mode),
+    /// What was made here becomes what it is at the other end.
+    Becomes(Entry),
+}
+
+/// The mode of a folder that is not whole, which no other folder has: so one that an
+/// interrupted copy has made is known again.
+const UNFINISHED: Mode = Mode::S_IRWXU.union(Mode::S_ISVTX);
 
 struct Receiver<'a, R, W> {
     records: Records<R>,
@@ -186,10 +199,10 @@ impl<R: Read, W: Write> Receiver<'_, R, W> {
             // What it holds goes where others are already: that folder stays as it is.
             let folder = self.at().try_clone_to_owned();
             let folder = folder.map_err(|error| cannot("opening", &path, error))?;
-            self.open.push(Open { folder, path, entry: None });
+            self.open.push(Open { folder, path, end: End::Stays });
             return Ok(());
         }
-        let made = mkdirat(self.at(), &*name, Mode::S_IRWXU);
+        let made = mkdirat(self.at(), &*name, UNFINISHED);
         if let Err(error) = made {
             if error != Errno::EEXIST {
                 return Err(cannot("making the folder", &path, error));
@@ -203,21 +216,23 @@ impl<R: Read, W: Write> Receiver<'_, R, W> {
             }
             Err(error) => return Err(cannot("opening", &path, error)),
         };
-        if made.is_err() {
-            make_ours(&folder);
-        }
-        self.open.push(Open { folder, path, entry: Some(entry) });
+        let end = if made.is_ok() { End::Becomes(entry) } else { found(&folder, entry) };
+        self.open.push(Open { folder, path, end });
         Ok(())
     }
 
     fn leave(&mut self) -> Result<(), Stop> {
-        let Some(Open { folder, path, entry }) = self.open.pop() else {
+        let Some(Open { folder, path, end }) = self.open.pop() else {
             return Err(no_place(&Record::Leave));
         };
-        let Some(entry) = entry else { return Ok(()) };
-        let (accessed, changed) = times(&entry);
-        let set =
-            fchmod(&folder, mode(&entry)).and_then(|()| futimens(&folder, &accessed, &changed));
+        let set = match end {
+            End::Stays => Ok(()),
+            End::Mode(mode) => fchmod(&folder, mode),
+            End::Becomes(entry) => {
+                let (accessed, changed) = times(&entry);
+                fchmod(&folder, mode(&entry)).and_then(|()| futimens(&folder, &accessed, &changed))
+            }
+        };
         set.map_err(|error| cannot("setting mode and time of", &path, error))
     }
 
@@ -358,14 +373,21 @@ impl<R: Read, W: Write> Receiver<'_, R, W> {
     }
 }
 
-/// A folder that was copied before may have been closed to its owner since.
-fn make_ours(folder: &OwnedFd) {
-    let Ok(about) = fstat(folder) else { return };
-    let closed = about.st_mode & 0o700 != 0o700;
-    if closed && about.st_uid == nix::unistd::geteuid().as_raw() {
-        // What cannot be written to says so.
-        let _ = fchmod(folder, Mode::from_bits_truncate((about.st_mode & 0o777) | 0o700));
+/// What becomes of a folder that was there.
+fn found(folder: &OwnedFd, entry: Entry) -> End {
+    let Ok(about) = fstat(folder) else { return End::Stays };
+    let now = Mode::from_bits_truncate(about.st_mode & 0o7777);
+    if about.st_uid != nix::unistd::geteuid().as_raw() {
+        return End::Stays;
     }
+    if now == UNFINISHED {
+        return End::Becomes(entry);
+    }
+    // One that was copied before may have been closed to its owner since.
+    if now.contains(Mode::S_IRWXU) || fchmod(folder, now | Mode::S_IRWXU).is_err() {
+        return End::Stays;
+    }
+    End::Mode(now)
 }
 
 /// Where the first step leads. Nothing is made before the first comes.

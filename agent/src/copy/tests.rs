@@ -163,9 +163,15 @@ fn a_tree_arrives_with_modes_times_links_and_holes() {
     let mut middle = [0; 8];
     File::open(folder.path("to/sparse")).unwrap().read_at(&mut middle, 300 << 20).unwrap();
     assert_eq!(&middle, b"middle\0\0");
-    // Again, over what is there: also a folder that was closed.
+    // Again, over what is there: also a folder that was closed. Folders stay what they are,
+    // but for one that an interrupted copy has made.
     fs::write(folder.path("to/a/b/deep"), "other").unwrap();
+    fs::set_permissions(folder.path("to"), Permissions::from_mode(0o1777)).unwrap();
+    fs::set_permissions(folder.path("to/a"), Permissions::from_mode(0o1700)).unwrap();
     copy(&[&from.join(".")], &place(folder.path("to"))).well();
+    assert_eq!(about("to").mode() & 0o7777, 0o1777);
+    assert_eq!(about("to/a").mode() & 0o7777, about("from/a").mode() & 0o7777);
+    assert_eq!(about("to/a/b").mode() & 0o7777, 0o550);
     assert!(fs::read(folder.path("to/a/b/deep")).unwrap() == noise(3_000_000));
     for name in ["from/a/b", "to/a/b"] {
         fs::set_permissions(folder.path(name), Permissions::from_mode(0o755)).unwrap();
