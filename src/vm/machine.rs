@@ -408,7 +408,10 @@ mod tests {
     fn each_door_has_a_deadline() {
         let (_, actions) = running([GRACEFUL, Event::Deadline, Event::Deadline]);
         let armed: Vec<_> = actions.iter().filter(|action| matches!(action, Arm(_))).collect();
-        assert_eq!(armed, [&Arm(START), &Arm(Duration::from_secs(9)), &Arm(QUIT), &Arm(KILL)]);
+        assert_eq!(
+            armed,
+            [&Arm(START), &Arm(START), &Arm(Duration::from_secs(9)), &Arm(QUIT), &Arm(KILL)]
+        );
     }
 
     #[test]
