@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::model::vmset::{VmSet, fold};
 use crate::ops::agent::hellos;
 use crate::ops::run::{Commands, Heard};
+use crate::vm::agent::QEMUS;
 
 /// Ask the agents in the guests, which run commands for `pavo run`
 #[derive(Debug, Subcommand)]
@@ -71,7 +72,7 @@ impl Ping {
             while let Some((rank, answer)) = answers.next().await {
                 missing.retain(|other| *other != rank);
                 match answer {
-                    Ok(answer) if answer.agent == "qemu-ga" => qemus.push(rank),
+                    Ok(answer) if answer.agent == QEMUS => qemus.push(rank),
                     Ok(_) => {}
                     Err(error) => failed.push((rank, error)),
                 }

@@ -146,6 +146,7 @@ impl Alloc {
         self.job.check_name()?;
         let definition = self.job.definition()?;
         let (config, blueprint) = look_up(app, &definition, &self.job.changes)?;
+        self.session.check_site(&config)?;
         match config.batch.manager {
             BatchManager::Local => app.block_on(self.here(app, blueprint)),
             BatchManager::Slurm => self.salloc(app, &config, &blueprint),
@@ -156,6 +157,10 @@ impl Alloc {
     /// the signals of the terminal.
     fn salloc(self, app: &App, config: &Config, blueprint: &Blueprint) -> Result<u8> {
         let wish = self.job.for_slurm(config, blueprint)?;
+        if self.session.batch_script.as_deref() != Some("-".as_ref()) {
+            // Before there is a job: one that cannot be read.
+            self.session.read_batch_script()?;
+        }
         let mut command = Command::new("salloc");
         command.args(wish.options());
         command.args(super::launcher::command(
@@ -172,6 +177,7 @@ impl Alloc {
 
     async fn here(self, app: &App, blueprint: Blueprint) -> Result<u8> {
         let request = self.job.for_here(&blueprint)?;
+        let batch_script = self.session.read_batch_script()?;
         let allocation = self.allocate(app, &request, &blueprint)?;
         let accel = accel::choose(&app.env.state_dir(), &|text| app.out.status(text)).await;
         blueprint.check_here(allocation.cores, accel)?;
@@ -206,6 +212,7 @@ impl Alloc {
             hosts: &[],
             grace: Duration::ZERO,
             tmp: &place.tmp,
+            batch_script,
         };
         session.run(Cluster::here(book, wanted), &mut signals).await
     }

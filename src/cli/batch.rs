@@ -1,5 +1,7 @@
 //! `pavo batch`: a cluster that nobody waits for, as a batch job of Slurm.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -16,7 +18,8 @@ use crate::error::{Error, Result};
 ///
 /// With `-E COMMAND` the command runs beside the cluster, on its first host, and the cluster
 /// ends with it: not with its guests, whose disks the command may save once they are off.
-/// Without one the job ends when all guests are off. What the command and pavo say is in the
+/// With `-b SCRIPT` the script, as it is now, runs in vm0, and the cluster ends with it; so does
+/// the job, with its exit code. Without either the job ends when all guests are off. What the command and pavo say is in the
 /// job's output file.
 ///
 /// Options that are not pavo's are sbatch's, and so is what is printed: `Submitted batch job
@@ -32,7 +35,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    pub fn run(self, app: &App) -> Result<u8> {
+    pub fn run(mut self, app: &App) -> Result<u8> {
         self.session.check()?;
         self.job.check_name()?;
         let definition = self.job.definition()?;
@@ -41,17 +44,24 @@ impl Batch {
             return Err(Error::usage("there is no scheduler here that could keep a job")
                 .help(format!("start it and stay: `pavo alloc -E COMMAND {definition}`")));
         }
+        self.session.check_site(&config)?;
+        let text = self.session.read_batch_script()?;
         let wish = self.job.for_slurm(&config, &blueprint)?;
         if wish.passed.iter().any(|word| word == "--wrap" || word.starts_with("--wrap=")) {
             return Err(Error::usage("`--wrap` is for jobs without a cluster")
                 .help("run a command beside the cluster: `-E COMMAND`"));
+        }
+        if text.is_some() {
+            // As it is now, whatever becomes of the file until the job begins.
+            self.session.batch_script = Some("-".into());
         }
         let launcher =
             launcher::command(&self.session, &self.job.changes, &blueprint.definition, true)?;
         let mut command = Command::new("sbatch");
         // Before the user's words: an option that lacks its value must not take ours. With
         // it, sbatch refuses a word that would otherwise be a script to run instead.
-        command.arg(format!("--wrap={}", script(&launcher)));
+        let script = script(&launcher, text.as_deref())?;
+        command.arg(OsString::from_vec([&b"--wrap="[..], &script].concat()));
         command.args(wish.options());
         app.out.end_progress();
         Err(Error::system("sbatch cannot be run")
@@ -60,10 +70,23 @@ impl Batch {
     }
 }
 
-/// The script of the job: a shell that becomes the launcher.
-fn script(words: &[String]) -> String {
+/// The script of the job: a shell that becomes the launcher, with `input` for it.
+fn script(words: &[String], input: Option<&[u8]>) -> Result<Vec<u8>> {
     let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
-    format!("exec {}", words.join(" "))
+    let line = format!("exec {}", words.join(" "));
+    let Some(input) = input else { return Ok(line.into_bytes()) };
+    if input.contains(&0) {
+        return Err(Error::usage("the batch script is none: it holds a NUL")
+            .help("programs can lie in the image, or on a mount"));
+    }
+    let is_line = |word: &str| input.split(|byte| *byte == b'\n').any(|it| it == word.as_bytes());
+    let mut end = String::from("END");
+    while is_line(&end) {
+        end.push('_');
+    }
+    let newline: &[u8] = if input.ends_with(b"\n") || input.is_empty() { b"" } else { b"\n" };
+    let head = format!("{line} <<'{end}'\n");
+    Ok([head.as_bytes(), input, newline, end.as_bytes(), b"\n"].concat())
 }
 
 /// A word as the shell takes it for one, whatever it holds.
@@ -79,9 +102,26 @@ mod tests {
     fn the_shell_reads_the_words_that_are_meant() {
         let words =
             ["printf", "%s|", "", "a b", "it's", "'", "\\", "\"$HOME\" `id` $(id) *", "\n!"];
-        let script = script(&words.map(String::from));
-        let output = Command::new("sh").args(["-c", &script]).output().unwrap();
-        let said = String::from_utf8(output.stdout).unwrap();
-        assert_eq!(said, words[2..].join("|") + "|");
+        let script = script(&words.map(String::from), None).unwrap();
+        let said = shell(script);
+        assert_eq!(said, (words[2..].join("|") + "|").into_bytes());
+    }
+
+    fn shell(script: Vec<u8>) -> Vec<u8> {
+        Command::new("sh").arg("-c").arg(OsString::from_vec(script)).output().unwrap().stdout
+    }
+
+    #[test]
+    fn a_batch_script_arrives_as_it_was_written() {
+        let long = "echo $HOME `id` \\ 'x'\nEND\nEND_\n\n".repeat(1000);
+        for text in
+            [&b""[..], b"#!/bin/sh\nexit 3\n", b"no end", b"\x81\x88\xff\n", long.as_bytes()]
+        {
+            let said = shell(script(&["cat".into()], Some(text)).unwrap());
+            // Its last line is one in any case.
+            let newline: &[u8] = if text.is_empty() || text.ends_with(b"\n") { b"" } else { b"\n" };
+            assert!(said == [text, newline].concat(), "{} bytes", said.len());
+        }
+        script(&["cat".into()], Some(b"\x7fELF\0")).unwrap_err();
     }
 }

@@ -71,6 +71,15 @@ impl JobSelector {
         Ok((known, job))
     }
 
+    /// Whether no cluster is meant at all, at a site where commands may run without one: none
+    /// is named, runs or waits.
+    pub async fn is_outside(&self, app: &App) -> Result<bool> {
+        let Selector { id, name, here } = self.selector(app);
+        let named = id.is_some() || name.is_some() || here.is_some();
+        let manager = load_batch(&super::config::sources(app))?.manager;
+        Ok(!named && manager == BatchManager::Slurm && self.all_queued(app).await?.is_empty())
+    }
+
     /// The one job in Slurm's queue that is meant, and that may still become a cluster.
     pub async fn queued(&self, app: &App) -> Result<Option<Queued>> {
         let mut jobs = self.all_queued(app).await?;

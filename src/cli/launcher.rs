@@ -71,13 +71,14 @@ impl Launcher {
             };
         }
         // Slurm tells how a batch script has ended.
-        if self.session.script.is_none() {
+        if !self.session.has_script() {
             self.session.wait = For::Stopped;
         }
         app.block_on(self.launch(app, None))
     }
 
     async fn launch(self, app: &App, supervisor: Option<Pid>) -> Result<u8> {
+        let batch_script = self.session.read_batch_script()?;
         let environment = slurm::Environment::new(app.env.slurm.iter().cloned());
         let job = environment.job().ok_or_else(|| {
             Error::usage("this is no job of Slurm").help("start one: `pavo alloc TEMPLATE`")
@@ -116,6 +117,7 @@ impl Launcher {
             hosts: &environment.hosts().and_then(|list| expand(list).ok()).unwrap_or_default(),
             grace: GRACE,
             tmp: &place.tmp,
+            batch_script,
         };
         let outcome = session.run(Cluster::step(book, wanted), &mut signals).await;
         if signals.is_orphaned() {

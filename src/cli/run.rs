@@ -9,14 +9,16 @@ use pavo_agent::Exec;
 
 use super::App;
 use super::job::{JobSelector, Jobs, ranks};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::model::job::JobRecord;
 use crate::model::vmset::VmSet;
 use crate::ops::agent::hellos;
 use crate::ops::run::place::{Place, Room, Wish, place};
 
+mod arrival;
 mod conduct;
 mod exec;
+mod outside;
 mod show;
 pub mod signals;
 
@@ -36,6 +38,9 @@ pub use conduct::Conduct;
 /// Signals are passed on; a second Ctrl-C within a second leaves. Whoever is gone runs
 /// nothing any more: when `pavo run` ends, however it does, so does what it started, unless
 /// it was started with `--detach`.
+///
+/// At a site with Slurm, where you have no cluster and name none, this is srun: the command
+/// runs on compute hosts, as you, with the same options as far as srun has them. It says so.
 #[derive(Debug, Args)]
 pub struct Run {
     #[command(flatten)]
@@ -89,6 +94,14 @@ pub struct Run {
     #[arg(long, value_name = "DIR")]
     cwd: Option<String>,
 
+    /// Outside of a cluster, where this is srun: run in this partition
+    #[arg(short, long, value_name = "NAME")]
+    partition: Option<String>,
+
+    /// Wait so many seconds for agents that do not answer yet
+    #[arg(long, value_name = "SECONDS")]
+    wait: Option<u64>,
+
     #[command(flatten)]
     conduct: Conduct,
 
@@ -106,10 +119,27 @@ const CORES: Duration = Duration::from_secs(10);
 impl Run {
     pub fn run(self, app: &App) -> Result<u8> {
         let wish = Wish { processes: self.processes, vms: self.nodes, cores: self.cores };
+        let found = app.block_on(async {
+            match self.job.find(app).await {
+                Err(error)
+                    if error.kind() == Kind::NotFound && self.job.is_outside(app).await? =>
+                {
+                    Ok(None)
+                }
+                found => found.map(Some),
+            }
+        })?;
+        let Some((known, job)) = found else { return self.outside(app) };
+        if self.partition.is_some() {
+            return Err(Error::usage("`-p` is for jobs, and this cluster has its hosts already")
+                .help("run it in the VMs: leave `-p` away"));
+        }
         let exec = self.exec()?;
         app.block_on(async {
-            let (known, job) = self.job.find(app).await?;
             let ranks = ranks(&self.vms, &job)?;
+            if let Some(seconds) = self.wait {
+                arrival::wait(app, &known, &job, &ranks, Duration::from_secs(seconds)).await?;
+            }
             let places = self.places(&known, &job, wish, &ranks).await?;
             if self.pty && places.len() > 1 {
                 let count = places.len();

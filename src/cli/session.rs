@@ -2,9 +2,10 @@
 //!
 //! The same on one machine and in a job of Slurm.
 
-use std::io::IsTerminal;
+use std::fs::File;
+use std::io::{IsTerminal, Read};
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -16,8 +17,9 @@ use tokio::time::Instant;
 
 use super::App;
 use super::wait::For;
+use crate::config::{BatchManager, Config};
 use crate::error::{Context, Error, Kind, Result};
-use crate::model::job::VmState;
+use crate::model::job::{JobRecord, VmState};
 use crate::model::vmset::fold;
 use crate::ops::beside::{Beside, Program};
 use crate::ops::gather::gather;
@@ -42,6 +44,11 @@ pub struct SessionArgs {
     #[arg(short = 'E', long = "alloc-script", value_name = "COMMAND")]
     pub script: Option<String>,
 
+    /// Run this script in vm0, as root, once its agent answers; its exit code is ours. `-` is
+    /// standard input
+    #[arg(short = 'b', long = "batch-script", value_name = "FILE", conflicts_with = "script")]
+    pub batch_script: Option<PathBuf>,
+
     /// What every VM must have shown before the shell or script starts
     #[arg(long, value_enum, default_value_t = For::Running)]
     pub wait: For,
@@ -55,10 +62,48 @@ impl SessionArgs {
     /// # Errors
     /// When the wishes contradict each other.
     pub fn check(&self) -> Result<()> {
-        if self.wait == For::Stopped && self.script.is_some() {
+        if self.wait == For::Stopped && self.has_script() {
             return Err(Error::usage("`--wait stopped` leaves nothing for a script to run with"));
         }
         Ok(())
+    }
+
+    /// Looks at what a site must have.
+    ///
+    /// # Errors
+    /// When it has not.
+    pub fn check_site(&self, config: &Config) -> Result<()> {
+        let nowhere = config.batch.manager == BatchManager::Slurm && config.batch.etcd.is_none();
+        if self.batch_script.is_some() && nowhere {
+            return Err(Error::usage("`-b` needs the site's store, and batch.yaml names none")
+                .help("run a command beside the cluster: `-E COMMAND`"));
+        }
+        Ok(())
+    }
+
+    /// Whether the cluster ends with a script, of either kind.
+    pub fn has_script(&self) -> bool {
+        self.script.is_some() || self.batch_script.is_some()
+    }
+
+    /// The script for vm0, as it is now.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is too long.
+    pub fn read_batch_script(&self) -> Result<Option<Vec<u8>>> {
+        let Some(path) = &self.batch_script else { return Ok(None) };
+        let mut text = Vec::new();
+        let most = MAX_SCRIPT as u64 + 1;
+        let read = match path == Path::new("-") {
+            true => std::io::stdin().take(most).read_to_end(&mut text),
+            false => File::open(path).and_then(|file| file.take(most).read_to_end(&mut text)),
+        };
+        read.while_doing(|| format!("reading the script `{}`", path.display()))?;
+        if text.len() > MAX_SCRIPT {
+            return Err(Error::usage(format!("the script `{}` is too long", path.display()))
+                .help("give at most 64 KiB; what it needs can lie in the image or on a mount"));
+        }
+        Ok(Some(text))
     }
 
     /// As arguments again, for the process that carries them out.
@@ -68,9 +113,14 @@ impl SessionArgs {
             format!("--timeout={}", self.timeout),
         ];
         arguments.extend(self.script.iter().map(|script| format!("--alloc-script={script}")));
+        let path = self.batch_script.iter().map(|path| path.to_string_lossy());
+        arguments.extend(path.map(|path| format!("--batch-script={path}")));
         arguments
     }
 }
+
+/// The longest script for a guest: it travels in the job's own.
+const MAX_SCRIPT: usize = 64 << 10;
 
 /// The signals that end a cluster.
 pub struct Signals {
@@ -132,6 +182,8 @@ pub struct Session<'a> {
     /// How long guests may take to shut down when the job is cancelled.
     pub grace: Duration,
     pub tmp: &'a Path,
+    /// What runs in vm0.
+    pub batch_script: Option<Vec<u8>>,
 }
 
 impl Session<'_> {
@@ -222,6 +274,20 @@ impl Session<'_> {
         self.beside(cluster, signals, deadline).await
     }
 
+    /// What runs beside the cluster.
+    fn program(&self, job: &JobRecord) -> Result<Program> {
+        if let Some(text) = &self.batch_script {
+            let script = job.dir.join("batch-script");
+            let written = std::fs::write(&script, text);
+            written.while_doing(|| format!("writing `{}`", script.display()))?;
+            return Ok(Program::InGuest { script, patience: self.args.timeout });
+        }
+        Ok(match &self.args.script {
+            Some(script) => Program::Script(script.clone()),
+            None => Program::Shell(self.app.env.shell.clone()),
+        })
+    }
+
     /// Runs the shell or script beside the cluster.
     async fn beside(
         &self,
@@ -230,14 +296,11 @@ impl Session<'_> {
         deadline: Option<Instant>,
     ) -> Result<Outcome> {
         let app = self.app;
-        let program = match &self.args.script {
-            Some(script) => Program::Script(script.clone()),
-            None => Program::Shell(app.env.shell.clone()),
-        };
+        let program = self.program(&cluster.book.record)?;
         let at_terminal = std::io::stdin().is_terminal();
         let mut beside = Beside::start(&program, &cluster.book.record, at_terminal)?;
         // Who is beside a guest that powers off may want to save its disk.
-        let (mut off, what) = (false, if self.args.script.is_some() { "script" } else { "shell" });
+        let (mut off, what) = (false, if self.args.has_script() { "script" } else { "shell" });
         let mut watch = |cluster: &Cluster| {
             let down = cluster.is_down() && !cluster.is_over();
             if down && !off {

@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use tokio::process::Child;
 use tokio::time::timeout;
 
+use super::program;
 use crate::error::{Context, Result};
 use crate::host::limits::restore_open_files;
 use crate::host::spawn::die_with_parent;
@@ -25,6 +26,8 @@ pub enum Program {
     Script(String),
     /// The user's shell, with a prompt that says where one is.
     Shell(PathBuf),
+    /// A script for vm0, whose agent may take so many seconds until it answers.
+    InGuest { script: PathBuf, patience: u64 },
 }
 
 /// It, running.
@@ -48,6 +51,12 @@ impl Beside {
                 command
             }
             Program::Shell(shell) => interactive(shell, job.owner.job),
+            Program::InGuest { script, patience } => {
+                let mut command = program::again();
+                command.args(["run", "-w", "vm0", "--input-none", "--wait"]);
+                command.arg(patience.to_string()).arg("--script").arg(script);
+                command
+            }
         };
         let id = job.owner.job.to_string();
         for variable in ["PAVO_JOB_ID", "PCOCC_JOB_ID"] {
@@ -66,10 +75,11 @@ impl Beside {
         let doing = || match program {
             Program::Script(script) => format!("running `{script}`"),
             Program::Shell(shell) => format!("starting the shell `{}`", shell.display()),
+            Program::InGuest { .. } => "running the script in vm0".into(),
         };
         let child = tokio::process::Command::from(command).kill_on_drop(true).spawn();
         let last_signal = match program {
-            Program::Script(_) => Signal::SIGTERM,
+            Program::Script(_) | Program::InGuest { .. } => Signal::SIGTERM,
             Program::Shell(_) => Signal::SIGHUP,
         };
         Ok(Self { child: child.while_doing(doing)?, last_signal, leads: !at_terminal })

@@ -48,6 +48,27 @@ fn commands_run_in_all_vms_or_some_and_end_as_they_should() {
     });
 }
 
+#[test]
+fn a_script_in_the_first_vm_ends_the_cluster_with_its_exit_code() {
+    world(|world| {
+        let script = "#!/bin/sh\nhostname; id -u; echo to errors >&2; cat; exit 7\n";
+        let script = world.write("home/script", script);
+        let words = ["-b", script.to_str().unwrap(), "tiny:2", "--mem", "128"];
+        let alloc = world.alloc(&words);
+        alloc.wait_for("Waiting for the agent of vm0");
+        alloc.wait_for("vm0\n0\n");
+        let said = alloc.finish();
+        assert_eq!((&*said.stdout, said.code), ("vm0\n0\n", Some(7)), "{said}");
+        assert!(said.stderr.contains("to errors\n"), "{said}");
+        // Mistakes cost no cluster.
+        let said = world.pavo(&["alloc", "-b", "/nonexistent", "tiny"]);
+        assert_eq!((&*said.stdout, said.code), ("", Some(5)), "{said}");
+        assert!(said.stderr.contains("reading the script `/nonexistent`"), "{said}");
+        let said = world.pavo(&["alloc", "-b", "x", "-E", "true", "tiny"]);
+        assert_eq!(said.code, Some(2), "{said}");
+    });
+}
+
 fn streams_and_codes(world: &World) {
     let said = run(world, &["--label", "sh", "-c", "echo $(hostname); echo e >&2; exit 3"]);
     let mut lines: Vec<&str> = said.stdout.lines().collect();
@@ -185,13 +206,18 @@ fn left_and_come_back_to(world: &World) {
     let id = said.stdout.trim().strip_prefix("vm1 ").unwrap().to_owned();
     let list = world.ok(&["agent", "list"]);
     assert!(list.contains(&format!("vm1\t{id}\t")) && list.contains("\tleft\t"), "{list}");
-    let attached = world.start(world.pavo_command(&["agent", "attach", "vm1", &id]));
+    // What is there to be read is not for it.
+    let line = "{ \"$0\" agent attach vm1 \"$1\"; code=$?; cat; exit $code; }";
+    let mut command = world.command("sh");
+    command.args(["-c", line]).arg(world.program()).arg(&id);
+    command.stdin(std::fs::File::open(world.write("home/unread", "unread\n")).unwrap());
+    let attached = world.start_with_input(command);
     attached.wait_for("begun\n");
     let second = world.pavo(&["agent", "attach", "vm1", &id]);
     assert!(second.stderr.contains("somebody is attached"), "{second}");
     world.ok(&["run", "-w", "vm1", "touch", "/tmp/go"]);
     let said = attached.finish();
-    assert_eq!((&*said.stdout, said.code), ("begun\nover\n", Some(6)), "{said}");
+    assert_eq!((&*said.stdout, said.code), ("begun\nover\nunread\n", Some(6)), "{said}");
     // The shortest has its id, output and end, too.
     let id = world.ok(&["run", "--detach", "-w", "vm0", "sh", "-c", "echo short; exit 5"]);
     let id = id.trim().strip_prefix("vm0 ").unwrap().to_owned();

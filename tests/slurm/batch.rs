@@ -36,6 +36,37 @@ fn a_batch_job_runs_its_script_and_mistakes_cost_no_job() {
     site.nothing_left(&before);
 }
 
+#[test]
+fn a_batch_script_runs_in_the_first_vm_as_it_was_when_submitted() {
+    let site = Site::up(2);
+    let before = site.snapshot();
+    let script = "#!/bin/sh\necho \"in $(hostname) as $(id -u) $HOME\"; echo e >&2; exit 9\n";
+    let write = |text: &str| site.sh("alice", &format!("cat >script <<'EOF'\n{text}EOF"));
+    write(script);
+    let job = site.batch("alice", "-c1 -N2 -n2 -b script tiny:2");
+    // What becomes of the file later is another matter.
+    site.sh("alice", "echo 'exit 1' >script");
+    site.until("alice", &format!("scontrol show job {job}"), "ExitCode=9:0");
+    let said = site.sh("alice", &format!("cat job-{job}"));
+    for expected in ["in vm0 as 0 /root\n", "\ne\n", "Terminating the cluster...\n"] {
+        assert!(said.contains(expected), "{expected} in {said}");
+    }
+    // Cancelled while it runs.
+    write("echo begun; exec sleep 600\n");
+    let job = site.batch("alice", "-c1 -b script tiny");
+    site.until("alice", &format!("cat job-{job} || true"), "begun");
+    site.sh("alice", &format!("pavo cancel {job} 2>&1"));
+    for (line, expected) in [
+        ("-b nosuch tiny", "reading the script `nosuch`"),
+        ("-b script -E true tiny", "cannot be used with"),
+        ("-b /bin/true tiny", "it holds a NUL"),
+    ] {
+        let output = site.run("alice", &["sh", "-c", &format!("pavo batch {line}")]);
+        assert!(!output.status.success() && output.stderr.contains(expected), "{output:?}");
+    }
+    site.nothing_left(&before);
+}
+
 fn guests_that_are_off_end_a_job_without_a_script_only(site: &Site) {
     let script = "pavo powerdown vm0; pavo wait --for stopped; pavo status; sleep 2; exit 4";
     let with = site.batch("alice", &format!("-c1 --wait ssh -E '{script}' tiny"));

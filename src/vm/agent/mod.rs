@@ -34,6 +34,9 @@ use streams::Streams;
 /// The name of the port's device in QEMU, which its events have.
 pub const DEVICE: &str = "pavo-agent";
 
+/// What QEMU's agent is called.
+pub const QEMUS: &str = "qemu-ga";
+
 /// How long an agent that is there may take to say so again, at least and at most.
 const PONG: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// The longest that one question waits for an agent.
@@ -86,7 +89,7 @@ impl From<Hello> for Answer {
 impl Answer {
     /// All that QEMU's agent tells.
     fn of_qemu(version: String) -> Self {
-        let (agent, hostname, boot_id) = ("qemu-ga".into(), String::new(), String::new());
+        let (agent, hostname, boot_id) = (QEMUS.into(), String::new(), String::new());
         Self { agent, version, hostname, boot_id, uptime_ms: 0, cores: 0 }
     }
 }
