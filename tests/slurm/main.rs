@@ -16,4 +16,5 @@ mod node;
 mod secrets;
 mod sweep;
 mod terminal;
+mod together;
 mod tutorial;
