@@ -15,7 +15,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -141,6 +141,10 @@ impl Cluster {
         let secret = job.join(IDENTITY);
         fs::write(&secret, serde_json::to_vec(&*identity).unwrap()).unwrap();
         fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+        // Before there are others who could start it while it is written.
+        let program = job.join("pavo-agent");
+        fs::write(&program, PROGRAM).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let (life, lives) = watch::channel(());
         let (told, tell) = std::sync::mpsc::channel();
         for host in 0..HOSTS {
@@ -331,15 +335,7 @@ fn endpoint(spec: &VmSpec, agent: Agent) -> Endpoint {
 
 /// The program of guests, at this port.
 fn real(job: &Path, port: OwnedFd) -> Child {
-    let path: PathBuf = job.join("pavo-agent");
-    if !path.exists() {
-        // Whoever else writes it meanwhile writes the same.
-        let new = job.join(format!("pavo-agent.{:?}", std::thread::current().id()));
-        fs::write(&new, PROGRAM).unwrap();
-        fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
-        fs::rename(&new, &path).unwrap();
-    }
-    Command::new(&path).arg("--stdio").stdin(port).spawn().unwrap()
+    Command::new(job.join("pavo-agent")).arg("--stdio").stdin(port).spawn().unwrap()
 }
 
 /// Answers as a guest's agent whose commands have ended when they begin.
