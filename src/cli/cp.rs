@@ -14,6 +14,7 @@ use super::App;
 use super::agent::report;
 use super::copying::Copying;
 use super::job::{JobSelector, ranks};
+use super::out::printable;
 use super::run::signals::{HUP, INT, QUIT, Signals, TERM};
 use crate::error::{Context, Error, Kind, Result};
 use crate::model::job::JobRecord;
@@ -189,14 +190,13 @@ async fn conduct(app: &App, mut copies: Copies, orders: &[Order], direction: &st
     let mut copying = Copying::new(&app.out, format!("Copying {direction} {}", fold(&all)));
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut failed, mut incomplete) = (Vec::new(), false);
+    let (mut failed, mut missing) = (Vec::new(), BTreeMap::<String, Vec<u32>>::new());
     loop {
         tokio::select! {
             ended = copies.next() => {
                 let Some(Ended { rank, outcome, troubles }) = ended else { break };
                 for trouble in troubles {
-                    incomplete = true;
-                    app.out.warn(&format!("vm{rank}: {trouble}"));
+                    missing.entry(trouble).or_default().push(rank);
                 }
                 if let Err(error) = outcome {
                     failed.push((rank, error));
@@ -212,8 +212,12 @@ async fn conduct(app: &App, mut copies: Copies, orders: &[Order], direction: &st
         }
     }
     app.out.end_progress();
+    for (trouble, ranks) in &mut missing {
+        ranks.sort_unstable();
+        app.out.warn(&format!("{}: {}", fold(ranks), printable(trouble)));
+    }
     match failed.pop() {
-        None => Ok(u8::from(incomplete)),
+        None => Ok(u8::from(!missing.is_empty())),
         Some((rank, error)) if all.len() == 1 => {
             Err(error).while_doing(|| format!("copying {direction} vm{rank}"))
         }

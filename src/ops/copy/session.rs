@@ -238,3 +238,71 @@ async fn say(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_knows_no_copies_is_told_from_one_that_cannot() {
+        // Its own words of a request that is newer than it.
+        let wrong = Opening::decode(b"\x01\x07\0\0\0receivX").unwrap_err();
+        let error = |why: String| Error::from(Lost::Failed(Failure { why, code: 126 })).report();
+        let report = error(wrong.to_string());
+        assert!(report.contains("too old to copy files"), "{report}");
+        assert!(report.contains("agent: inject") && report.contains("pavo scp"), "{report}");
+        let report = error("the guest has no user `x`".into());
+        assert!(
+            report.contains("the guest has no user `x`") && !report.contains("old"),
+            "{report}"
+        );
+        let report = Error::from(Lost::Ended(Exit::Signal(9))).report();
+        assert!(report.contains("by signal 9"), "{report}");
+    }
+
+    /// A VM's process that is this test, and what a thread has of the stream to it.
+    fn pair() -> (tokio::io::DuplexStream, Session, Outgoing, Incoming) {
+        let (theirs, ours) = tokio::io::duplex(1 << 20);
+        let (session, to, from) = Session::new(Box::new(ours));
+        (theirs, session, to, from)
+    }
+
+    async fn all(
+        stream: &mut tokio::io::DuplexStream,
+        decoder: &mut Decoder,
+        count: usize,
+    ) -> usize {
+        let (mut bytes, mut come) = (vec![0; 1 << 20], 0);
+        while come < count {
+            let read = stream.read(&mut bytes).await.unwrap();
+            decoder.push(&bytes[..read]);
+            while let Some(Event::Frame(frame)) = decoder.next_event().unwrap() {
+                assert!([Kind::Data, Kind::End].contains(&frame.kind), "{frame:?}");
+                come += frame.payload.len();
+            }
+        }
+        come
+    }
+
+    #[tokio::test]
+    async fn no_more_is_sent_than_there_is_credit_for() {
+        let (mut theirs, mut session, mut to, _from) = pair();
+        let thread = std::thread::spawn(move || to.write_all(&vec![0; 3 * WINDOW as usize]));
+        let carried = tokio::spawn(async move { session.carry().await });
+        let mut decoder = Decoder::in_step();
+        let window = WINDOW as usize;
+        assert_eq!(all(&mut theirs, &mut decoder, window).await, window);
+        let silence = std::time::Duration::from_millis(50);
+        let more = tokio::time::timeout(silence, all(&mut theirs, &mut decoder, 1)).await;
+        assert!(more.is_err(), "{more:?}");
+        for _ in 0..2 {
+            // More credit than there can be is no more than there can be.
+            let credit = Frame::new(1, Kind::Credit, Credit(u32::MAX).encode());
+            theirs.write_all(&credit.bytes()).await.unwrap();
+            assert_eq!(all(&mut theirs, &mut decoder, window).await, window);
+        }
+        thread.join().unwrap().unwrap();
+        drop(theirs);
+        assert!(matches!(carried.await.unwrap(), Err(Lost::Gone(_))));
+    }
+}
