@@ -15,7 +15,7 @@
 CARGO ?= cargo
 
 .PHONY: quickstart test test-full lint fuzz bench lab lab-down man package packages-build packages-run \
-  packages-test packages-bench packages-package
+  packages-test packages-bench packages-package target/sushy
 
 quickstart: packages-run
 	$(CARGO) build --release --locked
@@ -25,7 +25,12 @@ lint: packages-build
 	$(CARGO) fmt --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
-test: packages-test lint
+# OpenStack's emulator of Redfish, which Debian does not have.
+target/sushy: packages-test
+	test -x $@/bin/sushy-emulator || { rm -rf $@ && python3 -m venv $@ && \
+	  $@/bin/pip install --quiet --disable-pip-version-check sushy-tools==2.2.0; }
+
+test: packages-test target/sushy lint
 	$(CARGO) test --workspace --locked
 
 test-full: export PAVO_FULL = 1

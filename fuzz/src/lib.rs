@@ -43,6 +43,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "ask", read: processes::ask, seeds: processes::ask_seeds },
     Target { name: "messages", read: processes::messages, seeds: processes::messages_seeds },
     Target { name: "ipmi", read: controllers::ipmi, seeds: controllers::ipmi_seeds },
+    Target { name: "redfish", read: controllers::redfish, seeds: controllers::redfish_seeds },
 ];
 
 /// Reads one input with the target of that name.

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use pavo::node::power::action::{Action, Done};
 use pavo::node::power::ipmi::{Settings, Suite, SuiteChoice};
+use pavo::node::power::redfish::{self, Trust};
 use pavo::node::power::{Bmc, Boot, Control, Device, Power, exec, ipmitool, qmp};
-use pavo_fakes::{Bmcs, Manner, PASSWORD, USER};
+use pavo_fakes::{Bmcs, Manner, PASSWORD, Tls, USER};
 
 use crate::{done, fails, impatient, ipmi, plan, settings};
 
@@ -25,6 +26,8 @@ struct World {
     once: bool,
     /// The boot device can be read.
     reads: bool,
+    /// The firmware's own one can be given back.
+    forgets: bool,
     /// It has an operating system that listens.
     listens: bool,
     /// The same with a password that is not right.
@@ -40,21 +43,31 @@ const WRONG: &str = "hunter2 hunter2";
 /// It takes no spaces.
 const SPACELESS: &str = "correct-horse";
 
+/// Waits until the machine is so, for whom the controller sees it and for the world: it answers
+/// before it is done.
+fn becomes(world: &World, power: Power) {
+    let given_up = Instant::now() + Duration::from_secs(60);
+    let seen = || (done(&world.bmc, Action::Status), (world.is_on)());
+    while seen() != (Done::Power(power), power == Power::On) {
+        assert!(Instant::now() < given_up, "{:?} instead of {power}", seen());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 fn contract(world: &World) {
-    let World { bmc, is_on, .. } = world;
-    let status = || done(bmc, Action::Status);
-    assert_eq!(status(), Done::Power(Power::Off));
+    let World { bmc, .. } = world;
+    becomes(world, Power::Off);
     // A second time changes nothing.
     for _ in 0..2 {
         done(bmc, Action::On);
-        assert!(is_on());
-        assert_eq!(status(), Done::Power(Power::On));
+        becomes(world, Power::On);
     }
     assert_eq!(done(bmc, Action::Reset), Done::Reset);
+    becomes(world, Power::On);
     assert_eq!(done(bmc, Action::Boot), Done::Reset, "it is on");
-    assert!(is_on());
+    becomes(world, Power::On);
     assert!(matches!(done(bmc, Action::Cycle), Done::Cycled(_)));
-    assert!(is_on());
+    becomes(world, Power::On);
     if world.listens {
         assert!(matches!(done(bmc, Action::Soft), Done::Reached(Power::Off, _)));
     } else {
@@ -64,14 +77,17 @@ fn contract(world: &World) {
         assert!(why.contains("still on") && why.contains("help: its operating system"), "{why}");
         for _ in 0..2 {
             done(bmc, Action::Off);
-            assert!(!is_on());
+            becomes(world, Power::Off);
         }
     }
-    assert_eq!(status(), Done::Power(Power::Off));
+    becomes(world, Power::Off);
     assert_eq!(done(bmc, Action::Soft), Done::Power(Power::Off), "it is off already");
     assert_eq!(done(bmc, Action::Boot), Done::Power(Power::On));
+    becomes(world, Power::On);
     assert_eq!(done(bmc, Action::Off), Done::Power(Power::Off));
+    becomes(world, Power::Off);
     assert_eq!(done(bmc, Action::Cycle), Done::Power(Power::On), "it was off");
+    becomes(world, Power::On);
     rehearsal(world);
     boot_devices(world);
     failures(world);
@@ -89,7 +105,8 @@ fn rehearsal(world: &World) {
 fn boot_devices(world: &World) {
     for device in [Device::Net, Device::Disk, Device::Cdrom, Device::Default] {
         for always in [true, false] {
-            if !always && !world.once {
+            let skips_once = !always && !world.once;
+            if skips_once || (device == Device::Default && !world.forgets) {
                 continue;
             }
             let boot = Boot { device, always: always && device != Device::Default };
@@ -138,6 +155,7 @@ fn simulated(control: impl Fn(Settings) -> Control) -> World {
         is_on: Box::new(move || looked.with(0, |bmc| bmc.on)),
         once: true,
         reads: true,
+        forgets: true,
         listens: true,
         wrong: Some(wrong),
         dead: Some(dead),
@@ -183,6 +201,107 @@ fn ipmitool_against_the_simulator() {
             })
         }));
     }
+}
+
+#[test]
+fn redfish_against_the_simulator() {
+    for tls in [Tls::None, Tls::Own] {
+        let bmcs = Bmcs::start(3, Duration::ZERO, 0).unwrap();
+        bmcs.with(2, |bmc| bmc.manner = Manner::Dead);
+        let redfish = bmcs.redfish(tls).unwrap();
+        let trust = if tls == Tls::Own { Trust::Anybody } else { Trust::Plain };
+        let of = |index, password: &str| {
+            let settings = crate::redfish::at(&redfish, index, trust.clone());
+            let password = password.to_owned().into();
+            let control = Control::Redfish(redfish::Settings { password, ..settings });
+            Bmc { node: format!("n{index}"), control }
+        };
+        let bmcs = std::rc::Rc::new(bmcs);
+        let looked = bmcs.clone();
+        contract(&World {
+            bmc: of(0, PASSWORD),
+            is_on: Box::new(move || looked.with(0, |bmc| bmc.on)),
+            once: true,
+            reads: true,
+            forgets: true,
+            listens: true,
+            wrong: Some(of(1, WRONG)),
+            dead: Some(of(2, WRONG)),
+            _alive: Box::new((bmcs, redfish)),
+        });
+    }
+}
+
+/// OpenStack's emulator; `make test` installs it.
+#[test]
+#[expect(clippy::print_stderr, reason = "a skip is never silent")]
+fn redfish_against_openstacks_emulator() {
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/sushy/bin/sushy-emulator");
+    if !program.exists() {
+        assert!(std::env::var_os("CI").is_none(), "needs `make target/sushy`");
+        eprintln!("skipped: needs `make target/sushy`");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let systems: Vec<String> = (0..1000)
+        .map(|it| {
+            format!(
+                "{{'uuid': '00000000-0000-0000-0000-{it:012}', 'name': 'n{it}', \
+                 'power_state': 'Off', 'nics': []}}"
+            )
+        })
+        .collect();
+    let config = format!(
+        "SUSHY_EMULATOR_LISTEN_IP = '127.0.0.1'\nSUSHY_EMULATOR_LISTEN_PORT = {port}\n\
+         SUSHY_EMULATOR_STATE_DIR = '{}'\nSUSHY_EMULATOR_FAKE_DRIVER = True\n\
+         SUSHY_EMULATOR_FAKE_SYSTEMS = [{}]\n",
+        dir.path().display(),
+        systems.join(", ")
+    );
+    let file = dir.path().join("sushy.conf");
+    fs::write(&file, config).unwrap();
+    let child = Command::new(program)
+        .args(["--fake", "--config", file.to_str().unwrap()])
+        .current_dir(dir.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let process = Process(child.unwrap());
+    let id = "00000000-0000-0000-0000-000000000777";
+    let given_up = Instant::now() + Duration::from_secs(120);
+    while page(port, id).is_none() {
+        assert!(Instant::now() < given_up, "the emulator does not start");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let of = |port: u16| {
+        let usual = redfish::Settings::new("127.0.0.1", "", String::new().into());
+        let system = Some(id.to_owned());
+        let settings = redfish::Settings { port, trust: Trust::Plain, system, ..usual };
+        Bmc { node: "n777".into(), control: Control::Redfish(settings) }
+    };
+    contract(&World {
+        bmc: of(port),
+        is_on: Box::new(move || page(port, id).unwrap().contains("\"PowerState\": \"On\"")),
+        once: false,
+        reads: true,
+        forgets: false,
+        listens: true,
+        wrong: None,
+        dead: Some(of(free_port())),
+        _alive: Box::new((process, dir)),
+    });
+}
+
+/// What the emulator says of a system.
+fn page(port: u16, id: &str) -> Option<String> {
+    use std::io::Write;
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).ok()?;
+    write!(stream, "GET /redfish/v1/Systems/{id} HTTP/1.0\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    Some(text)
 }
 
 /// A process that ends with this.
@@ -250,6 +369,7 @@ fn ipmi_against_openipmis_simulator() {
         once: true,
         // It never says that its answer is valid.
         reads: false,
+        forgets: true,
         listens: true,
         wrong: Some(of(WRONG)),
         dead: None,
@@ -291,6 +411,7 @@ fn a_program_of_the_site() {
         is_on: Box::new(move || fs::read_to_string(&power).unwrap().trim() == "on"),
         once: true,
         reads: true,
+        forgets: true,
         listens: true,
         wrong: Some(wrong),
         dead: None,
@@ -334,6 +455,7 @@ fn a_virtual_machine_by_the_socket_of_its_qemu() {
         is_on: Box::new(move || runs(&own)),
         once: false,
         reads: true,
+        forgets: true,
         listens: false,
         wrong: None,
         dead: Some(of(&dir.path().join("nothing"))),

@@ -4,6 +4,7 @@
 mod contract;
 mod ipmi;
 mod many;
+mod redfish;
 
 use std::future::pending;
 use std::time::Duration;

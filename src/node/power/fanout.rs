@@ -52,6 +52,27 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// How long those that are under way have after an interrupt.
+    fn farewell(&self) -> Duration {
+        let half_done = self.action == Action::Cycle && !self.dry_run;
+        let settle = if half_done { self.patience.settle } else { Duration::ZERO };
+        settle + self.patience.answer
+    }
+
+    /// What is said of one that did not end in that time.
+    fn interrupted(&self) -> Error {
+        Error::new(
+            Kind::Interrupted,
+            match self.action {
+                Action::Cycle => "interrupted: it may be off",
+                action if action.only_looks() => "interrupted",
+                _ => "interrupted: whether it was done is not known",
+            },
+        )
+    }
+}
+
 /// Only so many start in each interval, for what their power comes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
@@ -200,7 +221,7 @@ impl Gate {
 
 /// Does it to all nodes, until it is done or `stop` ends. Each result is told to `tell` as it
 /// comes; the report has them in order. After `stop` those that are under way have the time of
-/// one answer to end.
+/// one answer to end, and who is switched off and on again the time that it takes.
 pub async fn run(
     bmcs: &[Bmc],
     plan: &Plan,
@@ -250,15 +271,14 @@ pub async fn run(
             () = at(retry), if retry.is_some() => {}
             () = &mut stop, if end.is_none() => {
                 why = Some(Stop::Interrupted);
-                end = Some(Instant::now() + plan.patience.answer);
+                end = Some(Instant::now() + plan.farewell());
             }
             () = at(end), if end.is_some() => break,
         }
     }
     drop(under_way);
     for (node, _) in started.iter().enumerate().filter(|(_, under_way)| **under_way) {
-        let what = "interrupted: whether it was done is not known";
-        outcomes[node] = Outcome::Failed(Error::new(Kind::Interrupted, what));
+        outcomes[node] = Outcome::Failed(plan.interrupted());
         tell(&bmcs[node], &outcomes[node]);
     }
     Report { outcomes, stop: why, took: begun.elapsed() }

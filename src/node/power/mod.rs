@@ -19,6 +19,7 @@ pub mod fanout;
 pub mod ipmi;
 pub mod ipmitool;
 pub mod qmp;
+pub mod redfish;
 
 use std::fmt;
 use std::pin::Pin;
@@ -38,6 +39,7 @@ pub struct Bmc {
 /// What controls a machine.
 #[derive(Clone, Debug)]
 pub enum Control {
+    Redfish(redfish::Settings),
     /// IPMI 2.0 over UDP, spoken by ourselves.
     Ipmi(ipmi::Settings),
     /// The program `ipmitool`, for controllers whose IPMI is their own.
@@ -166,11 +168,15 @@ pub trait Driver: fmt::Debug + Send + Sync {
 #[derive(Clone, Debug, Default)]
 pub struct Hub {
     ipmi: Arc<ipmi::Port>,
+    certificates: Arc<redfish::Certificates>,
 }
 
 /// The driver of a controller, each of whose answers takes at most `limit`.
 pub fn open(control: &Control, hub: &Hub, limit: Duration) -> Box<dyn Driver> {
     match control {
+        Control::Redfish(settings) => {
+            Box::new(redfish::Redfish::new(settings.clone(), hub.certificates.clone(), limit))
+        }
         Control::Ipmi(settings) => {
             Box::new(ipmi::Ipmi::new(settings.clone(), hub.ipmi.clone(), limit))
         }

@@ -1,10 +1,11 @@
 //! Ten thousand BMCs in one process: each has an address of 127.0.0.0/8, a power state and a
 //! boot device, and behaves as it is told to.
 //!
-//! [`Bmcs`] speaks IPMI 2.0 at one UDP port of all of them, from one thread. It reaches nothing
-//! but the loopback interface.
+//! [`Bmcs`] speaks IPMI 2.0 at one UDP port of all of them, from one thread, and, if it is asked
+//! to, Redfish at a TCP port, from another. It reaches nothing but the loopback interface.
 
 mod ipmi;
+mod redfish;
 mod udp;
 
 use std::io;
@@ -13,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use ipmi::Suites;
+pub use redfish::{Redfish, Tls};
 
 /// The address of the first.
 const FIRST: u32 = u32::from_be_bytes([127, 16, 0, 1]);
@@ -145,6 +147,14 @@ impl Bmcs {
     /// The UDP port of all of them.
     pub fn port(&self) -> u16 {
         self.server.port()
+    }
+
+    /// All of them speak Redfish too, at a port that is free, until what this gives is dropped.
+    ///
+    /// # Errors
+    /// When there is no socket to be had.
+    pub fn redfish(&self, tls: Tls) -> io::Result<Redfish> {
+        Redfish::start(self.all.clone(), tls)
     }
 
     /// The address of one.
