@@ -63,7 +63,8 @@ fn value(node: &Node) -> Value {
         Body::Scalar(scalar) => match serde_json::from_str(&scalar.text) {
             Ok(value @ (Value::Number(_) | Value::Bool(_))) if scalar.plain => {
                 // Not where digits would be lost, as of `1e5`.
-                if value.to_string() == scalar.text { value } else { scalar.text.clone().into() }
+                let written = value.to_string();
+                if written == scalar.text { value } else { scalar.text.clone().into() }
             }
             _ => scalar.text.clone().into(),
         },

@@ -14,7 +14,7 @@
 //!
 //! - [`schema`]: the settings there are; checks of a tree of them, all mistakes at once;
 //! - [`template`]: values that differ from node to node;
-//! - [`edit`]: `path=value`;
+//! - [`edit`]: changes, as `path=value`;
 //! - [`inventory`]: all nodes, groups, profiles, networks; what is unique among them.
 
 use std::collections::{BTreeMap, BTreeSet};

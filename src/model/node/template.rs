@@ -254,7 +254,7 @@ mod tests {
             ("{n2}", "a1", "there is no number 2 in it"),
             ("{1/n}", "a0", "nothing is divided by 0"),
             ("{n-2}", "a1", "-1 is below 0"),
-            (&"{n*n*n*n*n*n*n*n*n*n}".to_owned(), "a99999999999999999", "too large"),
+            ("{n*n*n*n*n*n*n*n*n*n}", "a99999999999999999", "too large"),
         ] {
             let error = Template::parse(template).unwrap().of(node).unwrap_err();
             assert!(error.to_string().contains(why), "{error}");
