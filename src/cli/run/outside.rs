@@ -144,8 +144,8 @@ mod tests {
 
     #[test]
     fn options_are_called_as_srun_does() {
-        let words = ["-n6", "-N2", "-c3", "-p", "gpu", "--cwd", "/x", "-l", "--kill-on-fail"];
-        let run = run(&[&words[..], &["--timeout", "9", "--input-none", "a", "-b"]].concat());
+        let line = "-n 6 -N 2 -c 3 -p gpu --cwd /x -l --kill-on-fail --timeout 9 --input-none a -b";
+        let run = run(&line.split(' ').collect::<Vec<_>>());
         run.refuse_what_vms_have().unwrap();
         let expected = "--ntasks=6 --nodes=2 --cpus-per-task=3 --partition=gpu --chdir=/x --label \
             --kill-on-bad-exit=1 --input=none";
