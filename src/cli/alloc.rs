@@ -95,6 +95,7 @@ impl JobArgs {
     pub fn for_slurm(&self, config: &Config, blueprint: &Blueprint) -> Result<slurm::JobWish> {
         let memory = self.memory.as_deref().filter(|memory| *memory != "0");
         memory.map(parse_memory).transpose()?;
+        blueprint.check_cores(self.cores)?;
         let former = blueprint.former();
         let mut passed = self.passed().to_vec();
         if let (Some((cores, mib)), None) = (former, &self.memory) {
@@ -126,6 +127,7 @@ impl JobArgs {
             ))
             .help("`pavo alloc --help` lists the options; the cluster is the last word"));
         }
+        blueprint.check_cores(self.cores)?;
         let (cores, memory_mib) = blueprint.former().unzip();
         Ok(Request {
             name: Some(self.name.clone()),

@@ -31,7 +31,8 @@ pub struct ChangeArgs {
     #[arg(long, value_name = "FILE")]
     user_data: Option<PathBuf>,
 
-    /// Go on from this checkpoint, which `pavo ckpt` has written; CLUSTER may be left away
+    /// Go on from this checkpoint, which `pavo ckpt` has written; where there are no options of
+    /// the scheduler, CLUSTER may be left away
     #[arg(short = 'r', long = "restart-ckpt", value_name = "DIR")]
     #[arg(conflicts_with_all = ["images", "user_data"])]
     pub restart: Option<PathBuf>,

@@ -1,5 +1,6 @@
 //! `pavo ckpt`
 
+use std::cell::RefCell;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -43,31 +44,32 @@ impl Ckpt {
         let dir = std::path::absolute(&self.dir);
         let dir = dir.while_doing(|| "finding the current folder".into())?;
         let order = Order { dir: &dir, keep_running: self.keep_running, home: &app.env.home };
-        let (job, taken) = app.block_on(async {
+        let troubles = app.block_on(async {
             let (known, job) = self.job.find(app).await?;
             let mut signals = Signals::new()?;
             let ended = async {
                 let why = signals.next().await;
                 Error::new(Kind::Interrupted, why).help("nothing was written; the cluster goes on")
             };
-            let vms: Vec<u32> = job.vms.iter().map(|vm| vm.rank).collect();
-            let copying = Copying::new(&app.out, format!("Writing {}", fold(&vms)));
-            let copying = std::cell::RefCell::new(copying);
+            let (id, vms) = (job.owner.job, job.vms.iter().map(|vm| vm.rank).collect::<Vec<_>>());
+            let copying = RefCell::new(Copying::new(&app.out, format!("Writing {}", fold(&vms))));
             let told = |phase: Phase| match phase {
                 Phase::Pausing => copying.borrow_mut().waits(format!("Pausing {}", fold(&vms))),
                 Phase::Writing(progress) => copying.borrow_mut().at(progress),
+                Phase::Written(bytes) => {
+                    let (mib, dir) = (bytes.div_ceil(1 << 20), dir.display());
+                    let what = if self.keep_running { "goes on" } else { "ends" };
+                    app.out.status(&format!(
+                        "Checkpoint of job {id} written to {dir} ({mib} MiB); it {what}"
+                    ));
+                }
             };
             let taken = take(known.store(), &job, order, &told, ended);
-            let doing = || format!("taking a checkpoint of job {}", job.owner.job);
-            let taken = taken.await.while_doing(doing)?;
-            Ok((job, taken))
+            taken.await.while_doing(|| format!("taking a checkpoint of job {id}"))
         })?;
-        for trouble in &taken.troubles {
+        for trouble in &troubles {
             app.out.warn(trouble.report().trim_start_matches("error: "));
         }
-        let (id, mib, dir) = (job.owner.job, taken.bytes.div_ceil(1 << 20), dir.display());
-        let what = if self.keep_running { "goes on" } else { "ends" };
-        app.out.status(&format!("Checkpoint of job {id} written to {dir} ({mib} MiB); it {what}"));
         Ok(0)
     }
 }

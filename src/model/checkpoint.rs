@@ -66,6 +66,8 @@ pub struct Machine {
     pub accel: Accel,
     /// The host's processor, where the guest has seen it.
     pub processor: Option<Processor>,
+    /// The guest's processors.
+    pub cores: u32,
     /// The guest's NUMA nodes, if it has some: the first CPU and the last one, and MiB.
     #[serde(default)]
     pub nodes: Vec<(u32, u32, u64)>,

@@ -44,34 +44,29 @@ pub struct Order<'a> {
     pub home: &'a Path,
 }
 
-/// What was written.
-#[derive(Debug)]
-pub struct Taken {
-    pub bytes: u64,
-    /// What went wrong once the checkpoint was there.
-    pub troubles: Vec<Error>,
-}
-
 /// How far it is.
 #[derive(Clone, Copy, Debug)]
 pub enum Phase {
     /// The VMs are asked, and stand still one by one.
     Pausing,
     Writing(Progress),
+    /// It is there, of so many bytes. The cluster is still as it was; with its end its shell
+    /// ends, and who runs in it.
+    Written(u64),
 }
 
 /// Takes a checkpoint of a running cluster, until `ended` says that nobody wants it.
 ///
 /// # Errors
 /// When a VM cannot be written down, or there is no room. The cluster goes on then, and nothing
-/// is left of the checkpoint.
+/// is left of the checkpoint. What goes wrong once it is there is returned.
 pub async fn take(
     store: Option<&dyn Store>,
     job: &JobRecord,
     order: Order<'_>,
     told: &dyn Fn(Phase),
     ended: impl Future<Output = Error>,
-) -> Result<Taken> {
+) -> Result<Vec<Error>> {
     raise_open_files();
     let key = elsewhere::ssh_files(store, job, order.home).await?.read_key()?;
     let folder = Folder::make(order.dir)?;
@@ -80,16 +75,18 @@ pub async fn take(
         taken = write(store, job, &folder, key, &mut parts, told) => taken,
         error = ended => Err(error),
     };
-    let (bytes, last) = match taken {
-        Ok(bytes) => {
-            folder.keep();
-            (Ok(bytes), if order.keep_running { Step::Resume } else { Step::Quit })
+    let bytes = match taken {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            // The error says more than what comes of it.
+            let _ = finish(&mut parts, Step::Resume).await;
+            return Err(error);
         }
-        Err(error) => (Err(error), Step::Resume),
     };
-    let troubles = finish(&mut parts, last).await;
-    let bytes = bytes?;
-    Ok(Taken { bytes, troubles })
+    folder.keep();
+    told(Phase::Written(bytes));
+    let last = if order.keep_running { Step::Resume } else { Step::Quit };
+    Ok(finish(&mut parts, last).await)
 }
 
 /// A VM that takes part.

@@ -113,7 +113,10 @@ fn read(dir: &Path) -> Result<Manifest> {
             return Error::usage("it is not finished: `pavo ckpt` writes it still, or was killed")
                 .help("use an earlier one; remove this one if nothing writes it");
         }
-        if error.kind() == std::io::ErrorKind::NotFound && dir.is_dir() {
+        if error.kind() == std::io::ErrorKind::NotFound && !dir.exists() {
+            return Error::not_found("there is no such folder");
+        }
+        if error.kind() == std::io::ErrorKind::NotFound {
             return Error::not_found(format!("it has no `{MANIFEST}`: it is no checkpoint"))
                 .help("name a folder that `pavo ckpt` has written");
         }
@@ -206,6 +209,18 @@ impl Blueprint {
         let then = &self.vms.first()?.origin.as_ref()?.vm.spec;
         Some((cores(then), then.memory_mib))
     }
+
+    /// # Errors
+    /// When VMs that go on would have more cores than they know, or fewer.
+    pub fn check_cores(&self, asked: Option<u32>) -> Result<()> {
+        let origin = self.vms.first().and_then(|vm| vm.origin.as_ref());
+        let (Some(asked), Some(origin)) = (asked, origin) else { return Ok(()) };
+        let then = &origin.vm.spec;
+        if asked == cores(then) || then.extras.cpus.full_node {
+            return Ok(());
+        }
+        Err(differs(then, "cores", &cores(then).to_string(), &asked.to_string()))
+    }
 }
 
 impl Origin {
@@ -222,6 +237,15 @@ impl Origin {
             ))
             .help("ask for more: `--mem`, or with Slurm `--mem-per-cpu`"));
         }
+        let nics = spec.nics.iter().enumerate();
+        let nics = nics.map(|(at, nic)| {
+            then.nics.get(at).map_or(nic.clone(), |then| {
+                // Where there is more than the guest knows of, it does with less.
+                let mtu = if nic.mtu > then.mtu { then.mtu } else { nic.mtu };
+                Nic { mtu, offloads: nic.offloads && then.offloads, ..nic.clone() }
+            })
+        });
+        let spec = VmSpec { nics: nics.collect(), ..spec };
         compare(then, &spec)?;
         Ok(VmSpec {
             memory_mib: then.memory_mib,
@@ -236,7 +260,11 @@ impl Origin {
 type Aspect = (&'static str, fn(&VmSpec) -> String);
 
 const ASPECTS: &[Aspect] = &[
-    ("cores", |vm| vm.cores.to_string()),
+    // Of a host that is all its own its process sees how many.
+    ("cores", |vm| match vm.extras.cpus.full_node {
+        true => "all".into(),
+        false => cores(vm).to_string(),
+    }),
     ("`machine-type`", |vm| vm.machine_type.clone()),
     ("`cpu-model`", |vm| vm.cpu_model.clone().unwrap_or_default()),
     ("the image", |vm| {
@@ -305,11 +333,11 @@ fn differs(vm: &VmSpec, what: &str, then: &str, now: &str) -> Error {
         word(now)
     ))
     .help(match what {
-        "cores" => format!("ask for as many: `-c {}`", cores_wanted(then, vm)),
+        "cores" => format!("ask for as many: `-c {then}`"),
+        "MTU" => "a network over several hosts has less room in its packets than one on a single \
+                  host: restart it on one host"
+            .into(),
+        "offloading" => "restart it where the switch does what it did: `pavo doctor`".into(),
         _ => format!("make template `{template}` and what it uses as they were"),
     })
-}
-
-fn cores_wanted(then: &str, vm: &VmSpec) -> u32 {
-    then.parse::<u32>().unwrap_or(1) + vm.extras.cpus.emulator
 }

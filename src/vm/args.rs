@@ -344,6 +344,36 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn one_that_goes_on_waits_for_its_memory_on_the_machine_that_it_was() {
+        use crate::model::checkpoint::{Machine, Restore, Stored};
+        let (_, mut spec) = vms().swap_remove(0);
+        let stored = Stored { name: "m".into(), bytes: 1, sha256: String::new() };
+        let kind = "pc-q35-7.2".into();
+        let (qemu, accel, processor, nodes) = ([7, 2, 0], Accel::Tcg, None, Vec::new());
+        let machine = Machine { qemu, kind, accel, processor, cores: 1, nodes };
+        let (dir, paused) = ("/saved".into(), false);
+        let (disk, seed) = (None, None);
+        spec.restore = Some(Box::new(Restore { dir, paused, machine, memory: stored, disk, seed }));
+        let path = Path::new("/job/disk");
+        let args = qemu_args(&spec, path);
+        let after = |name: &str| {
+            let pair = args.windows(2).find(|pair| pair[0] == name);
+            pair.unwrap()[1].to_str().unwrap().to_owned()
+        };
+        assert_eq!(after("-incoming"), "defer");
+        assert!(after("-machine").starts_with("type=pc-q35-7.2,"));
+        let layer: Value = serde_json::from_str(&after("-blockdev")).unwrap();
+        let image = &spec.disk.as_ref().unwrap().backing;
+        // Wherever it was when the disk was written down.
+        assert_eq!(layer["backing"]["file"]["filename"], image.to_str().unwrap());
+        assert_eq!(layer["backing"]["driver"], "raw");
+    }
+
+    fn qemu_args(spec: &VmSpec, path: &Path) -> Vec<OsString> {
+        qemu(spec, &wiring(path, path, &Attachments::default())).unwrap()
+    }
+
+    #[test]
     fn no_name_or_path_becomes_an_option() {
         let (_, mut spec) = vms().swap_remove(1);
         spec.machine_type = "q35,accel=kvm".into();

@@ -24,7 +24,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tempfile::TempPath;
-use tokio::sync::{OwnedMutexGuard, mpsc, watch};
+use tokio::sync::{Mutex, OwnedMutexGuard, mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use super::devices::Node;
@@ -69,12 +69,17 @@ pub struct Subject {
     nodes: Arc<Vec<Node>>,
     /// Whether its guest stands still for a checkpoint: nobody else lets it go on.
     held: Arc<AtomicBool>,
+    /// Of whoever takes one: there is one at a time.
+    claimed: Arc<Mutex<()>>,
 }
+
+/// The right to take a checkpoint of a VM.
+pub type Claim = OwnedMutexGuard<()>;
 
 impl Subject {
     pub fn new(spec: &VmSpec, nodes: &[Node]) -> Self {
         let nodes = Arc::new(nodes.to_vec());
-        Self { spec: Arc::new(spec.clone()), nodes, held: Arc::default() }
+        Self { spec: Arc::new(spec.clone()), nodes, held: Arc::default(), claimed: Arc::default() }
     }
 
     /// # Errors
@@ -88,6 +93,15 @@ impl Subject {
             .help("wait until it is there, or interrupt `pavo ckpt`"))
     }
 
+    /// # Errors
+    /// When another one takes a checkpoint. Two that waited for each other would for ever.
+    pub fn claim(&self) -> Result<Claim> {
+        Arc::clone(&self.claimed).try_lock_owned().map_err(|_| {
+            Error::system("another checkpoint of it is being taken")
+                .help("wait until that is there")
+        })
+    }
+
     /// Takes part in a checkpoint, for as long as `turn` is no other's.
     ///
     /// # Errors
@@ -97,9 +111,13 @@ impl Subject {
         dir: &Path,
         qmp: qmp::Client,
         status: watch::Receiver<VmStatus>,
-        turn: OwnedMutexGuard<u64>,
+        turn: (Claim, OwnedMutexGuard<u64>),
     ) -> Result<Held> {
         self.check_extras()?;
+        if !dir.is_dir() {
+            let text = format!("its host does not see the folder `{}`", dir.display());
+            return Err(Error::usage(text).help("name one that the hosts of all VMs share"));
+        }
         match status.borrow().state {
             state if state.is_up() || state == VmState::Paused => {}
             VmState::Off => {
@@ -182,7 +200,7 @@ pub struct Held {
     paused: bool,
     /// What we have made; removed unless it is kept.
     files: Vec<TempPath>,
-    _turn: OwnedMutexGuard<u64>,
+    _turn: (Claim, OwnedMutexGuard<u64>),
 }
 
 impl Held {
@@ -200,7 +218,7 @@ impl Held {
         self.paused = self.status.borrow().state == VmState::Paused;
         self.stopped = true;
         self.call("stop", json!({})).await?;
-        let moment = Duration::from_secs(10);
+        let moment = Duration::from_secs(5);
         let stands = timeout(moment, self.status.wait_for(|now| !now.state.is_up())).await;
         match stands {
             Ok(Ok(now)) if now.state == VmState::Paused => Ok(()),

@@ -163,7 +163,7 @@ impl Driver {
         let files = Files::make(spec)?;
         self.attached = Attached::make(spec)?;
         self.attached.args.nodes.clone_from(&layout.nodes);
-        prepare::check_nodes(spec, &layout.nodes)?;
+        prepare::check_shape(spec, &layout.nodes)?;
         let (console, qemu_console) = pair()?;
         let (qmp, qemu_qmp) = pair()?;
         let agent = control::listen(&spec.dir, guest_agent::SOCKET)?;
@@ -192,6 +192,9 @@ impl Driver {
         let (port, opened) = watch::channel(Port::default());
         let (agent, served) = Agent::new(spec.name(), spec.dir.clone());
         self.tasks.spawn(served.serve(line, opened));
+        if spec.restore.is_some() {
+            self.tasks.spawn(prepare::set_clock(agent.clone(), self.status.subscribe()));
+        }
         self.serve(console, agent, remote)?;
         let before = layout.enter();
         let child = self.spawn(command);

@@ -408,10 +408,8 @@ mod tests {
     fn each_door_has_a_deadline() {
         let (_, actions) = running([GRACEFUL, Event::Deadline, Event::Deadline]);
         let armed: Vec<_> = actions.iter().filter(|action| matches!(action, Arm(_))).collect();
-        assert_eq!(
-            armed,
-            [&Arm(START), &Arm(START), &Arm(Duration::from_secs(9)), &Arm(QUIT), &Arm(KILL)]
-        );
+        let grace = Arm(Duration::from_secs(9));
+        assert_eq!(armed, [&Arm(START), &Arm(START), &grace, &Arm(QUIT), &Arm(KILL)]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod world;
 
 mod alloc;
 mod batch;
+mod ckpt;
 mod doctor;
 mod drives;
 mod ends;

@@ -10,6 +10,7 @@
 //! The protocol is that of [`pavo_agent`]. A guest is believed nothing: what is not in step
 //! with it is an error of this VM, and the line begins anew.
 
+mod clock;
 mod fallback;
 mod inbox;
 mod line;

@@ -20,6 +20,7 @@ pub(super) async fn of(qmp: &qmp::Client, spec: &VmSpec, nodes: &[Node]) -> Resu
         kind: kind.strip_suffix("-machine").unwrap_or(kind).to_owned(),
         accel: spec.accel,
         processor: shows_host(spec).then(processor).flatten(),
+        cores: spec.cores,
         nodes: shape(nodes),
     })
 }
@@ -116,8 +117,15 @@ pub(super) async fn check_qemu(qmp: &qmp::Client, then: &Machine) -> Result<()> 
 }
 
 /// # Errors
-/// When the guest's memory would be parted in another way.
-pub(super) fn check_nodes(nodes: &[Node], then: &Machine) -> Result<()> {
+/// When the guest would have other processors, or its memory would be parted in another way.
+pub(super) fn check_shape(cores: u32, nodes: &[Node], then: &Machine) -> Result<()> {
+    if cores != then.cores {
+        return Err(Error::config(format!(
+            "its guest has {} cores in the checkpoint, and would have {cores} on this host",
+            then.cores
+        ))
+        .help("restart it on hosts like those it ran on"));
+    }
     if shape(nodes) == then.nodes {
         return Ok(());
     }
@@ -127,7 +135,7 @@ pub(super) fn check_nodes(nodes: &[Node], then: &Machine) -> Result<()> {
         count => format!("{count} NUMA nodes"),
     };
     Err(Error::config(format!(
-        "its guest has {} in the checkpoint, and this host would give it {} or others",
+        "its guest has {} in the checkpoint, and would have {} on this host, or of other sizes",
         count(then.nodes.len()),
         count(nodes.len())
     ))
@@ -141,7 +149,7 @@ mod tests {
 
     fn machine() -> Machine {
         let (kind, nodes) = ("pc-q35-7.2".into(), Vec::new());
-        Machine { qemu: [7, 2, 0], kind, accel: Accel::Tcg, processor: None, nodes }
+        Machine { qemu: [7, 2, 0], kind, accel: Accel::Tcg, processor: None, cores: 2, nodes }
     }
 
     #[test]
@@ -169,7 +177,9 @@ mod tests {
         then.processor = Some(wanted);
         let error = check_host(&spec, &then).unwrap_err().to_string();
         assert!(error.starts_with("CPU model") && error.ends_with("lacks time_travel"), "{error}");
+        check_shape(2, &[], &then).unwrap();
+        assert!(check_shape(4, &[], &then).unwrap_err().to_string().contains("2 cores"));
         then.nodes = vec![(0, 1, 64)];
-        assert!(check_nodes(&[], &then).is_err());
+        assert!(check_shape(2, &[], &then).unwrap_err().to_string().contains("one NUMA node"));
     }
 }

@@ -206,3 +206,40 @@ fn copy_sparse(from: &mut impl Read, to: &File) -> io::Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_packed_comes_out_as_it_was_and_a_changed_byte_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let (plain, copy) = (dir.path().join("plain"), dir.path().join("copy"));
+        let mut bytes = vec![0; 3 * BLOCK + 77];
+        (bytes[5], bytes[3 * BLOCK + 70]) = (1, 2);
+        std::fs::write(&plain, &bytes).unwrap();
+        let input = || File::open(&plain).unwrap();
+        let (stored, path) = pack(input(), dir.path(), "vm0.disk.zst".into()).await.unwrap();
+        assert_eq!(path.metadata().unwrap().len(), stored.bytes);
+        verify(dir.path(), &stored, &|| true).unwrap();
+        assert!(verify(dir.path(), &stored, &|| false).is_err());
+        unpack(&path, &copy).await.unwrap();
+        assert!(std::fs::read(&copy).unwrap() == bytes);
+        assert!(unpack(&path, &copy).await.is_err(), "it is there already");
+
+        // Another's file of the same name is left alone.
+        assert!(pack(input(), dir.path(), "vm0.disk.zst".into()).await.is_err());
+        verify(dir.path(), &stored, &|| true).unwrap();
+        let mut packed = std::fs::read(&path).unwrap();
+        let last = packed.len() - 1;
+        packed[last] ^= 1;
+        std::fs::write(&path, packed).unwrap();
+        let error = verify(dir.path(), &stored, &|| true).unwrap_err().report();
+        assert!(error.contains("the checkpoint is damaged"), "{error}");
+        let other = dir.path().join("other");
+        let error = unpack(&path, &other).await.unwrap_err().report();
+        assert!(error.contains("because: running `zstd`"), "{error}");
+        drop(path);
+        assert!(!dir.path().join("vm0.disk.zst").exists(), "it was not to be kept");
+    }
+}

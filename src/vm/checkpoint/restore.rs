@@ -38,8 +38,8 @@ impl Restored {
 
     /// # Errors
     /// When this host would make another machine of it.
-    pub fn check_nodes(&self, nodes: &[Node]) -> Result<()> {
-        machine::check_nodes(nodes, &self.then)
+    pub fn check_shape(&self, cores: u32, nodes: &[Node]) -> Result<()> {
+        machine::check_shape(cores, nodes, &self.then)
     }
 }
 

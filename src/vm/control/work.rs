@@ -70,7 +70,7 @@ impl Endpoint {
         if !dir.is_absolute() {
             return Err(Error::usage(format!("`{}` is not absolute", dir.display())));
         }
-        let turn = self.turn(&tell).await?;
+        let turn = (self.subject.claim()?, self.turn(&tell).await?);
         self.subject.begin(dir, self.qmp()?, self.status.clone(), turn).await
     }
 }
