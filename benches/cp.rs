@@ -22,6 +22,7 @@ use pavo::model::owner::Owner;
 use pavo::model::vm::{Accel, VmSpec};
 use pavo::ops::copy::{Copies, Order, Way};
 use pavo::vm::agent::{Agent, Port};
+use pavo::vm::checkpoint::Subject;
 use pavo::vm::console::Console;
 use pavo::vm::control::{self, Endpoint};
 use pavo::vm::display::Screen;
@@ -162,6 +163,7 @@ fn spec(dir: &Path) -> VmSpec {
         custom_args: Vec::new(),
         dial: None,
         paused: false,
+        restore: None,
         extras: Default::default(),
     }
 }
@@ -202,6 +204,7 @@ fn serve(dir: &Path) {
             screen: Screen::new(&spec),
             meter: Meter::new(&spec),
             agent,
+            subject: Subject::new(&spec, &[]),
         };
         let listener = control::listen(&spec.dir, control::SOCKET).unwrap();
         listener.set_nonblocking(true).unwrap();
