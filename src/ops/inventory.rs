@@ -16,7 +16,7 @@ use crate::node::{self, Drafts, Mistake};
 use crate::store::embedded::{self, Embedded};
 use crate::store::secret::vault::Vault;
 use crate::store::{
-    Change, Check, Commit, Entry, MAX_COMMIT_BYTES, MAX_OPERATIONS, Store, keys, list_all,
+    Change, Check, Commit, MAX_COMMIT_BYTES, MAX_OPERATIONS, Revision, Store, keys, list_all,
 };
 
 /// How many problems are told; the rest are counted.
@@ -71,8 +71,8 @@ async fn load(store: &dyn Store) -> Result<Inventory> {
 pub struct Book {
     store: Embedded,
     vault: Vault,
-    /// The latest change, when the rest was read.
-    counter: Option<Entry>,
+    /// The latest change, when the rest was read, or ours.
+    latest: Option<Revision>,
     pub inventory: Inventory,
 }
 
@@ -84,9 +84,9 @@ impl Book {
     pub async fn open(dir: &Path) -> Result<Self> {
         let store = embedded::open(dir).await?;
         // Before the rest: whoever changes that meanwhile has changed this, too.
-        let counter = store.get(&keys::inventory_counter()).await?;
+        let latest = store.get(&keys::inventory_counter()).await?.map(|entry| entry.revision);
         let inventory = load(&store).await.while_doing(|| "reading the inventory".into())?;
-        Ok(Self { store, vault: Vault::open(dir)?, counter, inventory })
+        Ok(Self { store, vault: Vault::open(dir)?, latest, inventory })
     }
 
     /// Seals what is secret in changes.
@@ -264,7 +264,10 @@ impl Book {
         let mut rest = changes.into_iter().peekable();
         while rest.peek().is_some() {
             let key = keys::inventory_counter();
-            let check = Check::unchanged(&key, self.counter.as_ref());
+            let check = match self.latest {
+                Some(revision) => Check::Revision(key.clone(), revision),
+                None => Check::Absent(key.clone()),
+            };
             let mut batch = vec![Change::put_json(&key, &())?];
             let mut bytes = 1024;
             while let Some(change) = rest.next_if(|next| {
@@ -277,7 +280,7 @@ impl Book {
                 return Err(Error::usage("a node's settings are too large")).while_doing(doing);
             }
             match self.store.commit(&[check], &batch).await.while_doing(doing)? {
-                Commit::Done(_) => self.counter = self.store.get(&key).await?,
+                Commit::Done(revision) => self.latest = Some(revision),
                 Commit::Conflict(_) => {
                     let error = Error::system("somebody else has changed it at the same time");
                     return Err(error.help("run the command again")).while_doing(doing);

@@ -72,9 +72,7 @@ impl Edit {
             Ok(Found::Setting(attribute)) if attribute.kind == Kind::Secret
         );
         match &mut self.change {
-            Change::Set(Value::String(text)) if is_secret && !text.starts_with(schema::SEALED) => {
-                *text = seal(text)?;
-            }
+            Change::Set(Value::String(text)) if is_secret => *text = seal(text)?,
             Change::Set(Value::Object(tree)) => {
                 let mut whole = Tree::new();
                 whole.insert(self.path[0].clone(), Value::Object(std::mem::take(tree)));

@@ -283,8 +283,12 @@ pub fn secrets<E>(
     for attribute in ATTRIBUTES.iter().filter(|attribute| attribute.kind == Kind::Secret) {
         let Some((group, key)) = attribute.path.split_once('/') else { continue };
         let Some(Value::Object(group)) = tree.get_mut(group) else { continue };
-        let Some(Value::String(secret)) = group.get(key) else { continue };
-        match change(secret)? {
+        let secret = match group.get(key) {
+            Some(Value::String(secret)) => secret.clone(),
+            Some(Value::Number(secret)) => secret.to_string(),
+            _ => continue,
+        };
+        match change(&secret)? {
             Some(other) => drop(group.insert(key.to_owned(), other.into())),
             None => drop(group.remove(key)),
         }

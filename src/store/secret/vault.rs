@@ -6,8 +6,8 @@
 use std::path::Path;
 
 use base64ct::{Base64, Encoding};
-use crypto_box::SecretKey;
-use crypto_box::aead::OsRng;
+use crypto_box::aead::{Aead, AeadCore, OsRng};
+use crypto_box::{SalsaBox, SecretKey};
 
 use super::{Secret, create, decode_key, encode_key, read_private, reading};
 use crate::error::{Context, Error, Result};
@@ -17,7 +17,12 @@ const FILE: &str = "inventory.key";
 const MARK: &str = "pavo-inventory-private-1";
 
 /// What seals secrets, and opens them for those who use them.
-pub struct Vault(SecretKey);
+///
+/// The box is to ourselves: what is slow of it is done once, for thousands of secrets.
+pub struct Vault(SalsaBox);
+
+/// Before each sealed secret.
+const NONCE: usize = 24;
 
 impl std::fmt::Debug for Vault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -37,7 +42,8 @@ impl Vault {
             create(&file, &encode_key(&key.to_bytes(), MARK), 0o600)?;
         }
         let key = || decode_key(&read_private(&file)?, MARK);
-        Ok(Self(SecretKey::from(key().while_doing(|| reading(&file))?)))
+        let key = SecretKey::from(key().while_doing(|| reading(&file))?);
+        Ok(Self(SalsaBox::new(&key.public_key(), &key)))
     }
 
     /// The secret as it may be kept.
@@ -45,9 +51,10 @@ impl Vault {
     /// # Errors
     /// When it cannot be sealed; the cause has nothing to say, and might say the secret.
     pub fn seal(&self, secret: &str) -> Result<String> {
-        let sealed = self.0.public_key().seal(&mut OsRng, secret.as_bytes());
+        let nonce = SalsaBox::generate_nonce(&mut OsRng);
+        let sealed = self.0.encrypt(&nonce, secret.as_bytes());
         let sealed = sealed.map_err(|_| Error::system("a secret cannot be sealed"))?;
-        Ok(format!("{SEALED}{}", Base64::encode_string(&sealed)))
+        Ok(format!("{SEALED}{}", Base64::encode_string(&[nonce.as_slice(), &sealed].concat())))
     }
 
     /// What was sealed.
@@ -56,7 +63,10 @@ impl Vault {
     /// When it was sealed with another key.
     pub fn unseal(&self, sealed: &str) -> Result<Secret> {
         let bytes = sealed.strip_prefix(SEALED).and_then(|text| Base64::decode_vec(text).ok());
-        let secret = bytes.and_then(|bytes| self.0.unseal(&bytes).ok());
+        let secret = bytes.and_then(|bytes| {
+            let (nonce, sealed) = bytes.split_at_checked(NONCE)?;
+            self.0.decrypt(nonce.into(), sealed).ok()
+        });
         let secret = secret.and_then(|secret| String::from_utf8(secret).ok());
         secret.map(Secret).ok_or_else(|| {
             Error::system("a sealed secret cannot be opened")
