@@ -182,7 +182,7 @@ fn serve(dir: &Path) {
         let spec = spec(dir);
         let path = dir.join("port");
         let port = tokio::net::UnixListener::bind(&path).unwrap();
-        let _guest = agent(dir, &path);
+        let mut guest = agent(dir, &path);
         let (stream, _) = port.accept().await.unwrap();
         let (agent, line) = Agent::new("vm0".into(), spec.dir.clone());
         let (_open, opened) = watch::channel(Port { changes: 1, open: true });
@@ -211,5 +211,6 @@ fn serve(dir: &Path) {
         let listener = tokio::net::UnixListener::from_std(listener).unwrap();
         println!("up");
         control::serve(listener, endpoint).await;
+        guest.wait().unwrap();
     });
 }

@@ -326,6 +326,7 @@ fn what_is_damaged_or_another_machine_is_refused() {
     });
 }
 
+#[expect(clippy::ptr_arg, reason = "as the others are")]
 fn flip(bytes: &mut Vec<u8>) {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
