@@ -4,7 +4,8 @@
 //! `pavo alloc --wait ssh -- -p gpu --nodes=2 tiny:4`: what pavo does not know keeps its
 //! order and goes on to salloc or sbatch. The last word is the cluster.
 //!
-//! `pavo ssh -j42 vm0` becomes `pavo ssh -j 42 vm0`: all else is ssh's and scp's.
+//! `pavo ssh -j42 vm0` becomes `pavo ssh -j 42 vm0`: all else is ssh's and scp's. So does
+//! `pavo run -n6 hostname` become `pavo run -n 6 hostname`: clap would run `-n6`.
 
 use std::ffi::OsString;
 
@@ -17,6 +18,7 @@ const VERBS: [&str; 2] = ["alloc", "batch"];
 /// a `--` of their own, stay as they are.
 pub fn arrange(root: &Command, mut arguments: Vec<OsString>) -> Vec<OsString> {
     part_job_id(&mut arguments);
+    part_values(root, &mut arguments);
     let verb = arguments.iter().position(|word| VERBS.iter().any(|verb| word == verb));
     let Some(verb) = verb.filter(|_| !arguments.iter().any(|word| word == "--")) else {
         return arguments;
@@ -58,6 +60,31 @@ fn part_job_id(arguments: &mut Vec<OsString>) {
     }
 }
 
+/// Parts the options of `run`, up to the command, from values in the same word.
+fn part_values(root: &Command, arguments: &mut Vec<OsString>) {
+    const RUN: &str = "run";
+    let verb = arguments.iter().skip(1).position(|word| !word.to_string_lossy().starts_with('-'));
+    let Some(mut at) = verb.map(|at| at + 2) else { return };
+    let Some(command) = root.find_subcommand(RUN) else { return };
+    if arguments[at - 1] != RUN {
+        return;
+    }
+    while let Some(wants_next) = arguments.get(at).and_then(|word| find(root, command, word)) {
+        let word = arguments[at].to_str().unwrap_or_default();
+        let name = word.strip_prefix('-').and_then(|word| word.chars().next());
+        let name =
+            name.filter(|name| *name != '-').map_or(word, |name| &word[..1 + name.len_utf8()]);
+        let value = &word[name.len()..];
+        if !value.is_empty() && find(root, command, &name.into()) == Some(true) {
+            let parted = [OsString::from(name), value.into()];
+            arguments.splice(at..=at, parted);
+            at += 2;
+        } else {
+            at += 1 + usize::from(wants_next);
+        }
+    }
+}
+
 /// Whether a word is an option of ours, and then whether its value is the next word.
 fn find(root: &Command, command: &Command, word: &OsString) -> Option<bool> {
     let word = word.to_str()?;
@@ -87,8 +114,13 @@ mod tests {
             .arg(Arg::new("wait").long("wait").action(ArgAction::Set))
             .arg(Arg::new("cores").short('c').action(ArgAction::Set))
             .arg(Arg::new("words").action(ArgAction::Append));
+        let run = Command::new("run")
+            .arg(Arg::new("processes").short('n').action(ArgAction::Set))
+            .arg(Arg::new("user").short('u').long("user").action(ArgAction::Set))
+            .arg(Arg::new("pty").long("pty").action(ArgAction::SetTrue))
+            .arg(Arg::new("words").action(ArgAction::Append));
         let verbose = Arg::new("verbose").short('v').action(ArgAction::Count).global(true);
-        let root = Command::new("pavo").arg(verbose).subcommand(alloc);
+        let root = Command::new("pavo").arg(verbose).subcommand(alloc).subcommand(run);
         let words = arrange(&root, line.split(' ').map(OsString::from).collect());
         words.join(std::ffi::OsStr::new(" ")).into_string().unwrap()
     }
@@ -107,6 +139,12 @@ mod tests {
             ("pavo -v ssh -j42 vm0 -j43", "pavo -v ssh -j 42 vm0 -j43"),
             ("pavo scp -jump x", "pavo scp -jump x"),
             ("pavo ssh", "pavo ssh"),
+            ("pavo run -n6 --pty -uada -v cc -n6", "pavo run -n 6 --pty -u ada -v cc -n6"),
+            ("pavo -v run -n 6 --user=ada cc -uada", "pavo -v run -n 6 --user=ada cc -uada"),
+            ("pavo run -vv -n6 cc", "pavo run -vv -n 6 cc"),
+            ("pavo run -- -n6", "pavo run -- -n6"),
+            ("pavo run -x -n6", "pavo run -x -n6"),
+            ("pavo run -n", "pavo run -n"),
         ] {
             assert_eq!(arranged(line), expected, "{line}");
         }
