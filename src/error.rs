@@ -28,6 +28,8 @@ pub enum Kind {
     NotFound = 4,
     /// The host, the scheduler, the store or QEMU refused: look at the cause.
     System = 5,
+    /// More of several targets failed than were allowed to; the rest were not tried.
+    FailLimit = 6,
     /// An invariant of ours is broken: please report it.
     Bug = 70,
     /// The user, or the time limit, ended it.

@@ -34,6 +34,7 @@ mod node;
 mod nodeset;
 pub mod out;
 mod passing;
+mod power;
 mod ps;
 mod run;
 mod save;
@@ -99,6 +100,8 @@ enum Command {
     Config(config::Config),
     Image(image::Image),
     Node(node::Node),
+    Power(power::Power),
+    Bootdev(power::Bootdev),
     Nodeset(nodeset::Nodeset),
     Doctor(doctor::Doctor),
     Completion(completion::Completion),
@@ -143,6 +146,8 @@ impl Command {
             Self::Internal(verb) => verb.run(app),
             Self::Image(verb) => verb.run(app),
             Self::Node(verb) => verb.run(app),
+            Self::Power(verb) => verb.run(app),
+            Self::Bootdev(verb) => verb.run(app),
             Self::Nodeset(verb) => verb.run(app),
         }
     }

@@ -42,6 +42,7 @@ pub mod jobs;
 pub mod launch;
 pub mod nodesets;
 pub mod pasta;
+pub mod power;
 pub mod program;
 pub mod publish;
 pub mod queue;

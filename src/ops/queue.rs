@@ -51,6 +51,8 @@ pub enum Hosts<'a> {
     OfPartition(&'a str),
     InState(&'a str),
     OfJob(&'a str),
+    /// That have something of a job.
+    WithJobs,
 }
 
 /// These nodes, as Slurm writes them: lists in lines.
@@ -59,6 +61,9 @@ pub async fn hosts(which: Hosts<'_>) -> Result<String> {
         Hosts::OfPartition(name) => ("sinfo", format!("--partition={name}")),
         Hosts::InState(state) => ("sinfo", format!("--states={state}")),
         Hosts::OfJob(job) => ("squeue", format!("--jobs={job}")),
+        Hosts::WithJobs => {
+            ("squeue", "--states=CONFIGURING,RUNNING,SUSPENDED,COMPLETING".to_owned())
+        }
     };
     ask(program, &["--noheader", "--format=%N", &option]).await
 }

@@ -1,6 +1,7 @@
 //! Power and boot device against controllers: simulated ones by the thousand, and real programs
 //! where they are installed.
 
+mod commands;
 mod contract;
 mod ipmi;
 mod many;

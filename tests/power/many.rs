@@ -39,14 +39,13 @@ fn the_dead_keep_nobody_waiting() {
         bmcs.with(index, |bmc| bmc.manner = Manner::Dead);
     }
     let mut plan = plan(Action::Status);
-    (plan.at_once, plan.patience.answer) = (64, Duration::from_secs(20));
+    (plan.at_once, plan.patience.answer) = (64, Duration::from_secs(15));
     let nodes = cluster(&bmcs, 400);
     let (begun, mut living) = (Instant::now(), Vec::new());
     let stop = async {
         // Long before the dead are given up.
         tokio::time::sleep(Duration::from_secs(10)).await;
     };
-    plan.patience.answer = Duration::from_secs(15);
     block_on(run(&nodes, &plan, &Hub::default(), stop, &mut |bmc, outcome| {
         if matches!(outcome, Outcome::Done(_)) {
             living.push((bmc.node.clone(), begun.elapsed()));

@@ -14,6 +14,7 @@ mod forward;
 mod ipv6;
 mod luck;
 mod node;
+mod power;
 mod secrets;
 mod sweep;
 mod terminal;

@@ -81,6 +81,14 @@ pub struct Control {
     /// Sealed, as are all secrets here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bmc_password: Option<String>,
+    /// Who is believed to be a Redfish service: `system` (the default: of an authority that this
+    /// machine trusts), a file with authorities, `sha256:…` of its certificate, `anybody`, or
+    /// `plain` without TLS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bmc_trust: Option<String>,
+    /// Which system of a Redfish service it is, where there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bmc_system: Option<String>,
     /// The name of a password record.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub passwd: Option<String>,

@@ -68,6 +68,8 @@ pub const ATTRIBUTES: &[Attribute] = &[
     one("control/bmc_port", Kind::Port),
     one("control/bmc_username", Kind::Text),
     one("control/bmc_password", Kind::Secret),
+    one("control/bmc_trust", Kind::Text),
+    one("control/bmc_system", Kind::Text),
     one("control/passwd", Kind::Name),
     one("control/ssh_address", Kind::Host),
     one("control/ssh_port", Kind::Port),
