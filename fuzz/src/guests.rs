@@ -220,15 +220,27 @@ pub fn line(data: &[u8]) -> bool {
         tokio::spawn(line.serve(ours, opened));
         let mut mark = [0; 32];
         guest.read_exact(&mut mark).await.unwrap();
-        let hello = [&[0; 8][..], &Hello { version: 1, ..Hello::default() }.encode()].concat();
-        let pong = Frame::new(0, Kind::Pong, hello).bytes();
-        guest.write_all(&[&mark[..], &pong].concat()).await.unwrap();
-        let relay = loop {
-            match agent.connect().await {
-                Ok(relay) => break relay,
-                Err(_) => tokio::task::yield_now().await,
+        let hello = Hello { version: 1, ..Hello::default() }.encode();
+        let pong = |token: &[u8]| Frame::new(0, Kind::Pong, [token, &hello].concat()).bytes();
+        guest.write_all(&[&mark[..], &pong(&[0; 8])].concat()).await.unwrap();
+        let connect = async {
+            loop {
+                match agent.connect().await {
+                    Ok(relay) => break relay,
+                    Err(_) => tokio::task::yield_now().await,
+                }
             }
         };
+        // Whether it is still there.
+        let mut ping = Frame::new(0, Kind::Ping, [0; 8]).bytes();
+        let answer = async {
+            guest.read_exact(&mut ping).await.unwrap();
+            let mut decoder = Decoder::in_step();
+            decoder.push(&ping);
+            let Ok(Some(Event::Frame(ping))) = decoder.next_event() else { panic!("no frame") };
+            guest.write_all(&pong(&ping.payload)).await.unwrap();
+        };
+        let (relay, ()) = tokio::join!(connect, answer);
         let (mut client, mut theirs) = tokio::io::duplex(1 << 20);
         tokio::spawn(async move { relay.carry(&mut theirs).await });
         let open = Frame::new(1, Kind::Open, Opening::List.encode()).bytes();
