@@ -356,7 +356,7 @@ fn found<'a>(
     let (mut there, mut missing) = (Vec::new(), Vec::new());
     for name in names {
         match inventory.nodes.get(name) {
-            Some(settings) => there.push((name.as_str(), settings)),
+            Some(settings) => there.push((name.as_str(), &**settings)),
             None => missing.push(Outcome::missing(name)),
         }
     }

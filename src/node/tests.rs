@@ -9,6 +9,12 @@ fn no_secret(_: &str) -> Result<String> {
     Ok(format!("{}x", schema::SEALED))
 }
 
+fn inventory(nodes: &BTreeMap<String, Settings>) -> Inventory {
+    let mut inventory = Inventory::default();
+    nodes.iter().for_each(|(name, node)| inventory.put(name, node.clone().into()));
+    inventory
+}
+
 fn settings(taken: Taken) -> BTreeMap<String, Settings> {
     taken.into_iter().map(|(name, (_, settings))| (name, settings)).collect()
 }
@@ -165,7 +171,7 @@ proptest! {
         let text = csv::write(each()).unwrap();
         prop_assert_eq!(&back(csv::read(&text)), &nodes, "{}", text);
         // Groups: who is in which.
-        let inventory = Inventory { nodes: nodes.clone(), ..Inventory::default() };
+        let inventory = inventory(&nodes);
         let read = groups::read(&groups::write(each()), "it", &inventory).unwrap();
         let members = groups::members(each());
         prop_assert_eq!(read.len(), members.len());
@@ -179,7 +185,7 @@ proptest! {
 fn files_of_groups_may_name_each_other() {
     let nodes: BTreeMap<String, Settings> =
         (1..10).map(|n| (format!("n{n}"), Settings::default())).collect();
-    let inventory = Inventory { nodes, ..Inventory::default() };
+    let inventory = inventory(&nodes);
     let text = "# racks\nrack1: n[1-4]\nrack2: n[5-8]\nboth: @rack1,@rack2 # all of them\nrest: all!@both\n";
     let read = groups::read(text, "`g`", &inventory).unwrap();
     assert_eq!(read["both"].to_string(), "n[1-8]");

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::error::{Context, Error, Result};
 use crate::model::node::edit::Edit;
@@ -13,7 +14,7 @@ use crate::model::node::inventory::{Inventory, Problem};
 use crate::model::node::{Settings, Tree, schema};
 use crate::model::nodeset::NodeSet;
 use crate::node::{self, Drafts, Mistake};
-use crate::store::embedded::{self, Embedded};
+use crate::store::embedded;
 use crate::store::secret::vault::Vault;
 use crate::store::{
     Change, Check, Commit, MAX_COMMIT_BYTES, MAX_OPERATIONS, Revision, Store, keys, list_all,
@@ -60,7 +61,7 @@ async fn load(store: &dyn Store) -> Result<Inventory> {
     let mut inventory = Inventory::default();
     for entry in list_all(store, &keys::nodes()).await?.0 {
         if let Some(name) = keys::parse_node(&entry.key) {
-            inventory.nodes.insert(name, entry.json()?);
+            inventory.put(&name, Arc::new(entry.json()?));
         }
     }
     Ok(inventory)
@@ -69,8 +70,10 @@ async fn load(store: &dyn Store) -> Result<Inventory> {
 /// The inventory, to be changed.
 #[derive(Debug)]
 pub struct Book {
-    store: Embedded,
+    store: Arc<dyn Store>,
     vault: Vault,
+    /// What must hold besides, so that the change is ours to make.
+    fence: Option<Check>,
     /// The latest change, when the rest was read, or ours.
     latest: Option<Revision>,
     pub inventory: Inventory,
@@ -82,11 +85,18 @@ impl Book {
     /// # Errors
     /// When the store cannot be opened or read.
     pub async fn open(dir: &Path) -> Result<Self> {
-        let store = embedded::open(dir).await?;
+        Self::over(Arc::new(embedded::open(dir).await?), Vault::open(dir)?, None).await
+    }
+
+    /// The inventory of a store; its changes are made only while `fence` holds.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn over(store: Arc<dyn Store>, vault: Vault, fence: Option<Check>) -> Result<Self> {
         // Before the rest: whoever changes that meanwhile has changed this, too.
         let latest = store.get(&keys::inventory_counter()).await?.map(|entry| entry.revision);
-        let inventory = load(&store).await.while_doing(|| "reading the inventory".into())?;
-        Ok(Self { store, vault: Vault::open(dir)?, latest, inventory })
+        let inventory = load(&*store).await.while_doing(|| "reading the inventory".into())?;
+        Ok(Self { store, vault, fence, latest, inventory })
     }
 
     /// Seals what is secret in changes.
@@ -109,7 +119,7 @@ impl Book {
                 continue;
             }
             outcomes.push(Outcome::ok(&name, "ok"));
-            new.insert(name.clone(), edited(&name, Tree::new(), edits)?);
+            new.insert(name.clone(), Arc::new(edited(&name, Tree::new(), edits)?));
         }
         self.put(new).await?;
         Ok(outcomes)
@@ -127,8 +137,8 @@ impl Book {
                 continue;
             };
             let changed = edited(&name, settings.tree()?, edits)?;
-            if changed != *settings {
-                new.insert(name.clone(), changed);
+            if changed != **settings {
+                new.insert(name.clone(), Arc::new(changed));
             }
             outcomes.push(Outcome::ok(&name, "updated"));
         }
@@ -143,15 +153,17 @@ impl Book {
     pub async fn delete(&mut self, nodes: &NodeSet) -> Result<Vec<Outcome>> {
         let (mut outcomes, mut changes) = (Vec::new(), Vec::new());
         for name in nodes.names() {
-            match self.inventory.nodes.remove(&name) {
-                Some(_) => {
-                    changes.push(Change::delete(keys::node(&name)));
-                    outcomes.push(Outcome::ok(&name, "deleted"));
-                }
-                None => outcomes.push(Outcome::missing(&name)),
+            if self.inventory.nodes.contains_key(&name) {
+                changes.push(Change::delete(keys::node(&name)));
+                outcomes.push(Outcome::ok(&name, "deleted"));
+            } else {
+                outcomes.push(Outcome::missing(&name));
             }
         }
         self.commit(changes).await?;
+        for outcome in &outcomes {
+            self.inventory.remove(&outcome.node);
+        }
         Ok(outcomes)
     }
 
@@ -171,18 +183,17 @@ impl Book {
                     let what = format!("`{name}` is there already, and differs");
                     mistakes.push(Mistake { line, what });
                 }
-                None => drop(new.insert(name.clone(), settings)),
+                None => drop(new.insert(name.clone(), Arc::new(settings))),
             }
             outcomes.push(Outcome::ok(&name, "ok"));
             lines.insert(name, line);
         }
         if mistakes.is_empty() {
-            let all = self.with(&new);
             let mistake = |it: Problem| Mistake {
                 line: lines.get(&it.node).copied().unwrap_or(0),
                 what: format!("`{}`: {}", it.node, it.what),
             };
-            mistakes = all.problems().into_iter().map(mistake).collect();
+            mistakes = self.inventory.problems(&new).into_iter().map(mistake).collect();
         }
         if !mistakes.is_empty() {
             return Err(node::told(&mut mistakes, what)
@@ -197,11 +208,11 @@ impl Book {
     /// # Errors
     /// When the store cannot be written.
     pub async fn join(&mut self, groups: &BTreeMap<String, NodeSet>) -> Result<Vec<Outcome>> {
-        let mut new: BTreeMap<String, Settings> = BTreeMap::new();
+        let mut new: BTreeMap<String, Arc<Settings>> = BTreeMap::new();
         for (group, nodes) in groups {
             for name in nodes.names() {
                 let Some(old) = self.inventory.nodes.get(&name) else { continue };
-                let settings = new.entry(name).or_insert_with(|| old.clone());
+                let settings = Arc::make_mut(new.entry(name).or_insert_with(|| old.clone()));
                 if !settings.groups.contains(group) {
                     settings.groups.push(group.clone());
                 }
@@ -224,19 +235,12 @@ impl Book {
         Ok(one == other || open(one)? == open(other)?)
     }
 
-    fn with(&self, new: &BTreeMap<String, Settings>) -> Inventory {
-        let mut all = self.inventory.clone();
-        all.nodes.extend(new.iter().map(|(name, settings)| (name.clone(), settings.clone())));
-        all
-    }
-
     /// Stores nodes, if nothing is wrong with all there are then.
-    async fn put(&mut self, new: BTreeMap<String, Settings>) -> Result<()> {
+    async fn put(&mut self, new: BTreeMap<String, Arc<Settings>>) -> Result<()> {
         if new.is_empty() {
             return Ok(());
         }
-        let all = self.with(&new);
-        let problems = all.problems();
+        let problems = self.inventory.problems(&new);
         if !problems.is_empty() {
             let line = |it: &Problem| format!("{}: {}", it.node, it.what);
             let mut texts: Vec<String> = problems.iter().take(TOLD).map(line).collect();
@@ -247,10 +251,13 @@ impl Book {
                 Error::usage("nodes cannot be so; nothing was changed").because(texts.join("\n"))
             );
         }
-        let put =
-            |(name, settings): (&String, &Settings)| Change::put_json(keys::node(name), settings);
+        let put = |(name, settings): (&String, &Arc<Settings>)| {
+            Change::put_json(keys::node(name), &**settings)
+        };
         self.commit(new.iter().map(put).collect::<Result<_>>()?).await?;
-        self.inventory = all;
+        for (name, settings) in new {
+            self.inventory.put(&name, settings);
+        }
         Ok(())
     }
 
@@ -268,6 +275,7 @@ impl Book {
                 Some(revision) => Check::Revision(key.clone(), revision),
                 None => Check::Absent(key.clone()),
             };
+            let checks: Vec<Check> = self.fence.iter().cloned().chain([check]).collect();
             let mut batch = vec![Change::put_json(&key, &())?];
             let mut bytes = 1024;
             while let Some(change) = rest.next_if(|next| {
@@ -279,7 +287,7 @@ impl Book {
             if batch.len() == 1 {
                 return Err(Error::usage("a node's settings are too large")).while_doing(doing);
             }
-            match self.store.commit(&[check], &batch).await.while_doing(doing)? {
+            match self.store.commit(&checks, &batch).await.while_doing(doing)? {
                 Commit::Done(revision) => self.latest = Some(revision),
                 Commit::Conflict(_) => {
                     let error = Error::system("somebody else has changed it at the same time");

@@ -1,10 +1,12 @@
 //! All nodes, and what is shared among them.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::claims::{self, Claim, Claims};
 use super::schema::{self, Attribute, Found, Kind};
 use super::{Settings, Tree, edit};
 use crate::error::{Error, Result};
@@ -41,7 +43,9 @@ pub struct Passwd {
 /// What is known.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Inventory {
-    pub nodes: BTreeMap<String, Settings>,
+    /// Changed by [`put`](Self::put) and [`remove`](Self::remove) only.
+    pub nodes: BTreeMap<String, Arc<Settings>>,
+    claims: Claims,
     /// What members have in common; a group that only members name has no entry.
     pub groups: BTreeMap<String, Settings>,
     pub profiles: BTreeMap<String, Settings>,
@@ -65,7 +69,8 @@ impl Inventory {
 
     /// The members of a group.
     pub fn members(&self, group: &str) -> NodeSet {
-        let is_in = |(_, node): &(&String, &Settings)| node.groups.iter().any(|it| it == group);
+        let is_in =
+            |(_, node): &(&String, &Arc<Settings>)| node.groups.iter().any(|it| it == group);
         self.nodes.iter().filter(is_in).map(|(name, _)| name).collect()
     }
 
@@ -151,39 +156,45 @@ impl Inventory {
         Ok(self.nodes.keys().filter(|name| regex.is_match(name)).collect())
     }
 
-    /// What no two nodes may share and these do with others, or lack: every MAC address,
-    /// IP address and BMC is one node's, and what a node names is there.
-    pub fn problems(&self) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        let mut holders: HashMap<(&str, String), (&str, &str)> = HashMap::new();
-        for (name, node) in &self.nodes {
-            let mut claim = |what: &'static str, value: String, place: &'static str| {
-                match holders.get(&(what, value.clone())) {
-                    // Two interfaces of a node may share an address.
-                    Some((holder, _)) if *holder == name && what == "address" => {}
-                    Some((holder, _)) => problems.push(Problem {
-                        node: name.clone(),
-                        what: format!("{place} {value} is `{holder}`'s, too"),
-                    }),
-                    None => drop(holders.insert((what, value), (name.as_str(), place))),
-                }
-            };
-            for nic in node.nics.values() {
-                if let Some(mac) = &nic.mac {
-                    claim("mac", mac.clone(), "the MAC address");
-                }
-                if let Some(ip) = nic.ip {
-                    claim("address", ip.to_string(), "the address");
-                }
-            }
-            if let Some(bmc) = &node.control.bmc_address {
-                let port = node.control.bmc_port.map_or(String::new(), |port| format!(":{port}"));
-                claim("bmc", format!("{}{port}", bmc.to_lowercase()), "the BMC");
-            }
+    /// Takes a node, instead of its old settings. Who changes the inventory asks first for the
+    /// [`problems`](Self::problems) there would be.
+    pub fn put(&mut self, name: &str, settings: Arc<Settings>) {
+        self.remove(name);
+        self.claims.add(name, &settings);
+        self.nodes.insert(name.to_owned(), settings);
+    }
+
+    /// Removes a node; whether there was one.
+    pub fn remove(&mut self, name: &str) -> bool {
+        let old = self.nodes.remove(name);
+        if let Some(old) = &old {
+            self.claims.remove(name, old);
         }
-        for (name, node) in &self.nodes {
-            let known = |profile: &&String| !self.profiles.contains_key(*profile);
-            for profile in node.profiles.iter().filter(known) {
+        old.is_some()
+    }
+
+    /// What would be wrong with these nodes, were they as this says: every MAC address, IP
+    /// address and BMC is one node's, and what a node names is there.
+    pub fn problems<'a, S: AsRef<Settings> + 'a>(
+        &self,
+        new: &'a BTreeMap<String, S>,
+    ) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let mut fresh: HashMap<Claim, &'a str> = HashMap::new();
+        for (name, node) in new {
+            for claim in claims::of(node.as_ref()) {
+                // What a node had that is changed, too, counts no more.
+                let held = || self.claims.holder(&claim).filter(|it| !new.contains_key(*it));
+                match fresh.get(&claim).copied().or_else(held) {
+                    Some(holder) => problems.push(Problem {
+                        node: name.clone(),
+                        what: format!("{claim} is `{holder}`'s, too"),
+                    }),
+                    None => drop(fresh.insert(claim, name)),
+                }
+            }
+            let unknown = |profile: &&String| !self.profiles.contains_key(*profile);
+            for profile in node.as_ref().profiles.iter().filter(unknown) {
                 let near = nearest(profile, self.profiles.keys().map(String::as_str));
                 let near = near.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
                 let what = format!("there is no profile `{profile}`{near}");

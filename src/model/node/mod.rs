@@ -15,9 +15,10 @@
 //! - [`schema`]: the settings there are; checks of a tree of them, all mistakes at once;
 //! - [`template`]: values that differ from node to node;
 //! - [`edit`]: changes, as `path=value`;
-//! - [`inventory`]: all nodes, groups, profiles, networks; what is unique among them.
+//! - [`inventory`]: all nodes, groups, profiles, networks;
+//! - [`claims`]: what is one node's alone.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -25,10 +26,14 @@ use serde_json::{Map, Value};
 
 use crate::error::{Context, Result};
 
+pub mod claims;
 pub mod edit;
 pub mod inventory;
+mod nics;
 pub mod schema;
 pub mod template;
+
+pub use nics::Nics;
 
 /// Settings as a tree, as they are edited, imported and merged.
 pub type Tree = Map<String, Value>;
@@ -51,9 +56,8 @@ pub struct Settings {
     pub control: Control,
     #[serde(skip_serializing_if = "is_default")]
     pub console: Console,
-    /// By name.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub nics: BTreeMap<String, Nic>,
+    #[serde(skip_serializing_if = "Nics::is_empty")]
+    pub nics: Nics,
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub tags: BTreeSet<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,5 +1,8 @@
 //! What settings, edits and an inventory are to be.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use serde_json::json;
 
 use super::edit::Edit;
@@ -125,7 +128,7 @@ fn secrets_are_sealed_before_they_are_kept_and_never_repeated() {
 
 fn inventory() -> Inventory {
     let mut inventory = Inventory::default();
-    let mut add = |name: &str, edits: &[&str]| inventory.nodes.insert(name.into(), node(edits));
+    let mut add = |name: &str, edits: &[&str]| inventory.put(name, node(edits).into());
     add("n1", &["groups=rack1", "arch=x86_64", "nics/eth0/mac=42:00:00:00:00:01"]);
     add("n2", &["groups=rack1,gpu", "nics/eth0/ip=10.0.0.2"]);
     add("n3", &["profiles=base", "tags=new"]);
@@ -178,25 +181,41 @@ fn nodes_are_found_by_groups_and_by_what_they_inherit() {
 
 #[test]
 fn what_only_one_can_have_and_two_do_is_found() {
-    let mut inventory = inventory();
-    assert_eq!(inventory.problems(), []);
-    let mut add = |name: &str, edits: &[&str]| inventory.nodes.insert(name.into(), node(edits));
+    let inventory = inventory();
+    assert_eq!(inventory.problems(&inventory.nodes), []);
+    let mut new: BTreeMap<String, Arc<Settings>> = BTreeMap::new();
+    let mut add = |name: &str, edits: &[&str]| new.insert(name.into(), node(edits).into());
     add("n4", &["nics/eth7/mac=42-00-00-00-00-01", "control/bmc_address=BMC1"]);
     add("n5", &["nics/eth0/ip=10.0.0.2", "control/bmc_address=bmc1"]);
     add("n6", &["control/bmc_address=bmc1", "control/bmc_port=6230", "profiles=bas"]);
     add("n7", &["nics/a/mac=42:00:00:00:00:07", "nics/b/mac=42:00:00:00:00:07"]);
     let said: Vec<String> =
-        inventory.problems().iter().map(|it| format!("{}: {}", it.node, it.what)).collect();
+        inventory.problems(&new).iter().map(|it| format!("{}: {}", it.node, it.what)).collect();
     assert_eq!(
         said,
         [
             "n4: the MAC address 42:00:00:00:00:01 is `n1`'s, too",
             "n5: the address 10.0.0.2 is `n2`'s, too",
             "n5: the BMC bmc1 is `n4`'s, too",
-            "n7: the MAC address 42:00:00:00:00:07 is `n7`'s, too",
             "n6: there is no profile `bas`; did you mean `base`?",
+            "n7: the MAC address 42:00:00:00:00:07 is `n7`'s, too",
         ]
     );
+    // Two change places in one go; a third cannot have what one of them leaves to the other.
+    let swap: BTreeMap<String, Arc<Settings>> = [
+        ("n1", node(&["nics/eth0/ip=10.0.0.2"])),
+        ("n2", node(&["nics/eth0/mac=42:00:00:00:00:01"])),
+    ]
+    .map(|(name, node)| (name.to_owned(), node.into()))
+    .into();
+    assert_eq!(inventory.problems(&swap), []);
+    let mut swapped = inventory.clone();
+    swap.iter().for_each(|(name, node)| swapped.put(name, node.clone()));
+    let third: BTreeMap<String, Arc<Settings>> =
+        [("n3".to_owned(), node(&["nics/eth0/mac=42:00:00:00:00:01"]).into())].into();
+    assert_eq!(swapped.problems(&third).len(), 1);
+    assert!(swapped.remove("n2") && !swapped.remove("n2"));
+    assert_eq!(swapped.problems(&third), []);
 }
 
 #[test]
