@@ -16,7 +16,8 @@
 //! - [`template`]: values that differ from node to node;
 //! - [`edit`]: changes, as `path=value`;
 //! - [`inventory`]: all nodes, groups, profiles, networks;
-//! - [`claims`]: what is one node's alone.
+//! - [`claims`]: what is one node's alone;
+//! - [`request`]: what is asked of an inventory.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -30,6 +31,7 @@ pub mod claims;
 pub mod edit;
 pub mod inventory;
 mod nics;
+pub mod request;
 pub mod schema;
 pub mod template;
 
