@@ -33,7 +33,7 @@
 //! - a power driver: `src/node/power/<name>.rs`, one line in `node::power::open`, and a world in
 //!   `tests/power/`;
 //! - a reader of what strangers send: a target in `fuzz/src/`;
-//! - a setting of nodes: a line in `model::node::schema`, a field in `model::node`;
+//! - a setting of nodes, networks, …: a line in `model::node::schema`, a field in `model::node`;
 //! - a configuration option: a documented field in `config`, and the example in `etc/`.
 
 pub mod batch;

@@ -7,6 +7,8 @@ use pavo::config::{Sources, load};
 use pavo::model::cluster::{ClusterDef, MAX_VMS};
 use pavo::model::hostlist;
 use pavo::model::node::inventory::Inventory;
+use pavo::model::node::records::Record;
+use pavo::model::node::request::{Format, Noun};
 use pavo::model::node::schema;
 use pavo::model::nodeset::fold::Style;
 use pavo::model::nodeset::parse::{nodes, parse};
@@ -150,27 +152,33 @@ pub fn inventory(data: &[u8]) -> bool {
     let Some((which, text)) = data.split_first() else { return false };
     let Ok(text) = std::str::from_utf8(text) else { return false };
     let mut seal = |secret: &str| Ok(format!("{}{}", schema::SEALED, secret.len()));
-    let drafts = match which % 4 {
-        0 => node::json::read(text),
-        1 => node::yaml::read(text),
-        2 => node::csv::read(text),
-        _ => return node::groups::read(text, "it", &Inventory::default()).is_ok(),
+    let format = [Format::Json, Format::Yaml, Format::Csv, Format::Groups][usize::from(which % 4)];
+    if format == Format::Groups {
+        return node::groups::read(text, "it", &Inventory::default()).is_ok();
+    }
+    let noun = Noun::ALL[usize::from(which / 4) % Noun::ALL.len()];
+    let mut take = |format, text: &str| {
+        let mut taken = BTreeMap::new();
+        let mut keep = |name, record| drop(taken.insert(name, record));
+        let read = node::take(noun, format, text, &mut seal, &mut keep);
+        read.map(|read| (taken, read.mistakes))
     };
-    let taken = drafts.and_then(|drafts| node::take(drafts, "it", &mut seal));
-    let taken = match taken {
-        Ok(taken) => taken,
+    let (taken, mut mistakes) = match take(format, text) {
+        Ok(read) => read,
         Err(error) => {
             let report = error.report();
             assert!(!report.chars().any(|c| c.is_control() && c != '\n'), "{report:?}");
             return false;
         }
     };
-    let each = || taken.iter().map(|(name, (_, settings))| (name.as_str(), settings));
-    let again =
-        node::take(node::json::read(&node::json::write(each()).unwrap()).unwrap(), "it", &mut seal);
-    for ((name, (_, settings)), (again, (_, read))) in taken.iter().zip(again.unwrap()) {
-        assert_eq!(*name, again);
-        assert_eq!(node::shown(settings).unwrap(), read.tree().unwrap());
+    let report = node::told(&mut mistakes, "it").report();
+    assert!(!report.chars().any(|c| c.is_control() && c != '\n'), "{report:?}");
+    let mut each = taken.iter().map(|(name, record): (&String, &Record)| (&**name, record.clone()));
+    let again = node::write(noun, Format::Json, &mut each).unwrap();
+    let (again, mistakes) = take(Format::Json, &again).unwrap();
+    assert_eq!((taken.len(), mistakes), (again.len(), Vec::new()));
+    for (name, record) in &taken {
+        assert_eq!(node::shown(noun, record).unwrap(), again[name].tree().unwrap());
     }
     true
 }

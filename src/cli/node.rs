@@ -5,17 +5,14 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
-use serde_json::Value;
 
 use super::App;
 use super::out::OutputArgs;
 use crate::error::{Context, Error, Kind, Result};
-use crate::model::node::edit::{self, Edit};
-use crate::model::node::inventory::Inventory;
-use crate::model::node::{Settings, schema};
+use crate::model::node::Tree;
+use crate::model::node::request::{self, Noun, Outcome, Request};
 use crate::model::nodeset::NodeSet;
-use crate::node::{csv, groups, json, shown, yaml};
-use crate::ops::inventory::{self, Book, Outcome};
+use crate::ops::inventory::{self, Book};
 use crate::ops::nodesets::{self, Known};
 
 /// More lines than this are folded on a terminal.
@@ -187,6 +184,17 @@ struct Delete {
     nodes: String,
 }
 
+impl From<FileFormat> for request::Format {
+    fn from(format: FileFormat) -> Self {
+        match format {
+            FileFormat::Json => Self::Json,
+            FileFormat::Yaml => Self::Yaml,
+            FileFormat::Csv => Self::Csv,
+            FileFormat::Groups => Self::Groups,
+        }
+    }
+}
+
 impl Node {
     pub fn run(self, app: &App) -> Result<u8> {
         match self.verb {
@@ -201,15 +209,22 @@ impl Node {
     }
 }
 
-async fn named(app: &App, text: &str) -> Result<NodeSet> {
-    nodesets::union(&[text.to_owned()], &Known::stored(app.env.state_dir())).await
+/// The text of a set for the inventory, with what files and Slurm say in it.
+async fn filled(app: &App, text: &str) -> Result<String> {
+    nodesets::fill_in(text, Some(&Known::stored(app.env.state_dir()))).await
 }
 
-/// Opens the inventory and seals what is secret in changes.
-async fn open(app: &App, edits: &mut [Edit]) -> Result<Book> {
-    let book = Book::open(&app.env.state_dir()).await?;
-    book.seal(edits)?;
-    Ok(book)
+/// Changes the inventory, and says what came of it.
+fn change(app: &App, verb: request::Verb) -> Result<u8> {
+    let mut request = Request { noun: Noun::Node, verb, dry_run: false };
+    let outcomes = app.block_on(async {
+        use request::Verb::{Create, Delete, Update};
+        if let Create { names, .. } | Update { names, .. } | Delete { names } = &mut request.verb {
+            *names = filled(app, names).await?;
+        }
+        Book::open(&app.env.state_dir()).await?.apply(&request).await
+    })?;
+    report(app, &outcomes)
 }
 
 /// A line for each node, and how many have succeeded.
@@ -222,12 +237,12 @@ fn report(app: &App, outcomes: &[Outcome]) -> Result<u8> {
         texts.dedup();
         for one in texts {
             let alike = outcomes.iter().filter(|outcome| outcome.text == one);
-            let nodes: NodeSet = alike.map(|outcome| &outcome.node).collect();
+            let nodes: NodeSet = alike.map(|outcome| &outcome.name).collect();
             text += &format!("{nodes} ({}): {one}\n", nodes.len());
         }
     } else {
         for outcome in outcomes {
-            text += &format!("{}: {}\n", outcome.node, outcome.text);
+            text += &format!("{}: {}\n", outcome.name, outcome.text);
         }
     }
     text += &format!("\nSuccess: {success}  Total: {}\n", outcomes.len());
@@ -257,34 +272,19 @@ impl Create {
             edits.extend(others.map(|pair| format!("nics/{name}/{pair}")));
         }
         edits.extend(self.edits);
-        let mut edits = edits.iter().map(|it| Edit::parse(it)).collect::<Result<Vec<_>>>()?;
-        let outcomes = app.block_on(async {
-            let nodes = named(app, &self.nodes).await?;
-            open(app, &mut edits).await?.create(&nodes, &edits).await
-        })?;
-        report(app, &outcomes)
+        change(app, request::Verb::Create { names: self.nodes, edits })
     }
 }
 
 impl Update {
     fn run(self, app: &App) -> Result<u8> {
-        let edits = self.edits.iter().map(|it| Edit::parse(it));
-        let mut edits = edits.collect::<Result<Vec<_>>>()?;
-        let outcomes = app.block_on(async {
-            let nodes = named(app, &self.nodes).await?;
-            open(app, &mut edits).await?.update(&nodes, &edits).await
-        })?;
-        report(app, &outcomes)
+        change(app, request::Verb::Update { names: self.nodes, edits: self.edits })
     }
 }
 
 impl Delete {
     fn run(self, app: &App) -> Result<u8> {
-        let outcomes = app.block_on(async {
-            let nodes = named(app, &self.nodes).await?;
-            open(app, &mut []).await?.delete(&nodes).await
-        })?;
-        report(app, &outcomes)
+        change(app, request::Verb::Delete { names: self.nodes })
     }
 }
 
@@ -307,22 +307,7 @@ impl Import {
                 .help("say it: `--format json`, `yaml`, `csv` or `groups`")
         })?;
         let (text, what) = self.read()?;
-        let doing = || format!("importing {what}");
-        let outcomes = app.block_on(async {
-            let drafts = match format {
-                FileFormat::Json => json::read(&text),
-                FileFormat::Yaml => yaml::read(&text),
-                FileFormat::Csv => csv::read(&text),
-                FileFormat::Groups => {
-                    let mut book = open(app, &mut []).await?;
-                    let groups = groups::read(&text, &what, &book.inventory)?;
-                    return book.join(&groups).await;
-                }
-            };
-            let drafts = drafts.while_doing(doing)?;
-            open(app, &mut []).await?.import(drafts, &what).await
-        })?;
-        report(app, &outcomes)
+        change(app, request::Verb::Import { format: format.into(), text, what })
     }
 
     /// The text, and what to call it.
@@ -348,49 +333,29 @@ impl Import {
     }
 }
 
-/// The nodes that are there, and those that are not.
-fn found<'a>(
-    inventory: &'a Inventory,
-    names: &'a [String],
-) -> (Vec<(&'a str, &'a Settings)>, Vec<Outcome>) {
-    let (mut there, mut missing) = (Vec::new(), Vec::new());
-    for name in names {
-        match inventory.nodes.get(name) {
-            Some(settings) => there.push((name.as_str(), &**settings)),
-            None => missing.push(Outcome::missing(name)),
-        }
-    }
-    (there, missing)
-}
-
 /// Says which nodes were not there.
 fn complain(app: &App, missing: &[Outcome]) -> u8 {
-    missing.iter().for_each(|it| app.out.status(&format!("{}: {}", it.node, it.text)));
+    missing.iter().for_each(|it| app.out.status(&format!("{}: {}", it.name, it.text)));
     if missing.is_empty() { 0 } else { Kind::Partial.exit_code() }
 }
 
 impl Export {
     fn run(self, app: &App) -> Result<u8> {
-        let (inventory, names) = app.block_on(async {
-            let names = named(app, &self.nodes).await?.names();
-            Ok((inventory::read(&app.env.state_dir()).await?, names))
+        let said = self.output.as_deref().map_or(self.format, |file| format_of(self.format, file));
+        let format = said.unwrap_or(FileFormat::Json).into();
+        let (text, missing, count) = app.block_on(async {
+            let names = filled(app, &self.nodes).await?;
+            let inventory = inventory::read(&app.env.state_dir()).await?;
+            let (text, missing) = inventory::export(&inventory, Noun::Node, &names, format)?;
+            let count = inventory.names(Noun::Node, &names)?.len() - missing.len();
+            Ok((text, missing, count))
         })?;
-        let (there, missing) = found(&inventory, &names);
-        let format =
-            self.output.as_deref().map_or(self.format, |file| format_of(self.format, file));
-        let each = there.iter().copied();
-        let text = match format.unwrap_or(FileFormat::Json) {
-            FileFormat::Json => json::write(each)?,
-            FileFormat::Yaml => yaml::write(each)?,
-            FileFormat::Csv => csv::write(each)?,
-            FileFormat::Groups => groups::write(each),
-        };
         let code = complain(app, &missing);
         match &self.output {
             None => app.out.data(&text)?,
             Some(file) => {
                 write(file, &text).while_doing(|| format!("writing `{}`", file.display()))?;
-                app.out.status(&format!("Exported {} nodes.", there.len()));
+                app.out.status(&format!("Exported {count} nodes."));
             }
         }
         Ok(code)
@@ -407,26 +372,33 @@ fn write(file: &Path, text: &str) -> Result<()> {
     Ok(())
 }
 
+/// What is known of nodes, and which are not there.
+fn look(
+    app: &App,
+    nodes: Option<&str>,
+    fields: &[String],
+    own: bool,
+) -> Result<(Vec<(String, Tree)>, Vec<Outcome>)> {
+    app.block_on(async {
+        let names = match nodes {
+            Some(nodes) => Some(filled(app, nodes).await?),
+            None => None,
+        };
+        let inventory = inventory::read(&app.env.state_dir()).await?;
+        inventory::rows(&inventory, Noun::Node, names.as_deref(), fields, own)
+    })
+}
+
 impl List {
     fn run(self, app: &App) -> Result<u8> {
-        #[derive(Serialize)]
-        struct Row<'a> {
-            name: &'a str,
-        }
-        let (inventory, names) = app.block_on(async {
-            let inventory = inventory::read(&app.env.state_dir()).await?;
-            let names = match &self.nodes {
-                Some(nodes) => named(app, nodes).await?.names(),
-                None => inventory.all().names(),
-            };
-            Ok((inventory, names))
-        })?;
-        let (there, missing) = found(&inventory, &names);
-        let rows: Vec<Row> = there.iter().map(|(name, _)| Row { name }).collect();
+        let (rows, missing) = look(app, self.nodes.as_deref(), &["name".into()], true)?;
         match self.format.output {
-            Some(_) => app.out.list(self.format, &rows, &[])?,
+            Some(_) => {
+                let rows: Vec<Tree> = rows.into_iter().map(|(_, tree)| tree).collect();
+                app.out.list(self.format, &rows, &[])?;
+            }
             None => {
-                let lines = rows.iter().map(|row| format!("{} (node)\n", row.name));
+                let lines = rows.iter().map(|(name, _)| format!("{name} (node)\n"));
                 app.out.data(&lines.collect::<String>())?;
             }
         }
@@ -437,46 +409,15 @@ impl List {
 impl Show {
     fn run(self, app: &App) -> Result<u8> {
         #[derive(Serialize)]
-        struct Row<'a> {
-            node: &'a str,
-            attr: Value,
+        struct Row {
+            node: String,
+            attr: Tree,
         }
-        let paths = self.paths()?;
-        let (inventory, names) = app.block_on(async {
-            let names = named(app, &self.nodes).await?.names();
-            Ok((inventory::read(&app.env.state_dir()).await?, names))
-        })?;
-        let (there, missing) = found(&inventory, &names);
-        let mut rows = Vec::new();
-        for (node, settings) in there {
-            let whole = match self.own {
-                true => shown(settings)?,
-                false => shown(&inventory.effective(settings)?)?,
-            };
-            let attr = match paths.is_empty() {
-                true => Value::Object(whole),
-                false => {
-                    let value = |path: &Vec<String>| edit::get(&whole, path).cloned();
-                    let pair = |path: &Vec<String>| Some((path.join("/"), value(path)?));
-                    Value::Object(paths.iter().filter_map(pair).collect())
-                }
-            };
-            rows.push(Row { node, attr });
-        }
+        let (rows, missing) = look(app, Some(&self.nodes), &self.fields, self.own)?;
+        let rows: Vec<Row> = rows.into_iter().map(|(node, attr)| Row { node, attr }).collect();
         let format =
             OutputArgs { output: Some(self.format.output.unwrap_or(super::out::Format::Json)) };
         app.out.list(format, &rows, &[])?;
         Ok(complain(app, &missing))
-    }
-
-    /// The settings that are to be shown.
-    fn paths(&self) -> Result<Vec<Vec<String>>> {
-        let path = |text: &String| {
-            let path = schema::canonical(text.trim());
-            let wrong =
-                |what: String| Error::usage(format!("`{text}` cannot be shown")).because(what);
-            schema::find(&path).map_err(wrong).map(|_| path)
-        };
-        self.fields.iter().map(path).collect()
     }
 }

@@ -4,17 +4,18 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{Draft, Drafts, Mistake, plain, shown, without_mark};
+use super::{Draft, Give, Mistake, plain, shown, without_mark};
 use crate::error::{Error, Result};
+use crate::model::node::Tree;
+use crate::model::node::records::Record;
+use crate::model::node::request::Noun;
 use crate::model::node::schema::{Found, Kind, canonical, find};
-use crate::model::node::{Settings, Tree};
 
 /// Reads a file. The first line names the columns; an empty cell says nothing.
 ///
 /// # Errors
 /// When a column is no setting.
-pub fn read(text: &str) -> Result<Drafts> {
-    let mut drafts = Drafts::default();
+pub fn read(noun: Noun, text: &str, give: &mut Give<'_>) -> Result<()> {
     let mut rows = Rows { text: without_mark(text), at: 0, line: 1 };
     let (_, titles) = rows.next().unwrap_or_default();
     let paths: Vec<Vec<String>> = titles.iter().map(|title| canonical(title.trim())).collect();
@@ -22,9 +23,9 @@ pub fn read(text: &str) -> Result<Drafts> {
         return Err(Error::usage("the first line names no columns")
             .help("as in `name,arch,control/bmc_address,nics/eth0/mac`"));
     }
-    let mut kinds = Vec::new();
+    let (mut kinds, mut wrong) = (Vec::new(), false);
     for (index, path) in paths.iter().enumerate().skip(1) {
-        let what = match find(path) {
+        let what = match find(noun, path) {
             _ if paths[..index].contains(path) => "it is there twice".to_owned(),
             Ok(Found::Setting(attribute)) => {
                 kinds.push(attribute.kind);
@@ -33,13 +34,14 @@ pub fn read(text: &str) -> Result<Drafts> {
             Ok(Found::Group | Found::Inside) => "it is not one setting".to_owned(),
             Err(what) => what,
         };
-        drafts.mistakes.push(Mistake { line: 1, what: format!("column {}: {what}", index + 1) });
+        give(Err(Mistake { line: 1, what: format!("column {}: {what}", index + 1) }));
+        wrong = true;
     }
-    if !drafts.mistakes.is_empty() {
-        return Ok(drafts);
+    if wrong {
+        return Ok(());
     }
     for (line, cells) in rows {
-        let mut wrong = |what: String| drafts.mistakes.push(Mistake { line, what });
+        let mut wrong = |what: String| give(Err(Mistake { line, what }));
         if cells.len() == 1 && cells[0].is_empty() {
             continue;
         }
@@ -60,9 +62,9 @@ pub fn read(text: &str) -> Result<Drafts> {
                 _ => put(&mut tree, path, cell.as_str().into()),
             }
         }
-        drafts.nodes.push(Draft { name: cells[0].clone(), line, tree });
+        give(Ok(Draft { name: cells[0].clone(), line, tree }));
     }
-    Ok(drafts)
+    Ok(())
 }
 
 fn put(tree: &mut Tree, path: &[String], value: Value) {
@@ -119,15 +121,18 @@ impl Iterator for Rows<'_> {
     }
 }
 
-/// The nodes as such a file.
+/// The records as such a file.
 ///
 /// # Errors
 /// Never for what was checked.
-pub fn write<'a>(nodes: impl Iterator<Item = (&'a str, &'a Settings)>) -> Result<String> {
+pub fn write<'a>(
+    noun: Noun,
+    records: &mut dyn Iterator<Item = (&'a str, Record)>,
+) -> Result<String> {
     let mut rows: Vec<(&str, BTreeMap<String, String>)> = Vec::new();
-    for (name, settings) in nodes {
+    for (name, record) in records {
         let mut row = BTreeMap::new();
-        flatten(&mut Vec::new(), &Value::Object(shown(settings)?), &mut row);
+        flatten(noun, &mut Vec::new(), &Value::Object(shown(noun, &record)?), &mut row);
         rows.push((name, row));
     }
     let mut columns: Vec<&String> = rows.iter().flat_map(|(_, row)| row.keys()).collect();
@@ -150,13 +155,13 @@ pub fn write<'a>(nodes: impl Iterator<Item = (&'a str, &'a Settings)>) -> Result
     Ok(text)
 }
 
-fn flatten(path: &mut Vec<String>, value: &Value, row: &mut BTreeMap<String, String>) {
-    let is_free = matches!(find(path), Ok(Found::Setting(it)) if it.kind == Kind::Free);
+fn flatten(noun: Noun, path: &mut Vec<String>, value: &Value, row: &mut BTreeMap<String, String>) {
+    let is_free = matches!(find(noun, path), Ok(Found::Setting(it)) if it.kind == Kind::Free);
     match value {
         Value::Object(below) if !is_free => {
             for (key, value) in below {
                 path.push(key.clone());
-                flatten(path, value, row);
+                flatten(noun, path, value, row);
                 path.pop();
             }
         }

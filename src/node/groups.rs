@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Mistake, told};
+use super::{Mistake, told, without_mark};
 use crate::error::{Error, Result};
 use crate::model::node::Settings;
 use crate::model::node::inventory::Inventory;
@@ -27,8 +27,14 @@ pub fn members<'a>(
 
 /// The groups as such a file.
 pub fn write<'a>(nodes: impl Iterator<Item = (&'a str, &'a Settings)>) -> String {
-    let line = |(group, nodes): (&str, NodeSet)| format!("{group}: {}\n", nodes.fold(Style::Full));
-    members(nodes).into_iter().map(line).collect()
+    let members = members(nodes);
+    lines(members.iter().map(|(group, nodes)| (*group, nodes)))
+}
+
+/// A line for each group.
+pub fn lines<'a>(groups: impl Iterator<Item = (&'a str, &'a NodeSet)>) -> String {
+    let line = |(group, nodes): (&str, &NodeSet)| format!("{group}: {}\n", nodes.fold(Style::Full));
+    groups.map(line).collect()
 }
 
 /// Reads a file: which nodes it says are in which groups. `@group` is a group of the file,
@@ -39,6 +45,7 @@ pub fn write<'a>(nodes: impl Iterator<Item = (&'a str, &'a Settings)>) -> String
 pub fn read(text: &str, what: &str, inventory: &Inventory) -> Result<BTreeMap<String, NodeSet>> {
     let mut groups: BTreeMap<String, NodeSet> = BTreeMap::new();
     let mut mistakes = Vec::new();
+    let text = without_mark(text);
     for (index, line) in text.lines().enumerate() {
         let line = line.split('#').next().unwrap_or_default().trim();
         if line.is_empty() {
@@ -55,12 +62,13 @@ pub fn read(text: &str, what: &str, inventory: &Inventory) -> Result<BTreeMap<St
             continue;
         }
         let mut give = |want: &Want| match want {
-            Want::All => Ok(inventory.all()),
             Want::Group { source: None, name } => {
                 Ok(groups.get(name).cloned().unwrap_or_else(|| inventory.members(name)))
             }
-            Want::Attribute { path, test, value } => inventory.having(path, *test, value),
-            other => Err(Error::usage(format!("`{other}` cannot be in a file of groups"))),
+            Want::File(_) | Want::Group { .. } => {
+                Err(Error::usage(format!("`{want}` cannot be in a file of groups")))
+            }
+            want => inventory.give(want),
         };
         match parse(set.trim()).and_then(|expr| expr.eval(&mut give)) {
             Ok(nodes) => {

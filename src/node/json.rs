@@ -2,78 +2,142 @@
 
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    Deserialize, DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor,
+};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::{Draft, Drafts, Mistake, older, shown, without_mark};
+use super::{Draft, Give, Mistake, older, shown, titles, without_mark};
 use crate::error::{Error, Result};
-use crate::model::node::{Settings, Tree};
-
-#[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File<'a> {
-    #[serde(borrow)]
-    nodes: Vec<&'a RawValue>,
-}
+use crate::model::node::Tree;
+use crate::model::node::records::Record;
+use crate::model::node::request::Noun;
 
 /// Reads a file.
 ///
 /// # Errors
 /// When it is no such JSON at all.
-pub fn read(text: &str) -> Result<Drafts> {
+pub fn read(noun: Noun, text: &str, give: &mut Give<'_>) -> Result<()> {
     let text = without_mark(text);
-    let parsed = match text.trim_start().starts_with('[') {
-        true => serde_json::from_str(text).map(|nodes| File { nodes }),
-        false => serde_json::from_str::<File<'_>>(text),
+    let list = List { noun, text, line: 1, seen: 0, give };
+    let mut json = serde_json::Deserializer::from_str(text);
+    let read = match text.trim_start().starts_with('[') {
+        true => list.deserialize(&mut json),
+        false => json.deserialize_map(File(list)),
     };
-    let file = parsed.map_err(|error| {
-        Error::usage("this is no list of nodes in JSON")
+    read.and_then(|()| json.end()).map_err(|error| {
+        let (title, key) = (noun.plural(), noun.as_str());
+        Error::usage(format!("this is no list of {title} in JSON"))
             .because(error)
-            .help(r#"write {"nodes": [{"name": "node1", "arch": "x86_64"}]}"#)
-    })?;
-    let mut drafts = Drafts::default();
-    let (mut line, mut seen) = (1, 0);
-    for raw in file.nodes {
-        let at = raw.get().as_ptr() as usize - text.as_ptr() as usize;
-        line += text.as_bytes()[seen..at].iter().filter(|byte| **byte == b'\n').count();
-        seen = at;
-        match node(raw.get(), line) {
-            Ok(draft) => drafts.nodes.push(draft),
-            Err(mistake) => drafts.mistakes.push(mistake),
-        }
-    }
-    Ok(drafts)
+            .help(format!(r#"write {{"{title}": [{{"name": "{key}1", …}}]}}"#))
+    })
 }
 
-fn node(text: &str, line: usize) -> Result<Draft, Mistake> {
+/// `{"nodes": […]}`
+struct File<'a, 'g>(List<'a, 'g>);
+
+impl<'de> Visitor<'de> for File<'de, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, r#"{{"{}": […]}}"#, self.0.noun.plural())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let (noun, mut list) = (self.0.noun, Some(self.0));
+        while let Some(key) = map.next_key::<String>()? {
+            let known = titles(noun).contains(&key.as_str());
+            match list.take().filter(|_| known) {
+                Some(list) => map.next_value_seed(list)?,
+                None => {
+                    let key: String = key.chars().take(60).collect();
+                    let what = if known { "is there twice" } else { "is not known here" };
+                    let what = format!("`{}` {what}", key.escape_debug());
+                    return Err(A::Error::custom(what));
+                }
+            }
+        }
+        match list {
+            None => Ok(()),
+            Some(_) => Err(A::Error::custom(format!("there is no `{}`", noun.plural()))),
+        }
+    }
+}
+
+/// The list, whose parts are given as they come.
+struct List<'a, 'g> {
+    noun: Noun,
+    text: &'a str,
+    /// The line of what was given last.
+    line: usize,
+    seen: usize,
+    give: &'g mut Give<'g>,
+}
+
+impl<'de> DeserializeSeed<'de> for List<'de, '_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
+        from.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for List<'de, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a list of {}", self.noun.plural())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<(), A::Error> {
+        while let Some(raw) = list.next_element::<&'de RawValue>()? {
+            let at = raw.get().as_ptr() as usize - self.text.as_ptr() as usize;
+            let between = &self.text.as_bytes()[self.seen..at];
+            self.line += between.iter().filter(|byte| **byte == b'\n').count();
+            self.seen = at;
+            (self.give)(record(self.noun, raw.get(), self.line));
+        }
+        Ok(())
+    }
+}
+
+fn record(noun: Noun, text: &str, line: usize) -> Result<Draft, Mistake> {
     let tree = serde_json::from_str::<Once>(text);
     let tree = tree.map_err(|error| {
         let what = error.to_string();
         let what = what.split(" at line ").next().unwrap_or_default().to_owned();
         Mistake { line: line + error.line().saturating_sub(1), what }
     })?;
-    let wrong = |what: &str| Mistake { line, what: what.into() };
-    let Value::Object(mut tree) = tree.0 else { return Err(wrong("a node is `{…}`")) };
-    match tree.remove("name") {
+    let what = noun.what();
+    let wrong = |what: String| Mistake { line, what };
+    let Value::Object(mut tree) = tree.0 else {
+        return Err(wrong(format!("a {what} is `{{…}}`")));
+    };
+    let name = tree.remove("name").or_else(|| older::name(noun, &mut tree));
+    match name {
         Some(Value::String(name)) => {
-            older::read(&mut tree);
+            older::read(noun, &mut tree);
             Ok(Draft { name, line, tree })
         }
-        Some(_) => Err(wrong("a node's name is a text")),
-        None => Err(wrong("a node without a `name`")),
+        Some(_) => Err(wrong(format!("a {what}'s name is a text"))),
+        None => Err(wrong(format!("a {what} without a `name`"))),
     }
 }
 
-/// The nodes as such a file: a line for each.
+/// The records as such a file: a line for each.
 ///
 /// # Errors
 /// Never for what was checked.
-pub fn write<'a>(nodes: impl Iterator<Item = (&'a str, &'a Settings)>) -> Result<String> {
-    let mut text = "{\"nodes\": [".to_owned();
-    for (index, (name, settings)) in nodes.enumerate() {
+pub fn write<'a>(
+    noun: Noun,
+    records: &mut dyn Iterator<Item = (&'a str, Record)>,
+) -> Result<String> {
+    let mut text = format!("{{\"{}\": [", noun.plural());
+    for (index, (name, record)) in records.enumerate() {
         text += if index == 0 { "\n" } else { ",\n" };
-        text += &Value::Object(older::write(name, shown(settings)?)).to_string();
+        let tree = older::write(noun, name, shown(noun, &record)?);
+        text += &Value::Object(tree).to_string();
     }
     Ok(text + "\n]}\n")
 }

@@ -1,21 +1,22 @@
-//! The machines below: lists of nodes in files.
+//! The machines below: lists of nodes, and of what belongs to them, in files.
 //!
-//! What a format reads are [`Draft`]s, trees of settings with their lines; [`take`] checks
-//! them all at once, so that every mistake of a file is told in one go, and nothing of a file
-//! with one is taken.
+//! What a format reads are [`Draft`]s, trees of settings with their lines, one after the
+//! other; [`take`] checks them all, so that every mistake of a file is told in one go, and
+//! nothing of a file with one is taken.
 //!
 //! - [`json`]: the older system's `{"nodes": […]}`;
 //! - [`yaml`]: by name;
 //! - [`csv`]: a column for each setting;
 //! - [`groups`]: ClusterShell's `group: nodes`, membership only.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::model::node::{Settings, Tree, schema};
-use crate::model::nodeset::name;
+use crate::model::node::records::{Record, check_name};
+use crate::model::node::request::{Format, Noun};
+use crate::model::node::{Tree, schema};
 
 pub mod csv;
 pub mod groups;
@@ -27,7 +28,7 @@ pub mod yaml;
 /// How many mistakes are told; the rest are counted.
 const TOLD: usize = 20;
 
-/// A node as a file has it.
+/// A record as a file has it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Draft {
     pub name: String,
@@ -42,51 +43,90 @@ pub struct Mistake {
     pub what: String,
 }
 
-/// What a file holds, right or wrong.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Drafts {
-    pub nodes: Vec<Draft>,
+/// Who takes what is read, one after the other: a whole file of trees has no room.
+pub type Give<'a> = dyn FnMut(Result<Draft, Mistake>) + 'a;
+
+/// What was read, but for the records.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Read {
     pub mistakes: Vec<Mistake>,
+    /// The line of each record.
+    pub lines: HashMap<String, usize>,
 }
 
-/// Nodes as they are to be, with the line that each comes from.
-pub type Taken = BTreeMap<String, (usize, Settings)>;
-
-/// The nodes of a file, if all of it is right. Secrets are sealed.
+/// Reads the records of a file; `keep` is given each that is right. Secrets are sealed.
 ///
 /// # Errors
-/// All that is wrong in the file, which `what` names.
+/// When it is no such file at all.
 pub fn take(
-    drafts: Drafts,
-    what: &str,
+    noun: Noun,
+    format: Format,
+    text: &str,
     seal: &mut dyn FnMut(&str) -> Result<String>,
-) -> Result<Taken> {
-    let mut mistakes = drafts.mistakes;
-    let mut taken = Taken::new();
-    let mut lines: HashMap<String, usize> = HashMap::new();
-    for Draft { name, line, mut tree } in drafts.nodes {
-        let mut wrong = |what: String| mistakes.push(Mistake { line, what });
-        if let Some((_, what)) = name::wrong_with(&name) {
-            let shown: String = name.chars().take(60).collect();
-            wrong(format!("`{}` cannot be a node's name: {what}", shown.escape_debug()));
-            continue;
+    keep: &mut dyn FnMut(String, Record),
+) -> Result<Read> {
+    let mut read = Read::default();
+    let mut give = |draft: Result<Draft, Mistake>| {
+        let line = draft.as_ref().map_or_else(|mistake| mistake.line, |draft| draft.line);
+        match draft.and_then(|draft| check(noun, draft, &mut read, seal)) {
+            Ok(Some((name, record))) => keep(name, record),
+            Ok(None) => {}
+            Err(mistake) => read.mistakes.push(Mistake { line, ..mistake }),
         }
-        if let Some(first) = lines.insert(name.clone(), line) {
-            wrong(format!("`{name}` is in line {first}, too"));
-            continue;
-        }
-        schema::secrets(&mut tree, &mut |secret| {
-            // Whatever it looks like: no file has sealed ones.
-            seal(secret).map(Some)
-        })?;
-        match schema::check(tree) {
-            Ok(tree) => drop(taken.insert(name, (line, Settings::from_tree(tree)?))),
-            Err(all) => all.into_iter().for_each(|(path, what)| {
-                wrong(format!("`{name}`: {path}: {what}"));
-            }),
+    };
+    match format {
+        Format::Json => json::read(noun, text, &mut give)?,
+        Format::Yaml => yaml::read(noun, text, &mut give)?,
+        Format::Csv => csv::read(noun, text, &mut give)?,
+        Format::Groups => return Err(Error::bug("groups are no records")),
+    }
+    Ok(read)
+}
+
+fn check(
+    noun: Noun,
+    draft: Draft,
+    read: &mut Read,
+    seal: &mut dyn FnMut(&str) -> Result<String>,
+) -> Result<Option<(String, Record)>, Mistake> {
+    let Draft { name, line, mut tree } = draft;
+    let wrong = |what: String| Mistake { line, what };
+    let failed = |error: Error| wrong(format!("`{name}`: {error}"));
+    check_name(noun, &name).map_err(|error| wrong(error.to_string()))?;
+    if let Some(first) = read.lines.get(&name) {
+        return Err(wrong(format!("`{name}` is in line {first}, too")));
+    }
+    read.lines.insert(name.clone(), line);
+    // Whatever it looks like: no file has sealed ones.
+    schema::secrets(noun, &mut tree, &mut |_, secret| seal(secret).map(Some)).map_err(failed)?;
+    match schema::check(noun, tree) {
+        Ok(tree) => match Record::from_tree(noun, tree) {
+            Ok(record) => Ok(Some((name, record))),
+            Err(error) => Err(failed(error)),
+        },
+        Err(all) => {
+            let wrong = |(path, what)| wrong(format!("`{name}`: {path}: {what}"));
+            read.mistakes.extend(all.into_iter().map(wrong));
+            Ok(None)
         }
     }
-    if mistakes.is_empty() { Ok(taken) } else { Err(told(&mut mistakes, what)) }
+}
+
+/// Records as a file, without secrets.
+///
+/// # Errors
+/// Never for what was checked.
+pub fn write<'a>(
+    noun: Noun,
+    format: Format,
+    records: &mut dyn Iterator<Item = (&'a str, Record)>,
+) -> Result<String> {
+    match format {
+        Format::Json => json::write(noun, records),
+        Format::Yaml => yaml::write(noun, records),
+        Format::Csv => csv::write(noun, records),
+        Format::Groups => Err(Error::bug("groups are no records")),
+    }
 }
 
 /// One error of all that is wrong in a file.
@@ -102,15 +142,34 @@ pub fn told(mistakes: &mut [Mistake], what: &str) -> Error {
     Error::usage(format!("{what} has {many}; nothing of it is taken")).because(texts.join("\n"))
 }
 
-/// The settings of a node for others to read: without secrets.
+/// The settings of a record for others to read: without secrets.
 ///
 /// # Errors
 /// Never for what was checked.
-pub fn shown(settings: &Settings) -> Result<Tree> {
-    let mut tree = settings.tree()?;
-    schema::secrets(&mut tree, &mut |_| Ok::<_, Error>(None))?;
-    tree.retain(|_, value| value.as_object().is_none_or(|below| !below.is_empty()));
+pub fn shown(noun: Noun, record: &Record) -> Result<Tree> {
+    let mut tree = record.tree()?;
+    hide(noun, &mut tree);
     Ok(tree)
+}
+
+/// Takes secrets away.
+pub fn hide(noun: Noun, tree: &mut Tree) {
+    match schema::secrets(noun, tree, &mut |_, _| Ok::<_, std::convert::Infallible>(None)) {
+        Ok(()) => tree.retain(|_, value| value.as_object().is_none_or(|below| !below.is_empty())),
+        Err(never) => match never {},
+    }
+}
+
+/// The words under which a file has records of a kind: ours, and the older system's.
+fn titles(noun: Noun) -> &'static [&'static str] {
+    match noun {
+        Noun::Net => &["nets", "networks", "network"],
+        Noun::Passwd => &["passwds", "passwd"],
+        Noun::Node => &["nodes"],
+        Noun::Group => &["groups"],
+        Noun::Profile => &["profiles"],
+        Noun::Project => &["projects"],
+    }
 }
 
 /// A text of a file, without the mark that some editors begin it with.

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::model::node::Tree;
+use crate::model::node::request::Noun;
 
 /// What it tells of a node and nobody sets.
 const ITS_OWN: &[&str] = &[
@@ -15,9 +16,18 @@ const ITS_OWN: &[&str] = &[
     "id",
 ];
 
+/// What it calls a record's name.
+pub fn name(noun: Noun, tree: &mut Tree) -> Option<Value> {
+    let key = if noun == Noun::Passwd { "key" } else { return None };
+    tree.remove(key)
+}
+
 /// Brings a tree into our form.
-pub fn read(tree: &mut Tree) {
+pub fn read(noun: Noun, tree: &mut Tree) {
     tree.retain(|key, _| !ITS_OWN.contains(&key.as_str()));
+    if !matches!(noun, Noun::Node | Noun::Group | Noun::Profile) {
+        return;
+    }
     for (theirs, ours) in [("control_info", "control"), ("console_info", "console")] {
         if let Some(value) = tree.remove(theirs) {
             tree.insert(ours.into(), value);
@@ -73,9 +83,13 @@ fn nic(nic: &mut Value) {
 }
 
 /// Brings a tree of ours into its form.
-pub fn write(name: &str, mut tree: Tree) -> Tree {
+pub fn write(noun: Noun, name: &str, mut tree: Tree) -> Tree {
     let mut theirs = Tree::new();
     theirs.insert("name".into(), name.into());
+    if noun != Noun::Node {
+        theirs.extend(tree);
+        return theirs;
+    }
     for (our, their) in [("control", "control_info"), ("console", "console_info")] {
         if let Some(value) = tree.remove(our) {
             theirs.insert(their.into(), value);

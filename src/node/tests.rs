@@ -2,7 +2,10 @@
 
 use proptest::prelude::*;
 
+use std::collections::BTreeMap;
+
 use super::*;
+use crate::model::node::Settings;
 use crate::model::node::inventory::Inventory;
 
 fn no_secret(_: &str) -> Result<String> {
@@ -15,8 +18,21 @@ fn inventory(nodes: &BTreeMap<String, Settings>) -> Inventory {
     inventory
 }
 
-fn settings(taken: Taken) -> BTreeMap<String, Settings> {
-    taken.into_iter().map(|(name, (_, settings))| (name, settings)).collect()
+/// The nodes of a file.
+fn take(format: Format, text: &str) -> Result<BTreeMap<String, Settings>> {
+    let mut nodes = BTreeMap::new();
+    let mut keep = |name: String, record: Record| {
+        nodes.insert(name, (**record.settings().unwrap()).clone());
+    };
+    let mut read = super::take(Noun::Node, format, text, &mut no_secret, &mut keep)?;
+    match read.mistakes.is_empty() {
+        true => Ok(nodes),
+        false => Err(told(&mut read.mistakes, "`a.json`")),
+    }
+}
+
+fn records(nodes: &BTreeMap<String, Settings>) -> impl Iterator<Item = (&str, Record)> {
+    nodes.iter().map(|(name, it)| (name.as_str(), Record::Settings(it.clone().into())))
 }
 
 /// A file as the older system writes it.
@@ -33,7 +49,7 @@ const OLDER: &str = r#"{"nodes": [
 
 #[test]
 fn the_older_systems_file_is_read() {
-    let taken = settings(take(json::read(OLDER).unwrap(), "a.json", &mut no_secret).unwrap());
+    let taken = take(Format::Json, OLDER).unwrap();
     let node = &taken["node0"];
     assert_eq!(node.control.bmc_address.as_deref(), Some("11.0.0.0"));
     assert_eq!(node.control.bmc_password.as_deref(), Some("sealed:x"));
@@ -42,7 +58,7 @@ fn the_older_systems_file_is_read() {
     // Without a name, the first that is free.
     assert_eq!(node.nics["eth1"].mac.as_deref(), Some("43:87:0a:05:00:00"));
     assert_eq!(taken["xcat3test1"].nics["eth0"].primary, Some(true));
-    let text = json::write(taken.iter().map(|(name, it)| (name.as_str(), it))).unwrap();
+    let text = write(Noun::Node, Format::Json, &mut records(&taken)).unwrap();
     assert!(!text.contains("sealed") && !text.contains("hunter2"), "{text}");
     assert!(text.contains(r#""nics_info":{"nics":[{"ip":"12.0.0.0","mac":"#), "{text}");
 }
@@ -58,7 +74,7 @@ fn all_mistakes_of_a_file_are_told_with_their_lines() {
  \"nics_info\": {\"nics\": [{\"name\": \"e\", \"mac\": \"x\"}, {\"name\": \"e\"}]}},
 {\"name\": \"n3\"}
 ]}";
-    let report = take(json::read(text).unwrap(), "`a.json`", &mut no_secret).unwrap_err().report();
+    let report = take(Format::Json, text).unwrap_err().report();
     for line in [
         "error: `a.json` has 8 mistakes; nothing of it is taken",
         "line 2: `n1`: arhc: there is no setting `arhc`; did you mean `arch`?",
@@ -74,24 +90,26 @@ fn all_mistakes_of_a_file_are_told_with_their_lines() {
     }
     for text in ["", "{", "[1", "{\"nodes\": 5}", "{\"nodes\": [], \"x\": 1}", &"[".repeat(10_000)]
     {
-        assert!(json::read(text).is_err(), "{text:.20}");
+        let report = take(Format::Json, text).unwrap_err().report();
+        assert!(report.contains("no list of nodes in JSON"), "{text:.20}: {report}");
     }
     let deep = format!("{{\"nodes\": [{{\"name\": \"n\", \"notes\": {}", "[".repeat(10_000));
-    assert!(json::read(&deep).is_err());
+    assert!(take(Format::Json, &deep).is_err());
     let deep = format!("{deep}{}}}]}}", "]".repeat(10_000));
-    assert_eq!(json::read(&deep).unwrap().mistakes.len(), 1);
+    let report = take(Format::Json, &deep).unwrap_err().report();
+    assert!(report.contains("has a mistake"), "{report}");
 }
 
 #[test]
 fn yaml_and_csv_tell_theirs() {
     let text = "nodes:\n  n1: {arch: x86_64}\n  n2:\n    tags: [a b]\n  n1: {}\n  n3: 5\nelse: 1\n";
-    let report = take(yaml::read(text).unwrap(), "`a`", &mut no_secret).unwrap_err().report();
+    let report = take(Format::Yaml, text).unwrap_err().report();
     for line in ["line 3: `n2`: tags: `a b` is not a name", "line 5: ", "line 6: `n3`", "line 7: "]
     {
         assert!(report.contains(line), "{line}\n{report}");
     }
     let text = "name,arch,notes\nn1,x86_64,\"a\nb\"\nn2,\"x\"\"\",\nn3,x\n\nn1,,\n";
-    let report = take(csv::read(text).unwrap(), "`a`", &mut no_secret).unwrap_err().report();
+    let report = take(Format::Csv, text).unwrap_err().report();
     for line in [
         "line 4: `n2`: arch: `x\\\"` is not",
         "line 5: 2 cells, and there are 3",
@@ -99,11 +117,10 @@ fn yaml_and_csv_tell_theirs() {
     ] {
         assert!(report.contains(line), "{line}\n{report}");
     }
-    let report = take(csv::read("name,arhc,arch,arch\n").unwrap(), "`a`", &mut no_secret);
-    let report = report.unwrap_err().report();
+    let report = take(Format::Csv, "name,arhc,arch,arch\n").unwrap_err().report();
     assert!(report.contains("column 2: there is no setting `arhc`"), "{report}");
     assert!(report.contains("column 4: it is there twice"), "{report}");
-    assert!(csv::read("").is_err() && csv::read("arch\n").is_err());
+    assert!(take(Format::Csv, "").is_err() && take(Format::Csv, "arch\n").is_err());
 }
 
 fn text() -> impl Strategy<Value = String> {
@@ -146,7 +163,7 @@ fn tree() -> impl Strategy<Value = Tree> {
                 "tags": some[3].then_some(tags), "groups": some[4].then_some(groups),
                 "nics": some[5].then_some(nics), "mgt": "ipmi",
             });
-            schema::check(whole.as_object().unwrap().clone()).unwrap()
+            schema::check(Noun::Node, whole.as_object().unwrap().clone()).unwrap()
         },
     )
 }
@@ -162,14 +179,10 @@ proptest! {
             .map(|(name, tree)| (name, Settings::from_tree(tree).unwrap()))
             .collect();
         let each = || nodes.iter().map(|(name, settings)| (name.as_str(), settings));
-        let back = |read: Result<Drafts>| {
-            settings(take(read.unwrap(), "it", &mut no_secret).unwrap())
-        };
-        prop_assert_eq!(&back(json::read(&json::write(each()).unwrap())), &nodes);
-        let text = yaml::write(each()).unwrap();
-        prop_assert_eq!(&back(yaml::read(&text)), &nodes, "{}", text);
-        let text = csv::write(each()).unwrap();
-        prop_assert_eq!(&back(csv::read(&text)), &nodes, "{}", text);
+        for format in [Format::Json, Format::Yaml, Format::Csv] {
+            let text = write(Noun::Node, format, &mut records(&nodes)).unwrap();
+            prop_assert_eq!(&take(format, &text).unwrap(), &nodes, "{}", text);
+        }
         // Groups: who is in which.
         let inventory = inventory(&nodes);
         let read = groups::read(&groups::write(each()), "it", &inventory).unwrap();

@@ -4,56 +4,64 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{Draft, Drafts, Mistake, older, shown, without_mark};
+use super::{Draft, Give, Mistake, older, shown, titles, without_mark};
 use crate::config::yaml::{self, Body, Node};
 use crate::error::{Context, Error, Result};
-use crate::model::node::{Settings, Tree};
+use crate::model::node::Tree;
+use crate::model::node::records::Record;
+use crate::model::node::request::Noun;
 
 /// Reads a file.
 ///
 /// # Errors
-/// When it is no YAML, or no nodes are in it.
-pub fn read(text: &str) -> Result<Drafts> {
+/// When it is no YAML, or no such records are in it.
+pub fn read(noun: Noun, text: &str, give: &mut Give<'_>) -> Result<()> {
     let document = yaml::parse(without_mark(text)).map_err(|fault| {
         let place = format!("line {}, column {}", fault.mark.line, fault.mark.column);
         Error::usage("this is no YAML").because(format!("{place}: {}", fault.message))
     })?;
-    let twice = document.duplicates.iter().map(|twice| Mistake {
-        line: twice.mark.line,
-        what: format!("`{}` is in line {}, too", twice.path, twice.first.line),
-    });
-    let mut drafts = Drafts { nodes: Vec::new(), mistakes: twice.collect() };
+    for twice in &document.duplicates {
+        let what = format!("`{}` is in line {}, too", twice.path, twice.first.line);
+        give(Err(Mistake { line: twice.mark.line, what }));
+    }
+    let title = noun.plural();
     let Body::Mapping(entries) = &document.root.body else {
-        return Err(Error::usage("no nodes are in it").help("write `nodes: {node1: {arch: …}}`"));
+        let (what, name) = (format!("no {title} are in it"), noun.as_str());
+        return Err(Error::usage(what).help(format!("write `{title}: {{{name}1: {{…}}}}`")));
     };
     for entry in entries {
         let line = entry.mark.line;
-        let mut wrong = |what: String| drafts.mistakes.push(Mistake { line, what });
-        match (entry.key.text.as_str(), &entry.value.body) {
-            ("nodes", Body::Mapping(nodes)) => {
-                for node in nodes {
-                    let line = node.mark.line;
-                    let name = node.key.text.clone();
-                    let tree = match value(&node.value) {
-                        Value::Object(tree) => tree,
-                        Value::Null => Tree::new(),
-                        _ => {
-                            let what = format!("`{}` has no settings", name.escape_debug());
-                            drafts.mistakes.push(Mistake { line, what });
-                            continue;
-                        }
-                    };
-                    let mut tree = tree;
-                    older::read(&mut tree);
-                    drafts.nodes.push(Draft { name, line, tree });
-                }
+        let known = titles(noun).contains(&entry.key.text.as_str());
+        match &entry.value.body {
+            Body::Mapping(records) if known => {
+                records
+                    .iter()
+                    .for_each(|it| give(record(noun, &it.key.text, it.mark.line, &it.value)));
             }
-            ("nodes", _) if entry.value.is_null() => {}
-            ("nodes", _) => wrong("`nodes` is not a map of names".into()),
-            (other, _) => wrong(format!("`{}` is not known here", other.escape_debug())),
+            _ if known && entry.value.is_null() => {}
+            _ => {
+                let key: String = entry.key.text.chars().take(60).collect();
+                let what = if known { "is not a map of names" } else { "is not known here" };
+                let what = format!("`{}` {what}", key.escape_debug());
+                give(Err(Mistake { line, what }));
+            }
         }
     }
-    Ok(drafts)
+    Ok(())
+}
+
+fn record(noun: Noun, name: &str, line: usize, node: &Node) -> Result<Draft, Mistake> {
+    let mut tree = match value(node) {
+        Value::Object(tree) => tree,
+        Value::Null => Tree::new(),
+        _ => {
+            let name: String = name.chars().take(60).collect();
+            let what = format!("`{}` has no settings", name.escape_debug());
+            return Err(Mistake { line, what });
+        }
+    };
+    older::read(noun, &mut tree);
+    Ok(Draft { name: name.to_owned(), line, tree })
 }
 
 /// What lies there. A plain word that is a number or a flag is one.
@@ -76,14 +84,18 @@ fn value(node: &Node) -> Value {
     }
 }
 
-/// The nodes as such a file.
+/// The records as such a file.
 ///
 /// # Errors
 /// Never for what was checked.
-pub fn write<'a>(nodes: impl Iterator<Item = (&'a str, &'a Settings)>) -> Result<String> {
+pub fn write<'a>(
+    noun: Noun,
+    records: &mut dyn Iterator<Item = (&'a str, Record)>,
+) -> Result<String> {
     let mut named: BTreeMap<&str, Tree> = BTreeMap::new();
-    for (name, settings) in nodes {
-        named.insert(name, shown(settings)?);
+    for (name, record) in records {
+        named.insert(name, shown(noun, &record)?);
     }
-    serde_yaml::to_string(&BTreeMap::from([("nodes", named)])).while_doing(|| "writing YAML".into())
+    let whole = BTreeMap::from([(noun.plural(), named)]);
+    serde_yaml::to_string(&whole).while_doing(|| "writing YAML".into())
 }

@@ -1,70 +1,90 @@
 //! The inventory in a store: read whole, changed in commits that each require that nobody
 //! else has changed it since.
 //!
-//! A change is checked as a whole before its first commit. It may be larger than a commit:
-//! who is interrupted has written some nodes and not others, and the same command finishes.
+//! A change is checked as a whole before its first commit: [`plan`]. It may be larger than a
+//! commit: then an [`Operation`] beside it says how far it is, in each commit anew
+//! ([`journal`]). Who is interrupted has written some records and not others, and the same
+//! command finishes.
+//!
+//! [`Book`] lives as long as a command, or for weeks in a daemon. What it has in memory is
+//! what the store has, also after a commit has failed; [`shown`] tells from memory alone.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Context, Error, Result};
-use crate::model::node::edit::Edit;
-use crate::model::node::inventory::{Inventory, Problem};
-use crate::model::node::{Settings, Tree, schema};
-use crate::model::nodeset::NodeSet;
-use crate::node::{self, Drafts, Mistake};
+use crate::model::node::inventory::Inventory;
+use crate::model::node::operation::Operation;
+use crate::model::node::records::Record;
+use crate::model::node::request::{Noun, Outcome, Request};
 use crate::store::embedded;
 use crate::store::secret::vault::Vault;
 use crate::store::{
-    Change, Check, Commit, MAX_COMMIT_BYTES, MAX_OPERATIONS, Revision, Store, keys, list_all,
+    Change, Check, Commit, Entry, MAX_COMMIT_BYTES, MAX_OPERATIONS, MAX_PAGE, Revision, Store, keys,
 };
 
-/// How many problems are told; the rest are counted.
-const TOLD: usize = 20;
+mod journal;
+mod plan;
+mod shown;
 
-/// What came of a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outcome {
-    pub node: String,
-    pub ok: bool,
-    pub text: String,
-}
+pub use shown::{export, rows};
 
-impl Outcome {
-    fn ok(node: &str, text: &str) -> Self {
-        Self { node: node.into(), ok: true, text: text.into() }
-    }
+/// How often a change is decided anew, when others have changed what it was decided on.
+const TRIES: usize = 5;
 
-    fn failed(node: &str, text: &str) -> Self {
-        Self { node: node.into(), ok: false, text: text.into() }
-    }
-
-    /// A node that is not there.
-    pub fn missing(node: &str) -> Self {
-        Self::failed(node, "Could not be found.")
-    }
-}
-
-/// What the store in `dir` knows of nodes; without a store, nothing.
+/// What the store in `dir` knows of the machines below; without a store, nothing.
 ///
 /// # Errors
 /// When the store cannot be read.
 pub async fn read(dir: &Path) -> Result<Inventory> {
     match embedded::open_existing(dir).await? {
-        Some(store) => load(&store).await,
+        Some(store) => Ok(load(&store).await?.0),
         None => Ok(Inventory::default()),
     }
 }
 
-async fn load(store: &dyn Store) -> Result<Inventory> {
-    let mut inventory = Inventory::default();
-    for entry in list_all(store, &keys::nodes()).await?.0 {
-        if let Some(name) = keys::parse_node(&entry.key) {
-            inventory.put(&name, Arc::new(entry.json()?));
-        }
+/// The latest long changes of the inventory of the store in `dir`.
+///
+/// # Errors
+/// When the store cannot be read.
+pub async fn operations(dir: &Path) -> Result<Vec<Operation>> {
+    match embedded::open_existing(dir).await? {
+        Some(store) => Ok(journal::load(&store).await?.into_values().collect()),
+        None => Ok(Vec::new()),
     }
-    Ok(inventory)
+}
+
+/// The inventory, and the revision of its latest change.
+async fn load(store: &dyn Store) -> Result<(Inventory, Option<Revision>)> {
+    // Before the rest: whoever changes that meanwhile has changed this, too.
+    let latest = store.get(&keys::inventory_counter()).await?.map(|entry| entry.revision);
+    let mut inventory = Inventory::default();
+    for noun in Noun::ALL {
+        let mut take = |entry: &Entry| {
+            let Some(name) = keys::parse_record(noun, &entry.key) else { return Ok(()) };
+            let record = Record::from_json(noun, &entry.value);
+            let record = record.while_doing(|| format!("reading the stored `{}`", entry.key))?;
+            inventory.put_record(noun, &name, record);
+            Ok(())
+        };
+        pages(store, &keys::records(noun), &mut take).await?;
+    }
+    Ok((inventory, latest))
+}
+
+/// Reads what is below a prefix, a page at a time.
+async fn pages(
+    store: &dyn Store,
+    prefix: &str,
+    take: &mut (dyn FnMut(&Entry) -> Result<()> + Send),
+) -> Result<()> {
+    let mut page = store.list(prefix, None, MAX_PAGE).await?;
+    loop {
+        page.entries.iter().try_for_each(&mut *take)?;
+        let Some(last) = page.entries.last().filter(|_| page.more) else { return Ok(()) };
+        page = store.list(prefix, Some(&last.key.clone()), MAX_PAGE).await?;
+    }
 }
 
 /// The inventory, to be changed.
@@ -76,7 +96,26 @@ pub struct Book {
     fence: Option<Check>,
     /// The latest change, when the rest was read, or ours.
     latest: Option<Revision>,
+    /// A commit has failed, and what it did is not known.
+    in_doubt: bool,
+    ops: BTreeMap<u64, Operation>,
+    /// Who asks for changes, as operations say.
+    pub user: String,
     pub inventory: Inventory,
+}
+
+/// Why a change was not made.
+#[derive(Debug)]
+enum Failure {
+    /// Somebody else has changed the inventory; nothing of this was done.
+    Conflict,
+    Other(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
 }
 
 impl Book {
@@ -88,226 +127,192 @@ impl Book {
         Self::over(Arc::new(embedded::open(dir).await?), Vault::open(dir)?, None).await
     }
 
-    /// The inventory of a store; its changes are made only while `fence` holds.
+    /// The inventory of a store; its changes are made only while `fence` holds. Who has one
+    /// is the only writer.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub async fn over(store: Arc<dyn Store>, vault: Vault, fence: Option<Check>) -> Result<Self> {
-        // Before the rest: whoever changes that meanwhile has changed this, too.
-        let latest = store.get(&keys::inventory_counter()).await?.map(|entry| entry.revision);
-        let inventory = load(&*store).await.while_doing(|| "reading the inventory".into())?;
-        Ok(Self { store, vault, fence, latest, inventory })
-    }
-
-    /// Seals what is secret in changes.
-    ///
-    /// # Errors
-    /// When it cannot be sealed.
-    pub fn seal(&self, edits: &mut [Edit]) -> Result<()> {
-        edits.iter_mut().try_for_each(|edit| edit.seal(&mut |secret| self.vault.seal(secret)))
-    }
-
-    /// Makes nodes that are not there yet.
-    ///
-    /// # Errors
-    /// When one of them cannot be; then none is made.
-    pub async fn create(&mut self, nodes: &NodeSet, edits: &[Edit]) -> Result<Vec<Outcome>> {
-        let (mut outcomes, mut new) = (Vec::new(), BTreeMap::new());
-        for name in nodes.names() {
-            if self.inventory.nodes.contains_key(&name) {
-                outcomes.push(Outcome::failed(&name, "Error: duplicate name"));
-                continue;
-            }
-            outcomes.push(Outcome::ok(&name, "ok"));
-            new.insert(name.clone(), Arc::new(edited(&name, Tree::new(), edits)?));
-        }
-        self.put(new).await?;
-        Ok(outcomes)
-    }
-
-    /// Changes settings of nodes.
-    ///
-    /// # Errors
-    /// When one of them cannot be changed so; then none is.
-    pub async fn update(&mut self, nodes: &NodeSet, edits: &[Edit]) -> Result<Vec<Outcome>> {
-        let (mut outcomes, mut new) = (Vec::new(), BTreeMap::new());
-        for name in nodes.names() {
-            let Some(settings) = self.inventory.nodes.get(&name) else {
-                outcomes.push(Outcome::missing(&name));
-                continue;
-            };
-            let changed = edited(&name, settings.tree()?, edits)?;
-            if changed != **settings {
-                new.insert(name.clone(), Arc::new(changed));
-            }
-            outcomes.push(Outcome::ok(&name, "updated"));
-        }
-        self.put(new).await?;
-        Ok(outcomes)
-    }
-
-    /// Deletes nodes.
-    ///
-    /// # Errors
-    /// When the store cannot be written.
-    pub async fn delete(&mut self, nodes: &NodeSet) -> Result<Vec<Outcome>> {
-        let (mut outcomes, mut changes) = (Vec::new(), Vec::new());
-        for name in nodes.names() {
-            if self.inventory.nodes.contains_key(&name) {
-                changes.push(Change::delete(keys::node(&name)));
-                outcomes.push(Outcome::ok(&name, "deleted"));
-            } else {
-                outcomes.push(Outcome::missing(&name));
-            }
-        }
-        self.commit(changes).await?;
-        for outcome in &outcomes {
-            self.inventory.remove(&outcome.node);
-        }
-        Ok(outcomes)
-    }
-
-    /// Takes the nodes of a file, called `what`. One that is there already, as it is in the
-    /// file, is taken, too: an import that was interrupted is finished by the same command.
-    ///
-    /// # Errors
-    /// All that is wrong in the file, with its lines; then nothing of it is taken.
-    pub async fn import(&mut self, drafts: Drafts, what: &str) -> Result<Vec<Outcome>> {
-        let taken = node::take(drafts, what, &mut |secret| self.vault.seal(secret))?;
-        let (mut mistakes, mut outcomes, mut new) = (Vec::new(), Vec::new(), BTreeMap::new());
-        let mut lines: HashMap<String, usize> = HashMap::new();
-        for (name, (line, settings)) in taken {
-            match self.inventory.nodes.get(&name) {
-                Some(old) if self.same(old, &settings)? => {}
-                Some(_) => {
-                    let what = format!("`{name}` is there already, and differs");
-                    mistakes.push(Mistake { line, what });
-                }
-                None => drop(new.insert(name.clone(), Arc::new(settings))),
-            }
-            outcomes.push(Outcome::ok(&name, "ok"));
-            lines.insert(name, line);
-        }
-        if mistakes.is_empty() {
-            let mistake = |it: Problem| Mistake {
-                line: lines.get(&it.node).copied().unwrap_or(0),
-                what: format!("`{}`: {}", it.node, it.what),
-            };
-            mistakes = self.inventory.problems(&new).into_iter().map(mistake).collect();
-        }
-        if !mistakes.is_empty() {
-            return Err(node::told(&mut mistakes, what)
-                .help("`pavo node update` changes nodes, `pavo node delete` makes room"));
-        }
-        self.put(new).await?;
-        Ok(outcomes)
-    }
-
-    /// Adds nodes to groups.
-    ///
-    /// # Errors
-    /// When the store cannot be written.
-    pub async fn join(&mut self, groups: &BTreeMap<String, NodeSet>) -> Result<Vec<Outcome>> {
-        let mut new: BTreeMap<String, Arc<Settings>> = BTreeMap::new();
-        for (group, nodes) in groups {
-            for name in nodes.names() {
-                let Some(old) = self.inventory.nodes.get(&name) else { continue };
-                let settings = Arc::make_mut(new.entry(name).or_insert_with(|| old.clone()));
-                if !settings.groups.contains(group) {
-                    settings.groups.push(group.clone());
-                }
-            }
-        }
-        let outcomes = new.keys().map(|name| Outcome::ok(name, "updated")).collect();
-        self.put(new).await?;
-        Ok(outcomes)
-    }
-
-    /// Whether two settings are the same. Sealed texts of one secret differ.
-    fn same(&self, one: &Settings, other: &Settings) -> Result<bool> {
-        let open = |settings: &Settings| -> Result<Tree> {
-            let mut tree = settings.tree()?;
-            schema::secrets(&mut tree, &mut |sealed| {
-                Ok::<_, Error>(Some(self.vault.unseal(sealed)?.expose().to_owned()))
-            })?;
-            Ok(tree)
+        let uid = nix::unistd::Uid::effective();
+        let account = nix::unistd::User::from_uid(uid).ok().flatten();
+        let mut book = Self {
+            store,
+            vault,
+            fence,
+            latest: None,
+            in_doubt: true,
+            ops: BTreeMap::new(),
+            user: account.map_or_else(|| uid.to_string(), |account| account.name),
+            inventory: Inventory::default(),
         };
-        Ok(one == other || open(one)? == open(other)?)
+        book.settle().await.while_doing(|| "reading the inventory".into())?;
+        book.bury().await;
+        Ok(book)
     }
 
-    /// Stores nodes, if nothing is wrong with all there are then.
-    async fn put(&mut self, new: BTreeMap<String, Arc<Settings>>) -> Result<()> {
-        if new.is_empty() {
+    /// What opens its secrets.
+    pub fn vault(&self) -> &Vault {
+        &self.vault
+    }
+
+    /// Does what is asked, or, if it is asked so, only says what that would be.
+    ///
+    /// # Errors
+    /// When it cannot be done; then nothing was. When the store fails while it is done: then
+    /// some of it was, if it takes several commits, and an operation says how much.
+    pub async fn apply(&mut self, request: &Request) -> Result<Vec<Outcome>> {
+        for _ in 0..TRIES {
+            self.settle().await.while_doing(|| "reading the inventory anew".into())?;
+            self.bury().await;
+            let plan = self.plan(request)?;
+            if request.dry_run {
+                return Ok(plan.outcomes);
+            }
+            let noun = plan::changed(request);
+            let before = self.latest;
+            match self.carry_out(noun, plan::words(request), plan.changes).await {
+                Ok(()) => return Ok(plan.outcomes),
+                Err(Failure::Other(error)) => return Err(error),
+                Err(Failure::Conflict) => {}
+            }
+            self.settle().await.while_doing(|| "reading the inventory anew".into())?;
+            if self.latest == before {
+                return Err(Error::system("somebody else is to change the inventory now"))
+                    .while_doing(|| "changing the inventory".into());
+            }
+        }
+        Err(crowded()).while_doing(|| "changing the inventory".into())
+    }
+
+    /// Makes memory what the store is, if that is not known.
+    async fn settle(&mut self) -> Result<()> {
+        if !self.in_doubt {
             return Ok(());
         }
-        let problems = self.inventory.problems(&new);
-        if !problems.is_empty() {
-            let line = |it: &Problem| format!("{}: {}", it.node, it.what);
-            let mut texts: Vec<String> = problems.iter().take(TOLD).map(line).collect();
-            if problems.len() > TOLD {
-                texts.push(format!("and {} more", problems.len() - TOLD));
-            }
-            return Err(
-                Error::usage("nodes cannot be so; nothing was changed").because(texts.join("\n"))
-            );
+        let latest = self.store.get(&keys::inventory_counter()).await?.map(|it| it.revision);
+        // A commit that is still to come fails: its counter is not the latest then.
+        if latest != self.latest || latest.is_none() {
+            let (inventory, latest) = load(&*self.store).await?;
+            self.ops = journal::load(&*self.store).await?;
+            (self.inventory, self.latest) = (inventory, latest);
         }
-        let put = |(name, settings): (&String, &Arc<Settings>)| {
-            Change::put_json(keys::node(name), &**settings)
-        };
-        self.commit(new.iter().map(put).collect::<Result<_>>()?).await?;
-        for (name, settings) in new {
-            self.inventory.put(&name, settings);
-        }
+        self.in_doubt = false;
         Ok(())
     }
 
     /// Makes changes, as many at once as a store takes.
-    async fn commit(&mut self, changes: Vec<Change>) -> Result<()> {
-        let doing = || "changing the inventory".to_owned();
-        let size = |change: &Change| match change {
-            Change::Put { key, value, .. } => 2 * key.len() + value.len(),
-            Change::Delete { key } | Change::DeletePrefix { prefix: key } => 2 * key.len(),
+    async fn carry_out(
+        &mut self,
+        noun: Noun,
+        words: String,
+        changes: Vec<(String, Option<Record>)>,
+    ) -> Result<(), Failure> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let (first, taken) = match self.is_all(noun, &changes) {
+            true => (vec![Change::DeletePrefix { prefix: keys::records(noun) }], changes.len()),
+            false => batch(noun, &changes, MAX_OPERATIONS - 1)?,
         };
-        let mut rest = changes.into_iter().peekable();
-        while rest.peek().is_some() {
-            let key = keys::inventory_counter();
-            let check = match self.latest {
-                Some(revision) => Check::Revision(key.clone(), revision),
-                None => Check::Absent(key.clone()),
-            };
-            let checks: Vec<Check> = self.fence.iter().cloned().chain([check]).collect();
-            let mut batch = vec![Change::put_json(&key, &())?];
-            let mut bytes = 1024;
-            while let Some(change) = rest.next_if(|next| {
-                batch.len() < MAX_OPERATIONS && bytes + size(next) < MAX_COMMIT_BYTES
-            }) {
-                bytes += size(&change);
-                batch.push(change);
-            }
-            if batch.len() == 1 {
-                return Err(Error::usage("a node's settings are too large")).while_doing(doing);
-            }
-            match self.store.commit(&checks, &batch).await.while_doing(doing)? {
-                Commit::Done(revision) => self.latest = Some(revision),
-                Commit::Conflict(_) => {
-                    let error = Error::system("somebody else has changed it at the same time");
-                    return Err(error.help("run the command again")).while_doing(doing);
+        if taken == changes.len() {
+            self.commit(first).await?;
+            changes.into_iter().for_each(|change| self.take(noun, change));
+            return Ok(());
+        }
+        let (mut operation, opening) = self.begin(words, changes.len());
+        let mut rest = changes.into_iter();
+        let mut begun = Some(opening);
+        while !rest.as_slice().is_empty() {
+            let mut whole = begun.clone().unwrap_or_default();
+            let result = match batch(noun, rest.as_slice(), MAX_OPERATIONS - 2 - whole.len()) {
+                Ok((changes, taken)) => {
+                    operation.done += taken;
+                    if taken == rest.len() {
+                        journal::finish(&mut operation);
+                    }
+                    whole.extend(changes);
+                    whole.push(Change::put_json(keys::op(operation.id), &operation)?);
+                    self.commit(whole).await.map(|()| taken)
                 }
+                Err(error) => Err(Failure::Other(error)),
+            };
+            match result {
+                Ok(taken) => {
+                    rest.by_ref().take(taken).for_each(|change| self.take(noun, change));
+                    self.note(&operation, begun.take().is_some());
+                }
+                Err(failure) if begun.is_some() => return Err(failure),
+                Err(failure) => return Err(Failure::Other(self.stop(operation, failure).await)),
             }
         }
         Ok(())
     }
+
+    /// Whether these are all records of a kind, to be deleted.
+    fn is_all(&self, noun: Noun, changes: &[(String, Option<Record>)]) -> bool {
+        changes.len() == self.inventory.stored(noun).count()
+            && changes.iter().all(|(_, record)| record.is_none())
+    }
+
+    /// Takes into memory what was stored.
+    fn take(&mut self, noun: Noun, (name, record): (String, Option<Record>)) {
+        match record {
+            Some(record) => self.inventory.put_record(noun, &name, record),
+            None => drop(self.inventory.remove_record(noun, &name)),
+        }
+    }
+
+    /// Makes some changes at once, if nobody else has made any.
+    async fn commit(&mut self, mut changes: Vec<Change>) -> Result<(), Failure> {
+        let key = keys::inventory_counter();
+        let check = match self.latest {
+            Some(revision) => Check::Revision(key.clone(), revision),
+            None => Check::Absent(key.clone()),
+        };
+        let checks: Vec<Check> = self.fence.iter().cloned().chain([check]).collect();
+        changes.push(Change::put_json(key, &())?);
+        let doing = || "changing the inventory".to_owned();
+        // What comes of it is not known before it is; also if nobody waits for it any more.
+        self.in_doubt = true;
+        match self.store.commit(&checks, &changes).await.while_doing(doing)? {
+            Commit::Done(revision) => {
+                self.latest = Some(revision);
+                self.in_doubt = false;
+                Ok(())
+            }
+            Commit::Conflict(_) => Err(Failure::Conflict),
+        }
+    }
 }
 
-/// The settings of a node after these changes.
-fn edited(name: &str, mut tree: Tree, edits: &[Edit]) -> Result<Settings> {
-    edits.iter().try_for_each(|edit| edit.apply(name, &mut tree))?;
-    match schema::check(tree) {
-        Ok(tree) => Settings::from_tree(tree),
-        Err(wrong) => {
-            let texts: Vec<String> =
-                wrong.iter().map(|(path, it)| format!("{path}: {it}")).collect();
-            Err(Error::usage(format!("`{name}` cannot be so")).because(texts.join("\n")))
+fn crowded() -> Error {
+    Error::system("somebody else has changed it at the same time").help("run the command again")
+}
+
+/// The first of these changes, as many as fit into a commit with `most` of them.
+fn batch(
+    noun: Noun,
+    changes: &[(String, Option<Record>)],
+    most: usize,
+) -> Result<(Vec<Change>, usize)> {
+    let (mut batch, mut bytes) = (Vec::new(), 4096);
+    for (name, record) in changes.iter().take(most) {
+        let key = keys::record(noun, name);
+        let change = match record {
+            None => Change::delete(key),
+            Some(record) => Change::Put { key, value: record.to_json()?, lease: None },
+        };
+        bytes += match &change {
+            Change::Put { key, value, .. } => 2 * key.len() + value.len(),
+            Change::Delete { key } | Change::DeletePrefix { prefix: key } => 2 * key.len(),
+        };
+        if bytes > MAX_COMMIT_BYTES {
+            break;
         }
+        batch.push(change);
+    }
+    match (batch.len(), changes.first()) {
+        (0, Some((name, _))) => Err(Error::usage(format!("what `{name}` says is too much"))),
+        (taken, _) => Ok((batch, taken)),
     }
 }

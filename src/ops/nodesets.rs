@@ -11,6 +11,7 @@ use super::queue::{self, Hosts};
 use crate::config::nearest;
 use crate::error::{Context, Error, Result};
 use crate::model::node::inventory::Inventory;
+use crate::model::node::request::Noun;
 use crate::model::nodeset::expr::{Expr, Want};
 use crate::model::nodeset::lines::{self, Lines};
 use crate::model::nodeset::parse::{empty, parse};
@@ -30,7 +31,7 @@ const SOURCES: [&str; 3] = ["slurm", "slurmstate", "job"];
 pub struct Known {
     /// Where its store is.
     dir: PathBuf,
-    read: OnceCell<Option<Inventory>>,
+    read: OnceCell<Inventory>,
 }
 
 impl Known {
@@ -39,12 +40,8 @@ impl Known {
         Self { dir, read: OnceCell::new() }
     }
 
-    async fn inventory(&self) -> Result<Option<&Inventory>> {
-        let read = || async {
-            let inventory = inventory::read(&self.dir).await?;
-            Ok::<_, Error>(Some(inventory).filter(|it| !it.nodes.is_empty()))
-        };
-        Ok(self.read.get_or_try_init(read).await?.as_ref())
+    async fn inventory(&self) -> Result<&Inventory> {
+        self.read.get_or_try_init(|| inventory::read(&self.dir)).await
     }
 }
 
@@ -77,6 +74,57 @@ pub async fn from_standard_input(known: &Known) -> Result<NodeSet> {
     Ok(set)
 }
 
+/// The text of a set for who knows the inventory and nothing else: what files and Slurm say
+/// is in it. Where no inventory is known here, `@name` is a group.
+///
+/// # Errors
+/// When it is no set, and when what it names outside of the inventory is not there.
+pub async fn fill_in(text: &str, known: Option<&Known>) -> Result<String> {
+    filled(&parse(text)?, known, 0).await
+}
+
+async fn filled(expr: &Expr, known: Option<&Known>, depth: usize) -> Result<String> {
+    let mut texts: BTreeMap<&Want, String> = BTreeMap::new();
+    for want in expr.wants() {
+        if !texts.contains_key(want) {
+            let text = Box::pin(outside(want, known, depth)).await;
+            let text = text.while_doing(|| format!("looking up the nodes of `{want}`"))?;
+            texts.extend(text.map(|text| (want, text)));
+        }
+    }
+    Ok(expr.rewritten(&mut |want| texts.get(want).cloned()))
+}
+
+/// What a set wants, if others than the inventory know it.
+async fn outside(want: &Want, known: Option<&Known>, depth: usize) -> Result<Option<String>> {
+    let path = match want {
+        Want::File(path) => path,
+        Want::Group { source: Some(source), name } => {
+            return group(source, name).await.map(|set| Some(set.to_string()));
+        }
+        Want::Group { source: None, name } => {
+            let Some(known) = known else { return Ok(None) };
+            let is_group = known.inventory().await?.get(Noun::Group, name).is_some();
+            if is_group || !Path::new(name).is_file() {
+                return Ok(None);
+            }
+            name
+        }
+        _ => return Ok(None),
+    };
+    let (read, what) = open_file(path, depth)?;
+    let names = read.names.finish()?;
+    // A set without a name has no text of its own.
+    let names = if names.is_empty() { "n!n".to_owned() } else { names.to_string() };
+    let mut texts = vec![format!("({names})")];
+    for (line, expr) in &read.exprs {
+        let text = Box::pin(filled(expr, known, depth + 1)).await;
+        let text = text.while_doing(|| format!("reading line {line} of {what}"))?;
+        texts.push(format!("({text})"));
+    }
+    Ok(Some(texts.join(",")))
+}
+
 /// The set, with what it wants.
 async fn resolve(expr: &Expr, inventory: &Known, depth: usize) -> Result<NodeSet> {
     let mut known: BTreeMap<&Want, NodeSet> = BTreeMap::new();
@@ -93,10 +141,9 @@ async fn give(want: &Want, known: &Known, depth: usize) -> Result<NodeSet> {
     match want {
         Want::File(path) => file(path, known, depth).await,
         Want::Group { source: None, name } => {
-            if let Some(inventory) = known.inventory().await? {
-                if inventory.group_names().contains(&name.as_str()) {
-                    return Ok(inventory.members(name));
-                }
+            let inventory = known.inventory().await?;
+            if inventory.get(Noun::Group, name).is_some() {
+                return inventory.give(want);
             }
             if Path::new(name).is_file() {
                 return file(name, known, depth).await;
@@ -105,22 +152,14 @@ async fn give(want: &Want, known: &Known, depth: usize) -> Result<NodeSet> {
             Err(Error::not_found(error)
                 .help("others know groups too: `@slurm:PARTITION`, `@job:ID`"))
         }
-        Want::Group { source: Some(source), name } => group(source, name, known).await,
+        Want::Group { source: Some(source), name } => group(source, name).await,
         Want::All | Want::Attribute { .. } | Want::Matching(_) => {
-            let inventory = known.inventory().await?.ok_or_else(|| {
-                Error::not_found("there is no inventory of nodes")
-                    .help("make one: `pavo node create NODES`, `pavo node import FILE`")
-            })?;
-            match want {
-                Want::Attribute { path, test, value } => inventory.having(path, *test, value),
-                Want::Matching(regex) => inventory.matching(regex),
-                _ => Ok(inventory.all()),
-            }
+            known.inventory().await?.give(want)
         }
     }
 }
 
-async fn group(source: &str, name: &str, known: &Known) -> Result<NodeSet> {
+async fn group(source: &str, name: &str) -> Result<NodeSet> {
     let (which, what) = match source {
         "slurm" => (Hosts::OfPartition(name), "partition"),
         "slurmstate" => (Hosts::InState(name), "node in the state"),
@@ -132,8 +171,13 @@ async fn group(source: &str, name: &str, known: &Known) -> Result<NodeSet> {
         }
     };
     let text = queue::hosts(which).await?;
-    let set =
-        in_lines(lines::read(&text, "Slurm's answer")?, "Slurm's answer", known, MAX_DEPTH).await?;
+    let read = lines::read(&text, "Slurm's answer")?;
+    let mut set = read.names;
+    for (_, expr) in &read.exprs {
+        let other = |_: &Want| Err(Error::system("Slurm's answer is no list of nodes"));
+        set.add_set(&expr.eval(&mut { other })?)?;
+    }
+    let set = set.finish()?;
     if set.is_empty() {
         return Err(Error::not_found(format!("Slurm has no {what} `{name}`, or no node in it")));
     }
@@ -141,6 +185,12 @@ async fn group(source: &str, name: &str, known: &Known) -> Result<NodeSet> {
 }
 
 async fn file(path: &str, known: &Known, depth: usize) -> Result<NodeSet> {
+    let (read, what) = open_file(path, depth)?;
+    in_lines(read, &what, known, depth + 1).await
+}
+
+/// What a file holds, and what to call it.
+fn open_file(path: &str, depth: usize) -> Result<(Lines, String)> {
     if depth >= MAX_DEPTH {
         return Err(Error::usage(format!("files name files, more than {MAX_DEPTH} deep")));
     }
@@ -148,7 +198,7 @@ async fn file(path: &str, known: &Known, depth: usize) -> Result<NodeSet> {
         "-" => (standard_input()?, "standard input".to_owned()),
         _ => (read_file(path)?, format!("`{path}`")),
     };
-    in_lines(lines::read(&text, &what)?, &what, known, depth + 1).await
+    Ok((lines::read(&text, &what)?, what))
 }
 
 async fn in_lines(read: Lines, what: &str, known: &Known, depth: usize) -> Result<NodeSet> {

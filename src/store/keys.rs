@@ -12,8 +12,11 @@
 //! /pavo/v1/job/<user>/<job>/vm/<rank>      how far each VM is
 //! /pavo/v1/drive/<user>/<job>/<drive>      who uses a persistent drive
 //! /pavo/v1/fence/<etcd user>/<slot>        orders the commits of a site's store
-//! /pavo/v1/node/<name>                     what the inventory knows of a node
+//! /pavo/v1/node/<name>                     what the inventory knows of a node; likewise
+//!     group/ profile/ net/ passwd/ project/
+//! /pavo/v1/op/<id>                         how far a long change of the inventory is
 //! /pavo/v1/counter/inventory               orders the changes of the inventory
+//! /pavo/v1/counter/op                      the last id of such a change
 //! ```
 //!
 //! At a site, `pool/`, `counter/` and `host/` are written by the nodes (root), the rest
@@ -25,6 +28,7 @@
 
 use std::fmt::Write;
 
+use crate::model::node::request::Noun;
 use crate::model::owner::Owner;
 
 const ROOT: &str = "/pavo/v1";
@@ -250,20 +254,36 @@ pub fn parse_job_key(key: &str) -> Option<(Owner, JobKey)> {
     Some((job, what))
 }
 
-/// All nodes of the inventory.
-pub fn nodes() -> String {
-    format!("{ROOT}/node/")
+/// All records of a kind in the inventory.
+pub fn records(noun: Noun) -> String {
+    format!("{ROOT}/{}/", noun.as_str())
 }
 
-/// What the inventory knows of a node. Written by who changes the inventory; stays until
-/// the node is deleted.
-pub fn node(name: &str) -> String {
-    format!("{}{}", nodes(), escape(name))
+/// What the inventory knows of a node, a group and so on. Written by who changes the
+/// inventory; stays until it is deleted.
+pub fn record(noun: Noun, name: &str) -> String {
+    format!("{}{}", records(noun), escape(name))
 }
 
-/// The node that a key below [`nodes`] is about.
-pub fn parse_node(key: &str) -> Option<String> {
-    unescape(key.strip_prefix(&nodes())?)
+/// The name of the record that a key below [`records`] is about.
+pub fn parse_record(noun: Noun, key: &str) -> Option<String> {
+    unescape(key.strip_prefix(&records(noun))?)
+}
+
+/// All [`Operation`](crate::model::node::operation::Operation)s.
+pub fn ops() -> String {
+    format!("{ROOT}/op/")
+}
+
+/// How far a change of the inventory is that takes several commits. Written by who makes it,
+/// with each of them; the latest hundred stay.
+pub fn op(id: u64) -> String {
+    format!("{}{id:012}", ops())
+}
+
+/// The id of the latest operation. Written with it; stays.
+pub fn op_counter() -> String {
+    format!("{ROOT}/counter/op")
 }
 
 /// The latest change of the inventory: each requires that it is still the one that was

@@ -1,8 +1,9 @@
-//! `path=value`: one change of the settings of many nodes.
+//! `path=value`: one change of the settings of many records.
 
 use serde_json::Value;
 
 use super::Tree;
+use super::request::Noun;
 use super::schema::{self, Attribute, Found, Kind};
 use super::template::Template;
 use crate::error::{Error, Result};
@@ -10,6 +11,7 @@ use crate::error::{Error, Result};
 /// A change.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Edit {
+    noun: Noun,
     path: Vec<String>,
     change: Change,
 }
@@ -31,22 +33,26 @@ impl Edit {
     ///
     /// # Errors
     /// When there is no such setting, naming the nearest, or it cannot have that value.
-    pub fn parse(text: &str) -> Result<Self> {
+    pub fn parse(noun: Noun, text: &str) -> Result<Self> {
         let Some((left, value)) = text.split_once('=') else {
-            return Err(Error::usage(format!("`{text}` is no change of a setting"))
+            let shown: String = text.chars().take(60).collect();
+            let shown = shown.escape_debug();
+            return Err(Error::usage(format!("`{shown}` is no change of a setting"))
                 .help("write `path=value`, `path=` to remove, `path+=value` to add"));
         };
         // The value may be a secret: it is not repeated.
+        let shown: String = left.chars().take(60).collect();
+        let shown = shown.escape_debug();
         let wrong =
-            |what: String| Error::usage(format!("`{left}` cannot be changed")).because(what);
+            |what: String| Error::usage(format!("`{shown}` cannot be changed")).because(what);
         let (left_path, sign) = match left.strip_suffix(['+', '-']) {
             Some(path) => (path, left.chars().next_back()),
             None => (left, None),
         };
         let path = schema::canonical(left_path);
-        let found = schema::find(&path).map_err(wrong)?;
+        let found = schema::find(noun, &path).map_err(wrong)?;
         let change = match (sign, found) {
-            (Some(sign), Found::Setting(attribute)) if attribute.kind == Kind::Names => {
+            (Some(sign), Found::Setting(attribute)) if attribute.kind.is_list() => {
                 let names = attribute.kind.keep(json_or_text(value)).map_err(wrong)?;
                 let Value::Array(names) = names else { return Err(wrong("no list".into())) };
                 if sign == '+' { Change::Add(names) } else { Change::Take(names) }
@@ -57,9 +63,9 @@ impl Edit {
             (None, _) if value.is_empty() => Change::Remove,
             (None, Found::Setting(attribute)) => setting(attribute, value).map_err(wrong)?,
             (None, Found::Inside) => Change::Set(json_or_text(value)),
-            (None, Found::Group) => group(&path, value).map_err(wrong)?,
+            (None, Found::Group) => group(noun, &path, value).map_err(wrong)?,
         };
-        Ok(Self { path, change })
+        Ok(Self { noun, path, change })
     }
 
     /// Calls `seal` with each secret that is to be set.
@@ -68,7 +74,7 @@ impl Edit {
     /// Those of `seal`.
     pub fn seal(&mut self, seal: &mut dyn FnMut(&str) -> Result<String>) -> Result<()> {
         let is_secret = matches!(
-            schema::find(&self.path),
+            schema::find(self.noun, &self.path),
             Ok(Found::Setting(attribute)) if attribute.kind == Kind::Secret
         );
         match &mut self.change {
@@ -76,7 +82,7 @@ impl Edit {
             Change::Set(Value::Object(tree)) => {
                 let mut whole = Tree::new();
                 whole.insert(self.path[0].clone(), Value::Object(std::mem::take(tree)));
-                schema::secrets(&mut whole, &mut |secret| seal(secret).map(Some))?;
+                schema::secrets(self.noun, &mut whole, &mut |_, secret| seal(secret).map(Some))?;
                 if let Some(Value::Object(sealed)) = whole.remove(&self.path[0]) {
                     *tree = sealed;
                 }
@@ -86,10 +92,15 @@ impl Edit {
         Ok(())
     }
 
-    /// Changes a node's settings.
+    /// Where it changes something.
+    pub fn path(&self) -> String {
+        self.path.join("/")
+    }
+
+    /// Changes a record's settings.
     ///
     /// # Errors
-    /// When the value cannot be for this node.
+    /// When the value cannot be for this record.
     pub fn apply(&self, node: &str, tree: &mut Tree) -> Result<()> {
         match &self.change {
             Change::Set(value) => put(tree, &self.path, value.clone()),
@@ -142,7 +153,7 @@ fn setting(attribute: &'static Attribute, text: &str) -> Result<Change, String> 
             let template = Template::parse(text).map_err(|error| error.to_string())?;
             match template.constant() {
                 Some(text) => attribute.kind.keep(text.into()).map(Change::Set),
-                None if attribute.kind == Kind::Names => Err("a list has no expressions".into()),
+                None if attribute.kind.is_list() => Err("a list has no expressions".into()),
                 None => Ok(Change::Each(template, attribute)),
             }
         }
@@ -150,11 +161,11 @@ fn setting(attribute: &'static Attribute, text: &str) -> Result<Change, String> 
 }
 
 /// All settings below a path at once: JSON.
-fn group(path: &[String], text: &str) -> Result<Change, String> {
+fn group(noun: Noun, path: &[String], text: &str) -> Result<Change, String> {
     let below = |known: &Attribute| known.path.starts_with(&format!("{}/", path[0]));
     let Ok(Value::Object(mut tree)) = serde_json::from_str(text) else {
         let known: Vec<_> =
-            schema::ATTRIBUTES.iter().filter(|it| below(it)).map(|it| it.path).collect();
+            schema::attributes(noun).iter().filter(|it| below(it)).map(|it| it.path).collect();
         return Err(format!("it has settings of its own: {}", known.join(", ")));
     };
     // As it will lie in the whole. Secrets are told from others by their places.
@@ -164,16 +175,16 @@ fn group(path: &[String], text: &str) -> Result<Change, String> {
     }
     let Value::Object(mut whole) = whole else { return Err("no settings".into()) };
     let mut kept: Vec<String> = Vec::new();
-    let placed: Result<(), String> = schema::secrets(&mut whole, &mut |secret| {
+    let placed: Result<(), String> = schema::secrets(noun, &mut whole, &mut |_, secret| {
         kept.push(secret.to_owned());
         Ok(Some(format!("{}{}", schema::SEALED, kept.len() - 1)))
     });
     placed?;
-    let mut whole = schema::check(whole).map_err(|wrong| {
+    let mut whole = schema::check(noun, whole).map_err(|wrong| {
         let texts: Vec<_> = wrong.iter().map(|(path, what)| format!("{path}: {what}")).collect();
         texts.join("; ")
     })?;
-    let back: Result<(), String> = schema::secrets(&mut whole, &mut |place| {
+    let back: Result<(), String> = schema::secrets(noun, &mut whole, &mut |_, place| {
         let index = place.strip_prefix(schema::SEALED).and_then(|it| it.parse::<usize>().ok());
         Ok(index.and_then(|index| kept.get(index).cloned()))
     });

@@ -3,42 +3,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::claims::{self, Claim, Claims};
+use super::records::{Network, Passwd, Project, Record};
+use super::request::Noun;
 use super::schema::{self, Attribute, Found, Kind};
 use super::{Settings, Tree, edit};
 use crate::error::{Error, Result};
-use crate::model::nearest::nearest;
 use crate::model::nodeset::NodeSet;
 use crate::model::nodeset::expr::Test;
-
-/// A network of nodes.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Network {
-    pub subnet: Option<std::net::IpAddr>,
-    pub netmask: Option<std::net::IpAddr>,
-    pub gateway: Option<std::net::IpAddr>,
-    pub dhcpserver: Option<std::net::IpAddr>,
-    /// Addresses for who is not known yet: `10.0.0.100-10.0.0.200`.
-    pub dynamic_range: Option<String>,
-    pub nameservers: Vec<std::net::IpAddr>,
-    pub ntpservers: Vec<String>,
-    pub domain: Option<String>,
-    pub vlan: Option<u16>,
-}
-
-/// An account's name and password, for BMCs or for nodes (`system`: their root).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Passwd {
-    pub username: Option<String>,
-    /// Sealed.
-    pub password: Option<String>,
-    pub crypt_method: Option<String>,
-}
 
 /// What is known.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -47,17 +21,18 @@ pub struct Inventory {
     pub nodes: BTreeMap<String, Arc<Settings>>,
     claims: Claims,
     /// What members have in common; a group that only members name has no entry.
-    pub groups: BTreeMap<String, Settings>,
-    pub profiles: BTreeMap<String, Settings>,
-    pub networks: BTreeMap<String, Network>,
-    pub passwords: BTreeMap<String, Passwd>,
+    pub groups: BTreeMap<String, Arc<Settings>>,
+    pub profiles: BTreeMap<String, Arc<Settings>>,
+    pub networks: BTreeMap<String, Arc<Network>>,
+    pub passwords: BTreeMap<String, Arc<Passwd>>,
+    pub projects: BTreeMap<String, Arc<Project>>,
 }
 
 /// Something that is wrong with the whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The node that is to be changed.
-    pub node: String,
+    /// The record that is to be changed.
+    pub name: String,
     pub what: String,
 }
 
@@ -89,11 +64,11 @@ impl Inventory {
     /// # Errors
     /// Never for settings that were checked.
     pub fn effective(&self, node: &Settings) -> Result<Settings> {
-        let groups: Vec<&Settings> =
+        let groups: Vec<&Arc<Settings>> =
             node.groups.iter().filter_map(|name| self.groups.get(name)).collect();
         let profiles = node.profiles.iter().chain(groups.iter().flat_map(|it| &it.profiles));
         let profiles = profiles.filter_map(|name| self.profiles.get(name));
-        let above: Vec<&Settings> = groups.iter().copied().chain(profiles).collect();
+        let above: Vec<&Arc<Settings>> = groups.iter().copied().chain(profiles).collect();
         if above.is_empty() {
             return Ok(node.clone());
         }
@@ -107,15 +82,83 @@ impl Inventory {
         Settings::from_tree(tree)
     }
 
-    /// The nodes of which a setting, their own or inherited, is as wanted.
+    /// What holds for a record; only nodes inherit.
+    ///
+    /// # Errors
+    /// Never for settings that were checked.
+    pub fn whole(&self, noun: Noun, record: &Record) -> Result<Tree> {
+        match record.settings() {
+            Some(settings) if noun == Noun::Node => self.effective(settings)?.tree(),
+            _ => record.tree(),
+        }
+    }
+
+    /// A record. A group that only members name says nothing.
+    pub fn get(&self, noun: Noun, name: &str) -> Option<Record> {
+        match noun {
+            Noun::Node => self.nodes.get(name).cloned().map(Record::Settings),
+            Noun::Group => match self.groups.get(name) {
+                Some(group) => Some(Record::Settings(group.clone())),
+                None => self.has_members(name).then(|| Record::empty(noun)),
+            },
+            Noun::Profile => self.profiles.get(name).cloned().map(Record::Settings),
+            Noun::Net => self.networks.get(name).cloned().map(Record::Network),
+            Noun::Passwd => self.passwords.get(name).cloned().map(Record::Passwd),
+            Noun::Project => self.projects.get(name).cloned().map(Record::Project),
+        }
+    }
+
+    fn has_members(&self, group: &str) -> bool {
+        self.nodes.values().any(|node| node.groups.iter().any(|it| it == group))
+    }
+
+    /// The names of all records of a kind that are stored, in the order of their letters.
+    pub fn stored(&self, noun: Noun) -> Box<dyn Iterator<Item = &str> + '_> {
+        match noun {
+            Noun::Node => Box::new(self.nodes.keys().map(String::as_str)),
+            Noun::Group => Box::new(self.groups.keys().map(String::as_str)),
+            Noun::Profile => Box::new(self.profiles.keys().map(String::as_str)),
+            Noun::Net => Box::new(self.networks.keys().map(String::as_str)),
+            Noun::Passwd => Box::new(self.passwords.keys().map(String::as_str)),
+            Noun::Project => Box::new(self.projects.keys().map(String::as_str)),
+        }
+    }
+
+    /// Takes a record, instead of the old one of that name.
+    pub fn put_record(&mut self, noun: Noun, name: &str, record: Record) {
+        let key = || name.to_owned();
+        match (noun, record) {
+            (Noun::Node, Record::Settings(it)) => self.put(name, it),
+            (Noun::Group, Record::Settings(it)) => drop(self.groups.insert(key(), it)),
+            (_, Record::Settings(it)) => drop(self.profiles.insert(key(), it)),
+            (_, Record::Network(it)) => drop(self.networks.insert(key(), it)),
+            (_, Record::Passwd(it)) => drop(self.passwords.insert(key(), it)),
+            (_, Record::Project(it)) => drop(self.projects.insert(key(), it)),
+        }
+    }
+
+    /// Removes a record; whether there was one.
+    pub fn remove_record(&mut self, noun: Noun, name: &str) -> bool {
+        match noun {
+            Noun::Node => self.remove(name),
+            Noun::Group => self.groups.remove(name).is_some(),
+            Noun::Profile => self.profiles.remove(name).is_some(),
+            Noun::Net => self.networks.remove(name).is_some(),
+            Noun::Passwd => self.passwords.remove(name).is_some(),
+            Noun::Project => self.projects.remove(name).is_some(),
+        }
+    }
+
+    /// The records of which a setting, their own or inherited, is as wanted.
     ///
     /// # Errors
     /// When there is no such setting, or the expression is none.
-    pub fn having(&self, path: &str, test: Test, value: &str) -> Result<NodeSet> {
+    pub fn having(&self, noun: Noun, path: &str, test: Test, value: &str) -> Result<Vec<&str>> {
         let parts = schema::canonical(path);
-        let found = schema::find(&parts).map_err(Error::usage)?;
+        let found = schema::find(noun, &parts).map_err(Error::usage)?;
         if let Found::Setting(Attribute { kind: Kind::Secret, .. }) = found {
-            return Err(Error::usage(format!("`{path}` is a secret: nodes are not found by it")));
+            let what = format!("`{path}` is a secret: nothing is found by it");
+            return Err(Error::usage(what));
         }
         let regex = match test {
             Test::Matches => {
@@ -125,7 +168,7 @@ impl Inventory {
         };
         // As it is kept: a MAC address in capitals is the same one.
         let wanted = match found {
-            Found::Setting(it) if it.kind != Kind::Names => {
+            Found::Setting(it) if !it.kind.is_list() => {
                 it.kind.keep(value.into()).map_or_else(|_| value.to_owned(), |it| plain(&it))
             }
             _ => value.to_owned(),
@@ -137,14 +180,15 @@ impl Inventory {
             (None, value) => plain(value) == wanted,
         };
         let mut names = Vec::new();
-        for (name, node) in &self.nodes {
-            let tree = self.effective(node)?.tree()?;
+        for name in self.stored(noun) {
+            let Some(record) = self.get(noun, name) else { continue };
+            let tree = self.whole(noun, &record)?;
             let has = edit::get(&tree, &parts).is_some_and(fits);
             if has == (test != Test::IsNot) {
                 names.push(name);
             }
         }
-        Ok(names.into_iter().collect())
+        Ok(names)
     }
 
     /// The nodes whose names a regular expression matches.
@@ -173,32 +217,22 @@ impl Inventory {
         old.is_some()
     }
 
-    /// What would be wrong with these nodes, were they as this says: every MAC address, IP
-    /// address and BMC is one node's, and what a node names is there.
-    pub fn problems<'a, S: AsRef<Settings> + 'a>(
-        &self,
-        new: &'a BTreeMap<String, S>,
-    ) -> Vec<Problem> {
+    /// What no two nodes may have and these would, were they as this says.
+    pub(super) fn conflicts<'a>(&self, new: &'a BTreeMap<String, Record>) -> Vec<Problem> {
         let mut problems = Vec::new();
         let mut fresh: HashMap<Claim, &'a str> = HashMap::new();
-        for (name, node) in new {
-            for claim in claims::of(node.as_ref()) {
+        for (name, record) in new {
+            let Some(node) = record.settings() else { continue };
+            for claim in claims::of(node) {
                 // What a node had that is changed, too, counts no more.
                 let held = || self.claims.holder(&claim).filter(|it| !new.contains_key(*it));
                 match fresh.get(&claim).copied().or_else(held) {
                     Some(holder) => problems.push(Problem {
-                        node: name.clone(),
+                        name: name.clone(),
                         what: format!("{claim} is `{holder}`'s, too"),
                     }),
                     None => drop(fresh.insert(claim, name)),
                 }
-            }
-            let unknown = |profile: &&String| !self.profiles.contains_key(*profile);
-            for profile in node.as_ref().profiles.iter().filter(unknown) {
-                let near = nearest(profile, self.profiles.keys().map(String::as_str));
-                let near = near.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
-                let what = format!("there is no profile `{profile}`{near}");
-                problems.push(Problem { node: name.clone(), what });
             }
         }
         problems

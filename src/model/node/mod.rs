@@ -1,6 +1,7 @@
 //! Machines below the clusters: what the inventory knows of nodes.
 //!
-//! What is known of a node, a group or a profile is [`Settings`]; a node has its own, and
+//! What is known of a node, a group or a profile is [`Settings`]; networks, password records
+//! and projects are [`records`] of their own. A node has its own settings, and
 //! what it does not say comes from its groups, in their order, and then from its profiles
 //! ([`Inventory::effective`](inventory::Inventory::effective)). The names of all settings,
 //! and what they may be, are one table: [`schema`].
@@ -15,9 +16,12 @@
 //! - [`schema`]: the settings there are; checks of a tree of them, all mistakes at once;
 //! - [`template`]: values that differ from node to node;
 //! - [`edit`]: changes, as `path=value`;
-//! - [`inventory`]: all nodes, groups, profiles, networks;
+//! - [`inventory`]: all nodes, groups, profiles, networks, password records, projects;
+//! - [`names`]: what the text of a set stands for, in an inventory;
+//! - [`uses`]: what records name others, and what is wrong with that;
 //! - [`claims`]: what is one node's alone;
-//! - [`request`]: what is asked of an inventory.
+//! - [`request`]: what is asked of an inventory;
+//! - [`operation`]: what is told of a change that takes long.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -30,10 +34,15 @@ use crate::error::{Context, Result};
 pub mod claims;
 pub mod edit;
 pub mod inventory;
+pub mod kinds;
+pub mod names;
 mod nics;
+pub mod operation;
+pub mod records;
 pub mod request;
 pub mod schema;
 pub mod template;
+pub mod uses;
 
 pub use nics::Nics;
 

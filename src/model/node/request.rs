@@ -32,6 +32,15 @@ impl Noun {
         }
     }
 
+    /// In a sentence.
+    pub fn what(self) -> &'static str {
+        match self {
+            Self::Net => "network",
+            Self::Passwd => "password record",
+            other => other.as_str(),
+        }
+    }
+
     /// As paths of the API have it.
     pub fn plural(self) -> &'static str {
         match self {
@@ -93,6 +102,18 @@ pub enum Verb {
     },
 }
 
+impl Verb {
+    /// As commands and messages have it.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Create { .. } => "create",
+            Self::Update { .. } => "update",
+            Self::Delete { .. } => "delete",
+            Self::Import { .. } => "import",
+        }
+    }
+}
+
 /// What came of a record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
@@ -100,4 +121,19 @@ pub struct Outcome {
     pub ok: bool,
     /// `updated`, or what was wrong.
     pub text: String,
+}
+
+impl Outcome {
+    pub fn ok(name: impl Into<String>, text: &str) -> Self {
+        Self { name: name.into(), ok: true, text: text.into() }
+    }
+
+    pub fn failed(name: impl Into<String>, text: impl Into<String>) -> Self {
+        Self { name: name.into(), ok: false, text: text.into() }
+    }
+
+    /// A record that is not there.
+    pub fn missing(name: impl Into<String>) -> Self {
+        Self::failed(name, "Could not be found.")
+    }
 }

@@ -1,18 +1,16 @@
-//! The settings of a node: their names, and what each may be.
-
-use std::net::IpAddr;
+//! The settings of records: their names, and what each may be.
 
 use serde_json::Value;
 
 use super::Tree;
+use super::request::Noun;
 use crate::model::nearest::nearest;
 use crate::model::nodeset::name;
 
+pub use super::kinds::Kind;
+
 /// What a sealed secret begins with.
 pub const SEALED: &str = "sealed:";
-
-/// The longest text of a setting.
-const MAX_TEXT: usize = 4096;
 
 /// One setting.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,27 +22,11 @@ pub struct Attribute {
     pub unique: bool,
 }
 
-/// What a setting may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Text,
-    /// One word: the name of something.
-    Name,
-    /// One of these.
-    Choice(&'static [&'static str]),
-    /// An address, or a host's name.
-    Host,
-    Mac,
-    Ip,
-    Port,
-    Number,
-    Flag,
-    /// Names, each once.
-    Names,
-    /// Anything.
-    Free,
-    /// A password or key: kept [sealed](SEALED) only, and never shown.
-    Secret,
+impl Attribute {
+    /// A part of its path, or nothing behind the last.
+    fn part(&self, depth: usize) -> &'static str {
+        self.path.split('/').nth(depth).unwrap_or("")
+    }
 }
 
 const fn one(path: &'static str, kind: Kind) -> Attribute {
@@ -58,7 +40,8 @@ const fn unique(path: &'static str, kind: Kind) -> Attribute {
 const DRIVERS: &[&str] = &["redfish", "ipmi", "ipmitool", "openbmc", "kvm", "virsh", "qmp", "exec"];
 const NETBOOT: &[&str] = &["pxe", "ipxe", "petitboot", "http", "grub"];
 
-/// All settings.
+/// All settings of nodes; those of groups and profiles but for what is one node's alone.
+/// What begins alike stands together.
 pub const ATTRIBUTES: &[Attribute] = &[
     one("arch", Kind::Name),
     one("mgt", Kind::Choice(DRIVERS)),
@@ -95,11 +78,41 @@ pub const ATTRIBUTES: &[Attribute] = &[
     one("profiles", Kind::Names),
 ];
 
+const CRYPT: &[&str] = &["md5", "sha256", "sha512", "yescrypt"];
+
+const NETWORK: &[Attribute] = &[
+    one("subnet", Kind::Ip),
+    one("netmask", Kind::Ip),
+    one("gateway", Kind::Ip),
+    one("dhcpserver", Kind::Host),
+    one("dynamic_range", Kind::Range),
+    one("nameservers", Kind::Ips),
+    one("ntpservers", Kind::Hosts),
+    one("domain", Kind::Host),
+    one("vlan", Kind::Vlan),
+    one("notes", Kind::Text),
+];
+
+const PASSWD: &[Attribute] = &[
+    one("username", Kind::Text),
+    one("password", Kind::Secret),
+    one("crypt_method", Kind::Choice(CRYPT)),
+    one("notes", Kind::Text),
+];
+
+const PROJECT: &[Attribute] = &[
+    one("members", Kind::Names),
+    one("networks", Kind::Names),
+    one("admin", Kind::Flag),
+    one("quota/nodes", Kind::Number),
+    one("notes", Kind::Text),
+];
+
 /// The older system's names.
 const ALIASES: &[(&str, &str)] =
     &[("control_info", "control"), ("console_info", "console"), ("nics_info", "nics")];
 
-/// The path as this table has it.
+/// The path as these tables have it.
 pub fn canonical(path: &str) -> Vec<String> {
     let mut parts: Vec<String> = path.split('/').map(Into::into).collect();
     for (alias, name) in ALIASES {
@@ -120,57 +133,83 @@ pub enum Found {
     Inside,
 }
 
+/// The settings that records of a kind have.
+pub fn attributes(noun: Noun) -> &'static [Attribute] {
+    match noun {
+        Noun::Node | Noun::Group | Noun::Profile => ATTRIBUTES,
+        Noun::Net => NETWORK,
+        Noun::Passwd => PASSWD,
+        Noun::Project => PROJECT,
+    }
+}
+
+/// Whether records of a kind may not have a setting that the table has: it is nodes' alone.
+fn refused(noun: Noun, attribute: &Attribute) -> bool {
+    match noun {
+        Noun::Group => attribute.unique || attribute.path == "groups",
+        Noun::Profile => attribute.unique || matches!(attribute.path, "groups" | "profiles"),
+        _ => false,
+    }
+}
+
 /// Looks a path up.
 ///
 /// # Errors
 /// Saying which part of it is no setting, and naming the nearest that is.
-pub fn find(path: &[String]) -> Result<Found, String> {
-    let mut under: Vec<(&'static Attribute, &'static str)> =
-        ATTRIBUTES.iter().map(|attribute| (attribute, attribute.path)).collect();
+pub fn find(noun: Noun, path: &[impl AsRef<str>]) -> Result<Found, String> {
+    let shown =
+        |depth: usize| path[..depth].iter().map(AsRef::as_ref).collect::<Vec<&str>>().join("/");
+    let mut under = attributes(noun);
     for (depth, part) in path.iter().enumerate() {
         // Anything below is everybody's own business.
-        if let [(attribute, "")] = under[..] {
-            if attribute.kind == Kind::Free {
+        if under.len() == 1 && under[0].part(depth).is_empty() {
+            if under[0].kind == Kind::Free {
                 return Ok(Found::Inside);
             }
-            return Err(format!("`{}` has nothing below it", path[..depth].join("/")));
+            return Err(format!("`{}` has nothing below it", shown(depth)));
         }
-        let head = |rest: &'static str| rest.split_once('/').unwrap_or((rest, ""));
-        let fits = |(_, rest): &&(&Attribute, &'static str)| {
-            head(rest).0 == part || (head(rest).0 == "*" && is_name(part))
+        let fits = |attribute: &Attribute| {
+            let known = attribute.part(depth);
+            known == part.as_ref() || (known == "*" && is_name(part.as_ref()))
         };
-        let below: Vec<_> =
-            under.iter().filter(fits).map(|(it, rest)| (*it, head(rest).1)).collect();
-        if below.is_empty() {
-            return Err(unknown(&path[..=depth], under.iter().map(|(_, rest)| head(rest).0)));
-        }
-        under = below;
+        let Some(first) = under.iter().position(fits) else {
+            return Err(unknown(
+                &shown(depth),
+                part.as_ref(),
+                under.iter().map(|it| it.part(depth)),
+            ));
+        };
+        let length = under[first..].iter().take_while(|it| fits(it)).count();
+        under = &under[first..first + length];
     }
-    match under[..] {
-        [(attribute, "")] => Ok(Found::Setting(attribute)),
+    match under {
+        [attribute] if attribute.part(path.len()).is_empty() => match refused(noun, attribute) {
+            true => Err(format!("it is a node's alone: no {} can have it", noun.as_str())),
+            false => Ok(Found::Setting(attribute)),
+        },
         _ => Ok(Found::Group),
     }
 }
 
-fn unknown<'a>(path: &[String], known: impl Iterator<Item = &'a str> + Clone) -> String {
-    let part = path.last().map_or("", String::as_str);
-    let shown = path.join("/");
-    if path.len() == 1 && part == "name" {
+fn unknown<'a>(above: &str, part: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
+    if above.is_empty() && part == "name" {
         return "`name` cannot be changed".into();
     }
     if known.clone().any(|it| it == "*") {
         return format!("`{}` cannot be an interface's name", part.escape_debug());
     }
-    let near = nearest(part, known.clone());
-    let word = |word: String| {
-        let mut whole = path[..path.len() - 1].to_vec();
-        whole.push(word);
-        format!("did you mean `{}`?", whole.join("/"))
+    let whole = |word: &str| match above {
+        "" => word.to_owned(),
+        above => format!("{above}/{word}"),
     };
+    let near = nearest(part, known.clone());
     let mut all: Vec<&str> = known.collect();
     all.dedup();
-    let help = near.map_or_else(|| format!("there are {}", all.join(", ")), word);
-    format!("there is no setting `{}`; {help}", shown.escape_debug())
+    let help = near.map_or_else(
+        || format!("there are {}", all.join(", ")),
+        |near| format!("did you mean `{}`?", whole(&near)),
+    );
+    format!("there is no setting `{}`; {help}", whole(part).escape_debug())
 }
 
 /// Whether a word can be the name of a group, a profile, an interface.
@@ -183,116 +222,32 @@ pub fn is_name(word: &str) -> bool {
         && word != ".."
 }
 
-impl Kind {
-    /// The value as it is kept: MACs in lower case, texts that are numbers as texts.
-    ///
-    /// # Errors
-    /// Saying what it should be.
-    pub fn keep(self, value: Value) -> Result<Value, String> {
-        let shown = match &value {
-            Value::String(text) => text.clone(),
-            other => other.to_string(),
-        };
-        let short: String = shown.chars().take(60).collect();
-        let wrong = |what: &str| Err(format!("`{}` is not {what}", short.escape_debug()));
-        let text = || Value::String(shown.clone());
-        match self {
-            Self::Free if value.is_object() => Ok(value),
-            Self::Free => wrong("`{…}`"),
-            Self::Names => names(value),
-            Self::Secret if shown.starts_with(SEALED) => Ok(text()),
-            // The text itself must not be repeated.
-            Self::Secret => Err("this secret is not sealed".into()),
-            _ if value.is_object() || value.is_array() => wrong("one value"),
-            Self::Text if shown.len() > MAX_TEXT => wrong("so short as it must be"),
-            Self::Text if shown.contains(|c: char| c.is_control() && !matches!(c, '\n' | '\t')) => {
-                wrong("a text that can be shown")
-            }
-            Self::Text => Ok(text()),
-            Self::Name if is_name(&shown) => Ok(text()),
-            Self::Name => wrong("a name"),
-            Self::Choice(words) if words.contains(&shown.as_str()) => Ok(text()),
-            Self::Choice(words) => match nearest(&shown, words.iter().copied()) {
-                Some(near) => wrong(&format!("known; did you mean `{near}`?")),
-                None => wrong(&format!("one of {}", words.join(", "))),
-            },
-            Self::Host if shown.parse::<IpAddr>().is_ok() => Ok(text()),
-            Self::Host if name::wrong_with(&shown).is_none() => Ok(text()),
-            Self::Host => wrong("an address or a host's name"),
-            Self::Ip => match shown.parse::<IpAddr>() {
-                Ok(ip) => Ok(Value::String(ip.to_string())),
-                Err(_) => wrong("an IP address"),
-            },
-            Self::Mac => mac(&shown).map_or_else(|| wrong("a MAC address"), |it| Ok(it.into())),
-            Self::Port => match shown.parse::<u16>() {
-                Ok(port @ 1..) => Ok(port.into()),
-                _ => wrong("a port, 1 to 65535"),
-            },
-            Self::Number => {
-                shown.parse::<u32>().map_or_else(|_| wrong("a number"), |it| Ok(it.into()))
-            }
-            Self::Flag => match shown.as_str() {
-                "true" | "yes" | "on" | "1" => Ok(true.into()),
-                "false" | "no" | "off" | "0" => Ok(false.into()),
-                _ => wrong("`true` or `false`"),
-            },
-        }
-    }
-}
-
-/// Six bytes, in lower case with colons; the older system's `42:87:0a:05:65:0` is one, too.
-fn mac(text: &str) -> Option<String> {
-    let mut bytes = Vec::new();
-    for part in text.split([':', '-']) {
-        let fits = matches!(part.len(), 1 | 2) && part.bytes().all(|it| it.is_ascii_hexdigit());
-        bytes.push(u8::from_str_radix(part, 16).ok().filter(|_| fits)?);
-    }
-    // That of a group (an odd first byte) no card has, but the older system's examples do.
-    if bytes.len() != 6 || bytes.iter().all(|it| *it == 0) {
-        return None;
-    }
-    Some(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":"))
-}
-
-/// A list of names; text is one, with commas between them.
-fn names(value: Value) -> Result<Value, String> {
-    let parts: Vec<Value> = match value {
-        Value::Array(parts) => parts,
-        Value::String(text) => {
-            let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
-            parts.map(|part| part.into()).collect()
-        }
-        other => vec![other],
-    };
-    let mut names: Vec<Value> = Vec::new();
-    for part in parts {
-        let name = Kind::Name.keep(part)?;
-        if !names.contains(&name) {
-            names.push(name);
-        }
-    }
-    Ok(Value::Array(names))
-}
-
-/// Calls `change` with each secret in a tree; what it gives takes the secret's place.
+/// Calls `change` with the path of each secret in a tree, and the secret; what it gives takes
+/// the secret's place.
 ///
 /// # Errors
 /// Those of `change`.
 pub fn secrets<E>(
+    noun: Noun,
     tree: &mut Tree,
-    change: &mut dyn FnMut(&str) -> Result<Option<String>, E>,
+    change: &mut dyn FnMut(&'static str, &str) -> Result<Option<String>, E>,
 ) -> Result<(), E> {
-    for attribute in ATTRIBUTES.iter().filter(|attribute| attribute.kind == Kind::Secret) {
-        let Some((group, key)) = attribute.path.split_once('/') else { continue };
-        let Some(Value::Object(group)) = tree.get_mut(group) else { continue };
-        let secret = match group.get(key) {
+    for attribute in attributes(noun).iter().filter(|attribute| attribute.kind == Kind::Secret) {
+        let (tree, key) = match attribute.path.split_once('/') {
+            None => (&mut *tree, attribute.path),
+            Some((group, key)) => match tree.get_mut(group) {
+                Some(Value::Object(group)) => (group, key),
+                _ => continue,
+            },
+        };
+        let secret = match tree.get(key) {
             Some(Value::String(secret)) => secret.clone(),
             Some(Value::Number(secret)) => secret.to_string(),
             _ => continue,
         };
-        match change(&secret)? {
-            Some(other) => drop(group.insert(key.to_owned(), other.into())),
-            None => drop(group.remove(key)),
+        match change(attribute.path, &secret)? {
+            Some(other) => drop(tree.insert(key.to_owned(), other.into())),
+            None => drop(tree.remove(key)),
         }
     }
     Ok(())
@@ -300,36 +255,46 @@ pub fn secrets<E>(
 
 /// Checks a tree of settings and brings it into the form in which it is kept; says all
 /// that is wrong, each with its path.
-pub fn check(tree: Tree) -> Result<Tree, Vec<(String, String)>> {
+pub fn check(noun: Noun, tree: Tree) -> Result<Tree, Vec<(String, String)>> {
     let mut wrong = Vec::new();
-    let tree = check_below(&mut Vec::new(), tree, &mut wrong);
+    let tree = check_below(noun, &mut Vec::new(), tree, &mut wrong);
     if wrong.is_empty() { Ok(tree) } else { Err(wrong) }
 }
 
-fn check_below(path: &mut Vec<String>, tree: Tree, wrong: &mut Vec<(String, String)>) -> Tree {
+fn check_below(
+    noun: Noun,
+    path: &mut Vec<String>,
+    tree: Tree,
+    wrong: &mut Vec<(String, String)>,
+) -> Tree {
     let mut kept = Tree::new();
     for (key, value) in tree {
         if value.is_null() {
             continue;
         }
-        path.push(key.clone());
-        let result = match (find(path), value) {
+        path.push(key);
+        let result = match (find(noun, path), value) {
             (Err(what), _) => Err(what),
             (Ok(Found::Setting(attribute)), value) => attribute.kind.keep(value),
             (Ok(Found::Group), Value::Object(below)) => {
-                Ok(Value::Object(check_below(path, below, wrong)))
+                Ok(Value::Object(check_below(noun, path, below, wrong)))
             }
             (Ok(Found::Inside), value) => Ok(value),
-            (Ok(Found::Group), other) => Err(format!("`{other}` is not settings of its own")),
+            // It may hold a secret in a wrong place: it is not repeated.
+            (Ok(Found::Group), _) => Err("it has settings of its own, `{…}`".into()),
         };
+        let key = path.pop().unwrap_or_default();
         match result {
             // What has nothing in it says nothing.
             Ok(Value::Object(below)) if below.is_empty() => {}
             Ok(Value::Array(below)) if below.is_empty() => {}
             Ok(value) => drop(kept.insert(key, value)),
-            Err(what) => wrong.push((path.join("/"), what)),
+            Err(what) => {
+                path.push(key);
+                wrong.push((path.join("/"), what));
+                path.pop();
+            }
         }
-        path.pop();
     }
     kept
 }

@@ -7,7 +7,10 @@ use serde_json::json;
 
 use super::edit::Edit;
 use super::inventory::Inventory;
+use super::records::Record;
+use super::request::Noun;
 use super::*;
+use crate::model::nodeset::NodeSet;
 use crate::model::nodeset::expr::Test;
 use crate::model::nodeset::fold::Style;
 
@@ -15,7 +18,8 @@ use crate::model::nodeset::fold::Style;
 fn node(edits: &[&str]) -> Settings {
     let mut tree = Tree::new();
     for edit in edits {
-        let edit = Edit::parse(edit).unwrap_or_else(|error| panic!("{}", error.report()));
+        let edit =
+            Edit::parse(Noun::Node, edit).unwrap_or_else(|error| panic!("{}", error.report()));
         edit.apply("node12", &mut tree).unwrap_or_else(|error| panic!("{}", error.report()));
     }
     Settings::from_tree(tree).unwrap()
@@ -89,10 +93,10 @@ fn what_cannot_be_set_is_said_with_the_nearest_that_can() {
         (r#"control={"bmc_adress": "x"}"#, "did you mean `control/bmc_address`?"),
         ("arch", "is no change of a setting"),
     ] {
-        let report = Edit::parse(edit).expect_err(edit).report();
+        let report = Edit::parse(Noun::Node, edit).expect_err(edit).report();
         assert!(report.contains(why), "{edit}: {report}");
     }
-    let edit = Edit::parse("nics/eth0/ip=10.0.0.{n}").unwrap();
+    let edit = Edit::parse(Noun::Node, "nics/eth0/ip=10.0.0.{n}").unwrap();
     let error = edit.apply("node256", &mut Tree::new()).unwrap_err();
     assert_eq!(error.to_string(), "`nics/eth0/ip` of `node256`: `10.0.0.256` is not an IP address");
     assert!(edit.apply("login", &mut Tree::new()).unwrap_err().to_string().contains("no number"));
@@ -106,7 +110,7 @@ fn secrets_are_sealed_before_they_are_kept_and_never_repeated() {
         ("control/bmc_password=12345", "sealed:5"),
         (r#"control={"bmc_password": "secret"}"#, "sealed:6"),
     ] {
-        let mut edit = Edit::parse(edit).unwrap();
+        let mut edit = Edit::parse(Noun::Node, edit).unwrap();
         edit.seal(&mut seal).unwrap();
         let mut tree = Tree::new();
         edit.apply("n1", &mut tree).unwrap();
@@ -116,10 +120,10 @@ fn secrets_are_sealed_before_they_are_kept_and_never_repeated() {
         );
     }
     for edit in ["control/bmc_passwd=hunter2", r#"control={"bmc_pasword": "hunter2"}"#] {
-        assert!(!Edit::parse(edit).unwrap_err().report().contains("hunter2"), "{edit}");
+        assert!(!Edit::parse(Noun::Node, edit).unwrap_err().report().contains("hunter2"), "{edit}");
     }
     let tree = json!({"control": {"bmc_password": "hunter2"}});
-    let wrong = schema::check(tree.as_object().unwrap().clone()).unwrap_err();
+    let wrong = schema::check(Noun::Node, tree.as_object().unwrap().clone()).unwrap_err();
     assert_eq!(
         wrong,
         [("control/bmc_password".to_owned(), "this secret is not sealed".to_owned())]
@@ -132,10 +136,12 @@ fn inventory() -> Inventory {
     add("n1", &["groups=rack1", "arch=x86_64", "nics/eth0/mac=42:00:00:00:00:01"]);
     add("n2", &["groups=rack1,gpu", "nics/eth0/ip=10.0.0.2"]);
     add("n3", &["profiles=base", "tags=new"]);
-    inventory.groups.insert("rack1".into(), node(&["arch=ppc64le", "mgt=ipmi", "profiles=base"]));
-    inventory.groups.insert("gpu".into(), node(&["mgt=redfish", "control/bmc_port=443"]));
+    let rack1 = node(&["arch=ppc64le", "mgt=ipmi", "profiles=base"]);
+    inventory.groups.insert("rack1".into(), rack1.into());
+    let gpu = node(&["mgt=redfish", "control/bmc_port=443"]);
+    inventory.groups.insert("gpu".into(), gpu.into());
     let base = node(&["netboot=pxe", "mgt=kvm", "tags=all", "control/bmc_username=admin"]);
-    inventory.profiles.insert("base".into(), base);
+    inventory.profiles.insert("base".into(), base.into());
     inventory
 }
 
@@ -172,25 +178,32 @@ fn nodes_are_found_by_groups_and_by_what_they_inherit() {
         ("nics/eth0/mac", Test::Is, "42-00-00-00-00-01", "n1"),
         ("arch", Test::Is, "arm64", ""),
     ] {
-        let found = inventory.having(path, test, value).unwrap();
+        let found: NodeSet =
+            inventory.having(Noun::Node, path, test, value).unwrap().into_iter().collect();
         assert_eq!(found.fold(Style::Slurm), nodes, "{path}{}{value}", test.as_str());
     }
-    assert!(inventory.having("arhc", Test::Is, "x").is_err());
-    assert!(inventory.having("control/bmc_password", Test::Matches, "^a").is_err());
+    assert!(inventory.having(Noun::Node, "arhc", Test::Is, "x").is_err());
+    assert!(inventory.having(Noun::Node, "control/bmc_password", Test::Matches, "^a").is_err());
 }
 
 #[test]
 fn what_only_one_can_have_and_two_do_is_found() {
     let inventory = inventory();
-    assert_eq!(inventory.problems(&inventory.nodes), []);
-    let mut new: BTreeMap<String, Arc<Settings>> = BTreeMap::new();
-    let mut add = |name: &str, edits: &[&str]| new.insert(name.into(), node(edits).into());
+    let record = |(name, node): (&String, &Arc<Settings>)| (name.clone(), node.clone().into());
+    let all: BTreeMap<String, Record> = inventory.nodes.iter().map(record).collect();
+    assert_eq!(inventory.problems(Noun::Node, &all), []);
+    let mut new: BTreeMap<String, Record> = BTreeMap::new();
+    let mut add =
+        |name: &str, edits: &[&str]| new.insert(name.into(), Arc::new(node(edits)).into());
     add("n4", &["nics/eth7/mac=42-00-00-00-00-01", "control/bmc_address=BMC1"]);
     add("n5", &["nics/eth0/ip=10.0.0.2", "control/bmc_address=bmc1"]);
     add("n6", &["control/bmc_address=bmc1", "control/bmc_port=6230", "profiles=bas"]);
     add("n7", &["nics/a/mac=42:00:00:00:00:07", "nics/b/mac=42:00:00:00:00:07"]);
-    let said: Vec<String> =
-        inventory.problems(&new).iter().map(|it| format!("{}: {}", it.node, it.what)).collect();
+    let said: Vec<String> = inventory
+        .problems(Noun::Node, &new)
+        .iter()
+        .map(|it| format!("{}: {}", it.name, it.what))
+        .collect();
     assert_eq!(
         said,
         [
@@ -202,40 +215,54 @@ fn what_only_one_can_have_and_two_do_is_found() {
         ]
     );
     // Two change places in one go; a third cannot have what one of them leaves to the other.
-    let swap: BTreeMap<String, Arc<Settings>> = [
+    let swap: BTreeMap<String, Record> = [
         ("n1", node(&["nics/eth0/ip=10.0.0.2"])),
         ("n2", node(&["nics/eth0/mac=42:00:00:00:00:01"])),
     ]
-    .map(|(name, node)| (name.to_owned(), node.into()))
+    .map(|(name, node)| (name.to_owned(), Arc::new(node).into()))
     .into();
-    assert_eq!(inventory.problems(&swap), []);
+    assert_eq!(inventory.problems(Noun::Node, &swap), []);
     let mut swapped = inventory.clone();
-    swap.iter().for_each(|(name, node)| swapped.put(name, node.clone()));
-    let third: BTreeMap<String, Arc<Settings>> =
-        [("n3".to_owned(), node(&["nics/eth0/mac=42:00:00:00:00:01"]).into())].into();
-    assert_eq!(swapped.problems(&third).len(), 1);
+    swap.iter().for_each(|(name, node)| swapped.put_record(Noun::Node, name, node.clone()));
+    let third: BTreeMap<String, Record> =
+        [("n3".to_owned(), Arc::new(node(&["nics/eth0/mac=42:00:00:00:00:01"])).into())].into();
+    assert_eq!(swapped.problems(Noun::Node, &third).len(), 1);
     assert!(swapped.remove("n2") && !swapped.remove("n2"));
-    assert_eq!(swapped.problems(&third), []);
+    assert_eq!(swapped.problems(Noun::Node, &third), []);
 }
 
 #[test]
 fn the_table_and_the_types_are_of_the_same_settings() {
-    for attribute in schema::ATTRIBUTES {
-        let path = attribute.path.replace('*', "eth0");
-        let value = match attribute.kind {
-            schema::Kind::Choice(words) => words[0].into(),
-            schema::Kind::Mac => json!("42:00:00:00:00:01"),
-            schema::Kind::Ip => json!("10.0.0.1"),
-            schema::Kind::Flag => json!(true),
-            schema::Kind::Port | schema::Kind::Number => json!(7),
-            schema::Kind::Names => json!(["a"]),
-            schema::Kind::Free => json!({"a": 1}),
-            schema::Kind::Secret => json!("sealed:x"),
-            _ => json!("word"),
-        };
-        let whole = path.split('/').rev().fold(value, |below, part| json!({ part: below }));
-        let tree = schema::check(whole.as_object().unwrap().clone()).unwrap();
-        let settings = Settings::from_tree(tree.clone()).unwrap();
-        assert_eq!(settings.tree().unwrap(), tree, "{path}");
+    for noun in Noun::ALL {
+        for attribute in schema::attributes(noun) {
+            let path = attribute.path.replace('*', "eth0");
+            let value = match attribute.kind {
+                schema::Kind::Choice(words) => words[0].into(),
+                schema::Kind::Mac => json!("42:00:00:00:00:01"),
+                schema::Kind::Ip => json!("10.0.0.1"),
+                schema::Kind::Ips => json!(["10.0.0.1", "fe80::1"]),
+                schema::Kind::Range => json!("10.0.0.1-10.0.0.9"),
+                schema::Kind::Flag => json!(true),
+                schema::Kind::Port | schema::Kind::Number | schema::Kind::Vlan => json!(7),
+                schema::Kind::Names | schema::Kind::Hosts => json!(["a"]),
+                schema::Kind::Free => json!({"a": 1}),
+                schema::Kind::Secret => json!("sealed:x"),
+                _ => json!("word"),
+            };
+            let whole = path.split('/').rev().fold(value, |below, part| json!({ part: below }));
+            let tree = whole.as_object().unwrap().clone();
+            let alone = attribute.unique
+                || attribute.path == "groups"
+                || (noun == Noun::Profile && attribute.path == "profiles");
+            if alone && matches!(noun, Noun::Group | Noun::Profile) {
+                let wrong = schema::check(noun, tree).unwrap_err();
+                assert!(wrong[0].1.starts_with("it is a node's alone"), "{wrong:?}");
+                continue;
+            }
+            let tree = schema::check(noun, tree).unwrap();
+            let record = Record::from_tree(noun, tree.clone()).unwrap();
+            assert_eq!(record.tree().unwrap(), tree, "{path}");
+            assert_eq!(Record::from_json(noun, &record.to_json().unwrap()).unwrap(), record);
+        }
     }
 }

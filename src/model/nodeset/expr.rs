@@ -102,6 +102,21 @@ impl Expr {
         of(&self.first) + self.rest.iter().map(|(_, term)| of(term)).sum::<usize>()
     }
 
+    /// The text of the set, in which another takes the place of some of what it wants.
+    pub fn rewritten(&self, other: &mut dyn FnMut(&Want) -> Option<String>) -> String {
+        let mut text = rewritten(&self.first, other);
+        for (operator, term) in &self.rest {
+            text.push(match operator {
+                Operator::Union => ',',
+                Operator::Without => '!',
+                Operator::InBoth => '&',
+                Operator::InOne => '^',
+            });
+            text += &rewritten(term, other);
+        }
+        text
+    }
+
     /// The set; perhaps an empty one.
     ///
     /// # Errors
@@ -136,4 +151,25 @@ fn add(term: &Term, set: &mut Builder, resolve: &mut Resolve<'_>) -> Result<()> 
         Term::Want(want) => set.add_set(&resolve(want)?),
         Term::Set(inner) => set.add_set(&inner.eval(resolve)?),
     }
+}
+
+fn rewritten(term: &Term, other: &mut dyn FnMut(&Want) -> Option<String>) -> String {
+    match term {
+        Term::Names(pattern) => pattern.to_string(),
+        Term::Set(inner) => format!("({})", inner.rewritten(other)),
+        Term::Want(want) => match (other(want), want) {
+            (Some(text), _) => format!("({text})"),
+            (None, Want::Matching(regex)) => format!("~{}", quoted(regex)),
+            (None, Want::File(path)) => format!("@{}", quoted(path)),
+            (None, Want::Attribute { path, test, value }) => {
+                format!("{path}{}{}", test.as_str(), quoted(value))
+            }
+            (None, want) => want.to_string(),
+        },
+    }
+}
+
+/// A text that is read as it is, whatever is in it.
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }

@@ -1,5 +1,7 @@
 //! Names with brackets, `r[1-3]u[01-10/2]-ib`, counted before they are expanded.
 
+use std::fmt;
+
 use super::name::{self, Number};
 use super::{Builder, MAX_NAMES};
 use crate::error::{Error, Result};
@@ -47,6 +49,30 @@ impl Wrong {
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for piece in &self.pieces {
+            match piece {
+                Piece::Text(text) => f.write_str(text)?,
+                Piece::Ranges(ranges) => {
+                    for (index, range) in ranges.iter().enumerate() {
+                        let Range { first, last, step, digits } = range;
+                        let before = if index == 0 { '[' } else { ',' };
+                        write!(f, "{before}{first:0digits$}")?;
+                        match (last > first, *step) {
+                            (false, _) => {}
+                            (true, 1) => write!(f, "-{last:0digits$}")?,
+                            (true, step) => write!(f, "-{last:0digits$}/{step}")?,
+                        }
+                    }
+                    f.write_str("]")?;
+                }
+            }
+        }
+        Ok(())
     }
 }
 
