@@ -15,7 +15,7 @@
 CARGO ?= cargo
 
 .PHONY: quickstart test test-full lint fuzz bench lab lab-down man package packages-build packages-run \
-  packages-test packages-bench packages-package target/sushy
+  packages-test packages-bench packages-package target/sushy target/schemathesis
 
 quickstart: packages-run
 	$(CARGO) build --release --locked
@@ -30,7 +30,12 @@ target/sushy: packages-test
 	test -x $@/bin/sushy-emulator || { rm -rf $@ && python3 -m venv $@ && \
 	  $@/bin/pip install --quiet --disable-pip-version-check sushy-tools==2.2.0; }
 
-test: packages-test target/sushy lint
+# Asks the daemon whatever its contract allows, and much that it does not.
+target/schemathesis: packages-test
+	test -x $@/bin/schemathesis || { rm -rf $@ && python3 -m venv $@ && \
+	  $@/bin/pip install --quiet --disable-pip-version-check schemathesis==4.32.5; }
+
+test: packages-test target/sushy target/schemathesis lint
 	$(CARGO) test --workspace --locked
 
 test-full: export PAVO_FULL = 1

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //!  4  cli            one file per verb or noun; parses, calls, prints through `cli::out`
+//!     daemon         the one that writes the inventory: connections, API, the lock of the one
+//!                    that is active
 //!  3  ops            operations that join the peers below: launch here or as a step of Slurm,
 //!                    root's set-up of a host, the site's store, sweep, wait, save, run, copy
 //!  2  batch          who runs the job: local, slurm
@@ -39,6 +41,7 @@
 pub mod batch;
 pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod error;
 pub mod host;
 pub mod image;

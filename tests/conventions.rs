@@ -24,8 +24,15 @@ const LAYERS: &[(&str, &[&str])] = &[
         &["error", "model", "config", "store", "host", "batch", "network", "image", "vm", "node"],
     ),
     (
-        "cli",
+        "daemon",
         &["error", "model", "config", "store", "batch", "network", "image", "vm", "node", "ops"],
+    ),
+    (
+        "cli",
+        &[
+            "daemon", "error", "model", "config", "store", "batch", "network", "image", "vm",
+            "node", "ops",
+        ],
     ),
 ];
 

@@ -20,6 +20,7 @@ mod config;
 mod console;
 mod copying;
 mod cp;
+mod daemon;
 mod display;
 mod doctor;
 mod dump;
@@ -32,12 +33,14 @@ mod live;
 mod monitor;
 mod node;
 mod nodeset;
+mod op;
 pub mod out;
 mod passing;
 mod power;
 mod ps;
 mod run;
 mod save;
+mod service;
 mod session;
 mod setup;
 mod site;
@@ -103,6 +106,11 @@ enum Command {
     Power(power::Power),
     Bootdev(power::Bootdev),
     Nodeset(nodeset::Nodeset),
+    Daemon(daemon::Daemon),
+    #[command(subcommand)]
+    Op(op::Op),
+    #[command(subcommand)]
+    Service(service::Service),
     Doctor(doctor::Doctor),
     Completion(completion::Completion),
     #[command(subcommand, hide = true)]
@@ -149,6 +157,9 @@ impl Command {
             Self::Power(verb) => verb.run(app),
             Self::Bootdev(verb) => verb.run(app),
             Self::Nodeset(verb) => verb.run(app),
+            Self::Daemon(verb) => verb.run(app),
+            Self::Op(verb) => verb.run(app),
+            Self::Service(verb) => verb.run(app),
         }
     }
 }
@@ -205,6 +216,8 @@ pub struct Environment {
     pub tmp: PathBuf,
     /// `$PAVO_STATE_DIR`
     pub state: Option<PathBuf>,
+    /// `$PAVO_DAEMON`
+    pub daemon: Option<String>,
     /// `$XDG_STATE_HOME`
     pub state_home: Option<PathBuf>,
     /// The job whose shell this is: `$PAVO_JOB_ID`.
@@ -260,7 +273,10 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return refuse(&out, &error),
     };
-    log_to_stderr(cli.verbose);
+    match &cli.command {
+        Command::Daemon(daemon) => daemon.log(cli.verbose),
+        _ => log_to_stderr(cli.verbose),
+    }
     let outcome = environment()
         .map(|env| App { out: Out::new(), env, verbose: cli.verbose })
         .and_then(|app| cli.command.run(&app));
@@ -323,6 +339,7 @@ fn environment() -> Result<Environment> {
                 .while_doing(|| "finding the folder for temporary files".into())?
         },
         state: path("PAVO_STATE_DIR"),
+        daemon: variable("PAVO_DAEMON").and_then(|it| it.into_string().ok()),
         state_home: path("XDG_STATE_HOME"),
         job_id: variable("PAVO_JOB_ID").and_then(|id| id.into_string().ok()),
         graphical: ["DISPLAY", "WAYLAND_DISPLAY"].iter().any(|name| variable(name).is_some()),

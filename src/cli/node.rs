@@ -7,12 +7,12 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use super::App;
+use super::daemon::keeper;
 use super::out::OutputArgs;
 use crate::error::{Context, Error, Kind, Result};
 use crate::model::node::Tree;
 use crate::model::node::request::{self, Noun, Outcome, Request};
 use crate::model::nodeset::NodeSet;
-use crate::ops::inventory::{self, Book};
 use crate::ops::nodesets::{self, Known};
 
 /// More lines than this are folded on a terminal.
@@ -211,7 +211,7 @@ impl Node {
 
 /// The text of a set for the inventory, with what files and Slurm say in it.
 async fn filled(app: &App, text: &str) -> Result<String> {
-    nodesets::fill_in(text, Some(&Known::stored(app.env.state_dir()))).await
+    nodesets::fill_in(text, Some(&Known::by(keeper(app)?))).await
 }
 
 /// Changes the inventory, and says what came of it.
@@ -222,7 +222,7 @@ fn change(app: &App, verb: request::Verb) -> Result<u8> {
         if let Create { names, .. } | Update { names, .. } | Delete { names } = &mut request.verb {
             *names = filled(app, names).await?;
         }
-        Book::open(&app.env.state_dir()).await?.apply(&request).await
+        keeper(app)?.apply(request).await
     })?;
     report(app, &outcomes)
 }
@@ -345,10 +345,7 @@ impl Export {
         let format = said.unwrap_or(FileFormat::Json).into();
         let (text, missing, count) = app.block_on(async {
             let names = filled(app, &self.nodes).await?;
-            let inventory = inventory::read(&app.env.state_dir()).await?;
-            let (text, missing) = inventory::export(&inventory, Noun::Node, &names, format)?;
-            let count = inventory.names(Noun::Node, &names)?.len() - missing.len();
-            Ok((text, missing, count))
+            keeper(app)?.export(Noun::Node, &names, format).await
         })?;
         let code = complain(app, &missing);
         match &self.output {
@@ -384,8 +381,7 @@ fn look(
             Some(nodes) => Some(filled(app, nodes).await?),
             None => None,
         };
-        let inventory = inventory::read(&app.env.state_dir()).await?;
-        inventory::rows(&inventory, Noun::Node, names.as_deref(), fields, own)
+        keeper(app)?.rows(Noun::Node, names.as_deref(), fields, own).await
     })
 }
 

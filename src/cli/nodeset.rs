@@ -114,7 +114,7 @@ impl Sets {
             return Err(Error::usage("no nodes are given")
                 .help("as arguments, or on standard input: `squeue -ho %N | pavo nodeset fold`"));
         }
-        let known = Known::stored(app.env.state_dir());
+        let known = Known::by(super::daemon::keeper(app)?);
         let set = app.block_on(async {
             let set = match self.nodes.as_slice() {
                 [] => nodesets::from_standard_input(&known).await?,

@@ -7,18 +7,24 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::App;
+use super::op::follow;
 use super::session::Signals;
 use crate::config::BatchManager;
 use crate::error::{Context, Error, Kind, Result};
+use crate::model::node::operation::Operation;
 use crate::model::node::request::Outcome as Missing;
 use crate::model::nodeset::NodeSet;
+use crate::model::order::{self, Order};
 use crate::node::power::action::{Action, Patience};
 use crate::node::power::fanout::{FailLimit, Outcome, Plan, Stop, Window, run};
 use crate::node::power::{Bmc, Boot, Device, Hub};
 use crate::ops::inventory;
+use crate::ops::keeper::Keeper;
 use crate::ops::nodesets::{self, Known};
 use crate::ops::power::{bmc, busy};
+use crate::ops::remote::Remote;
 use crate::store::secret::vault::Vault;
+use hyper::Method;
 
 /// Switch nodes on and off, or see whether they are
 ///
@@ -141,6 +147,10 @@ struct Conduct {
     #[arg(long)]
     dry_run: bool,
 
+    /// Leave it to the daemon, and print the number of its operation: see `pavo op`
+    #[arg(long)]
+    no_wait: bool,
+
     /// Nodes on which jobs run, too
     #[arg(long)]
     force: bool,
@@ -205,7 +215,64 @@ impl Conduct {
         }
     }
 
+    /// Lets the daemon do it, and tells what comes of it.
+    async fn order(&self, app: &App, remote: &Remote, names: &str, action: Action) -> Result<u8> {
+        let boot = |boot: Boot| match boot.device {
+            Device::Net => order::Wanted::Net,
+            Device::Disk => order::Wanted::Disk,
+            Device::Cdrom => order::Wanted::Cdrom,
+            Device::Bios => order::Wanted::Bios,
+            // Which is none that can be asked for.
+            Device::Default | Device::Other => order::Wanted::Default,
+        };
+        let wanted = match action {
+            Action::Status => order::Wanted::Status,
+            Action::On => order::Wanted::On,
+            Action::Off => order::Wanted::Off,
+            Action::Soft => order::Wanted::Soft,
+            Action::Reset => order::Wanted::Reset,
+            Action::Cycle => order::Wanted::Cycle,
+            Action::Boot => order::Wanted::Boot,
+            Action::BootDevice => order::Wanted::Bootdev,
+            Action::SetBootDevice(it) => boot(it),
+        };
+        let known = Known::by(Keeper::Daemon(remote.clone()));
+        let order = Order {
+            always: matches!(action, Action::SetBootDevice(it) if it.always),
+            fanout: self.fanout,
+            timeout: self.timeout,
+            retries: self.retries,
+            settle: self.settle,
+            window: self.window,
+            interval: self.interval,
+            fail_limit: self.fail_limit.map(|limit| limit.to_string()),
+            dry_run: self.dry_run,
+            force: self.force,
+            ..Order::new(nodesets::fill_in(names, Some(&known)).await?, wanted)
+        };
+        let operation: Operation = remote.send(Method::POST, "/v1/ops", &order).await?;
+        if self.no_wait {
+            app.out.data(&format!("{}\n", operation.id))?;
+            return Ok(0);
+        }
+        let mut sorted = Sorted::default();
+        let code = follow(app, remote, operation.id, &mut |outcome| {
+            let side = if outcome.ok { &mut sorted.ok } else { &mut sorted.ko };
+            side.insert(outcome.name.clone());
+        })
+        .await;
+        write(self.ok_file.as_ref(), &sorted.ok)?;
+        write(self.ko_file.as_ref(), &sorted.ko)?;
+        code
+    }
+
     fn run(&self, app: &App, nodes: &str, action: Action) -> Result<u8> {
+        if let Some(remote) = super::daemon::find(app)? {
+            return app.block_on(self.order(app, &remote, nodes, action));
+        }
+        if self.no_wait {
+            return Err(Error::usage("`--no-wait` without a daemon: nobody would go on"));
+        }
         let dir = app.env.state_dir();
         let config = super::config::load(app)?;
         let slurm = config.batch.manager == BatchManager::Slurm;

@@ -15,7 +15,8 @@ use crate::ops::setup::ask::{Ask, MAX_ASK};
 use crate::ops::setup::{self, ClusterHere, NodeStatus, Patience, Preview, Switch};
 use crate::ops::setup::{SITE_DIR, create, delete, guard, init, lost, site_config, sweep};
 use crate::ops::site;
-use crate::ops::site_store::{Persons, prepare};
+use crate::ops::site_store::{self, Persons, prepare};
+use crate::store::etcd::Etcd;
 use crate::store::secret::SiteKey;
 
 /// Root's part of clusters on this host
@@ -37,6 +38,8 @@ pub enum Setup {
     },
     /// Show what pavo holds on this host
     Status(OutputArgs),
+    /// Let the daemon on this host use the site's etcd: before it is started for the first time
+    Daemon,
     /// Remove what no living step owns
     Sweep {
         /// At the site: free VXLAN keys of jobs that are gone, on hosts that are down
@@ -89,6 +92,7 @@ impl Setup {
                 Ok(0)
             }
             Self::Store => self.store(app),
+            Self::Daemon => Self::daemon(app),
             Self::Guard => {
                 let stdin = stdin()?;
                 app.block_on(async { guard::main(stdin).await }).map(|()| 0)
@@ -135,6 +139,25 @@ impl Setup {
         if report.done.is_empty() && !new_key {
             app.out.status("everything was there already");
         }
+        Ok(0)
+    }
+
+    fn daemon(app: &App) -> Result<u8> {
+        let etcd = etcd()?;
+        let state = super::daemon::load(app)?.state;
+        let by_certificate = state.join("etcd.pem").exists();
+        let made = app.block_on(async {
+            let store = Etcd::connect(&site::as_administrator_to_be(&etcd)).await?;
+            let secret = match by_certificate {
+                true => None,
+                false => Some(site::daemon_password(&state)?),
+            };
+            site_store::ensure_daemon(&store, secret.as_ref()).await
+        })?;
+        app.out.status(match made {
+            true => "the daemon may use etcd: `systemctl enable --now pavo-daemon`",
+            false => "everything was there already",
+        });
         Ok(0)
     }
 

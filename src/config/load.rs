@@ -12,9 +12,9 @@ use super::read::{Item, Sink};
 use super::resources::Resources;
 use super::sources::{Document, Loading, Sources};
 use super::templates::Author;
-use super::types::{Batch, Config, Ethernet, Network, Repo, ResourceSet, ReverseNat};
+use super::types::{Batch, Config, Daemon, Ethernet, Network, Repo, ResourceSet, ReverseNat};
 use super::yaml::Mark;
-use super::{batch, networks, repos, resources, templates};
+use super::{batch, daemon, networks, repos, resources, templates};
 use crate::error::{Error, Result};
 
 /// The network there is when none is configured.
@@ -101,6 +101,16 @@ pub fn load_batch(sources: &Sources) -> Result<Batch> {
     finish(Config { batch, ..Config::default() }, sink).map(|config| config.batch)
 }
 
+/// Reads `daemon.yaml` alone.
+///
+/// # Errors
+/// When that file is wrong.
+pub fn load_daemon(sources: &Sources) -> Result<Daemon> {
+    let sink = Sink::default();
+    let daemon = read_daemon(sources, &sink);
+    finish(Config { daemon, ..Config::default() }, sink).map(|config| config.daemon)
+}
+
 /// Reads what root needs to set a host up: the site's `batch.yaml`, networks and resource
 /// sets. Nobody's templates.
 ///
@@ -147,8 +157,15 @@ fn read_batch(sources: &Sources, sink: &Sink) -> Batch {
     }
 }
 
+fn read_daemon(sources: &Sources, sink: &Sink) -> Daemon {
+    match Loading::of(sources.system.join("daemon.yaml"), sink) {
+        Loading::Done(file) => daemon::read(&root(&file, sink)),
+        _ => Daemon::default(),
+    }
+}
+
 /// Files that only the site has: what they say concerns others, too.
-const SITE_ONLY: [&str; 3] = ["batch.yaml", "networks.yaml", "resources.yaml"];
+const SITE_ONLY: [&str; 4] = ["batch.yaml", "networks.yaml", "resources.yaml", "daemon.yaml"];
 
 /// Warns of files that somebody wrote in vain.
 fn warn_of_unread(sources: &Sources, sink: &Sink) {
@@ -176,6 +193,7 @@ fn read(sources: &Sources, sink: &Sink) -> Config {
         None => Loading::Absent,
     };
     let batch = read_batch(sources, sink);
+    let daemon = read_daemon(sources, sink);
     let (networks, resources) = read_networks(sources, sink);
     let templates = read_templates(sources, resources.as_ref(), sink);
     let (repos, image_cache) = match [user("repos.yaml"), system("repos.yaml")] {
@@ -188,7 +206,16 @@ fn read(sources: &Sources, sink: &Sink) -> Config {
     };
     let networks = networks.unwrap_or_default();
     let (resource_sets, default_resource_set) = resources.unwrap_or_default();
-    Config { batch, networks, resource_sets, default_resource_set, templates, repos, image_cache }
+    Config {
+        batch,
+        networks,
+        resource_sets,
+        default_resource_set,
+        templates,
+        repos,
+        image_cache,
+        daemon,
+    }
 }
 
 fn root<'a>(file: &'a Document, sink: &'a Sink) -> Item<'a> {

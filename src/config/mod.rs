@@ -7,6 +7,7 @@
 //! | `resources.yaml` | sets of networks a VM gets | [`ResourceSet`] |
 //! | `templates.yaml`, `templates.d/*.yaml` | kinds of VM | [`Template`] |
 //! | `repos.yaml` | image repositories | [`Repo`] |
+//! | `daemon.yaml` | the daemon that keeps the machines below | [`Daemon`] |
 //! | `recipes/NAME.yaml` | what `pavo image build` makes an image of | [`Recipe`] |
 //!
 //! [`load`] reads them all and reports every mistake at once, each with its place
@@ -24,6 +25,7 @@
 //! Those of repositories are expanded already.
 
 mod batch;
+mod daemon;
 mod expand;
 mod load;
 mod networks;
@@ -39,7 +41,7 @@ pub mod yaml;
 
 pub use crate::model::nearest::nearest;
 pub use expand::{Vars, expand};
-pub use load::{Loaded, load, load_batch, load_site};
+pub use load::{Loaded, load, load_batch, load_daemon, load_site};
 pub use problem::Problem;
 pub use recipe::{Content, Recipe, RecipeFile, RecipeUser};
 pub use sources::Sources;
@@ -73,6 +75,7 @@ mod tests {
             &[templates::SETTINGS, templates::MOUNT_POINT, templates::PERSISTENT_DRIVE],
         ),
         ("repos.yaml", &[repos::KEYS, repos::REPO, repos::CACHE]),
+        ("daemon.yaml", &[daemon::KEYS]),
     ];
 
     #[test]

@@ -1,6 +1,7 @@
 //! The typed values that configuration files become.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -25,6 +26,7 @@ pub struct Config {
     /// In order of priority: the user's before the site's.
     pub repos: Vec<Repo>,
     pub image_cache: Option<ImageCache>,
+    pub daemon: Daemon,
 }
 
 /// `batch.yaml`
@@ -112,6 +114,43 @@ pub struct Etcd {
     pub ca_cert: Option<PathBuf>,
     /// `password`, `munge` or `none`.
     pub auth_type: String,
+}
+
+/// `daemon.yaml`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Daemon {
+    /// Whether the site says that it has one.
+    pub is_configured: bool,
+    /// Where it listens on its own host; who may change what is known by their user.
+    pub socket: PathBuf,
+    /// Where it listens for others, with tokens over TLS.
+    pub listen: Option<SocketAddr>,
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    /// Whose members may change what it keeps.
+    pub admin_group: String,
+    /// Its keys, tokens, log-in to etcd; where there is no etcd, its store.
+    pub state: PathBuf,
+    /// Where other hosts find it, `https://HOST:PORT`.
+    pub address: Option<String>,
+    /// The authority of its certificate, if that is not one of the machine's.
+    pub ca_cert: Option<PathBuf>,
+}
+
+impl Default for Daemon {
+    fn default() -> Self {
+        Self {
+            is_configured: false,
+            socket: "/run/pavo-daemon/socket".into(),
+            listen: None,
+            certificate: None,
+            key: None,
+            admin_group: "pavo-admin".into(),
+            state: "/var/lib/pavo-daemon".into(),
+            address: None,
+            ca_cert: None,
+        }
+    }
 }
 
 /// One entry of `networks.yaml`.

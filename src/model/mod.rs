@@ -2,6 +2,7 @@
 
 pub mod address;
 pub mod agent;
+pub mod api;
 pub mod checkpoint;
 pub mod cluster;
 pub mod dial;
@@ -10,6 +11,7 @@ pub mod job;
 pub mod nearest;
 pub mod node;
 pub mod nodeset;
+pub mod order;
 pub mod owner;
 pub mod prefix;
 pub mod vm;

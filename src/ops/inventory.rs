@@ -28,6 +28,7 @@ mod journal;
 mod plan;
 mod shown;
 
+pub use journal::Ids;
 pub use shown::{export, rows};
 
 /// How often a change is decided anew, when others have changed what it was decided on.
@@ -99,6 +100,7 @@ pub struct Book {
     /// A commit has failed, and what it did is not known.
     in_doubt: bool,
     ops: BTreeMap<u64, Operation>,
+    ids: Ids,
     /// Who asks for changes, as operations say.
     pub user: String,
     pub inventory: Inventory,
@@ -142,12 +144,18 @@ impl Book {
             latest: None,
             in_doubt: true,
             ops: BTreeMap::new(),
+            ids: Ids::default(),
             user: account.map_or_else(|| uid.to_string(), |account| account.name),
             inventory: Inventory::default(),
         };
         book.settle().await.while_doing(|| "reading the inventory".into())?;
         book.bury().await;
         Ok(book)
+    }
+
+    /// Where operations get their numbers from.
+    pub fn ids(&self) -> Ids {
+        self.ids.clone()
     }
 
     /// What opens its secrets.
@@ -194,6 +202,9 @@ impl Book {
         if latest != self.latest || latest.is_none() {
             let (inventory, latest) = load(&*self.store).await?;
             self.ops = journal::load(&*self.store).await?;
+            self.ops.keys().for_each(|id| self.ids.seen(*id));
+            // Orders are kept elsewhere.
+            self.ops.retain(|_, operation| operation.order.is_none());
             (self.inventory, self.latest) = (inventory, latest);
         }
         self.in_doubt = false;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use tokio::sync::OnceCell;
 
 use super::inventory;
+use super::keeper::Keeper;
 use super::queue::{self, Hosts};
 use crate::config::nearest;
 use crate::error::{Context, Error, Result};
@@ -29,19 +30,39 @@ const SOURCES: [&str; 3] = ["slurm", "slurmstate", "job"];
 /// The inventory, for those sets that want something of it.
 #[derive(Debug)]
 pub struct Known {
-    /// Where its store is.
-    dir: PathBuf,
+    keeper: Keeper,
+    /// One of our own, once it was read.
     read: OnceCell<Inventory>,
 }
 
 impl Known {
-    /// The inventory in the store of `dir`, read when it is asked for.
-    pub fn stored(dir: PathBuf) -> Self {
-        Self { dir, read: OnceCell::new() }
+    /// What this one keeps, asked for when it is wanted.
+    pub fn by(keeper: Keeper) -> Self {
+        Self { keeper, read: OnceCell::new() }
     }
 
-    async fn inventory(&self) -> Result<&Inventory> {
-        self.read.get_or_try_init(|| inventory::read(&self.dir)).await
+    /// The inventory in the store of `dir`, read when it is asked for.
+    pub fn stored(dir: PathBuf) -> Self {
+        Self::by(Keeper::Here(dir))
+    }
+
+    async fn give(&self, want: &Want) -> Result<NodeSet> {
+        if let Keeper::Here(dir) = &self.keeper {
+            return self.read.get_or_try_init(|| inventory::read(dir)).await?.give(want);
+        }
+        let (only, text) = (["name".to_owned()], want.to_string());
+        let (rows, missing) = self.keeper.rows(Noun::Node, Some(&text), &only, true).await?;
+        let rows = rows.into_iter().map(|(name, _)| name);
+        Ok(rows.chain(missing.into_iter().map(|outcome| outcome.name)).collect())
+    }
+
+    async fn is_group(&self, name: &str) -> Result<bool> {
+        if let Keeper::Here(dir) = &self.keeper {
+            let inventory = self.read.get_or_try_init(|| inventory::read(dir)).await?;
+            return Ok(inventory.get(Noun::Group, name).is_some());
+        }
+        let only = ["name".to_owned()];
+        Ok(!self.keeper.rows(Noun::Group, Some(name), &only, true).await?.0.is_empty())
     }
 }
 
@@ -104,8 +125,7 @@ async fn outside(want: &Want, known: Option<&Known>, depth: usize) -> Result<Opt
         }
         Want::Group { source: None, name } => {
             let Some(known) = known else { return Ok(None) };
-            let is_group = known.inventory().await?.get(Noun::Group, name).is_some();
-            if is_group || !Path::new(name).is_file() {
+            if known.is_group(name).await? || !Path::new(name).is_file() {
                 return Ok(None);
             }
             name
@@ -141,9 +161,8 @@ async fn give(want: &Want, known: &Known, depth: usize) -> Result<NodeSet> {
     match want {
         Want::File(path) => file(path, known, depth).await,
         Want::Group { source: None, name } => {
-            let inventory = known.inventory().await?;
-            if inventory.get(Noun::Group, name).is_some() {
-                return inventory.give(want);
+            if known.is_group(name).await? {
+                return known.give(want).await;
             }
             if Path::new(name).is_file() {
                 return file(name, known, depth).await;
@@ -153,9 +172,7 @@ async fn give(want: &Want, known: &Known, depth: usize) -> Result<NodeSet> {
                 .help("others know groups too: `@slurm:PARTITION`, `@job:ID`"))
         }
         Want::Group { source: Some(source), name } => group(source, name).await,
-        Want::All | Want::Attribute { .. } | Want::Matching(_) => {
-            known.inventory().await?.give(want)
-        }
+        Want::All | Want::Attribute { .. } | Want::Matching(_) => known.give(want).await,
     }
 }
 

@@ -8,6 +8,8 @@
 //! | | | `root`, with [`Persons::MadeByNodes`] | all |
 //! | `pavo-user-NAME` | the person's secret | `pavo-user-NAME` | write `job/NAME/ drive/NAME/`, read `host/NAME/ drive/ meta/` |
 //!
+//! | `pavo-daemon` | certificate with that name, or the password beside its state | `pavo-daemon` | write what the inventory is (`node/ op/ lock/ …`), read `meta/` |
+//!
 //! Each writes its own `fence/`, too.
 //!
 //! # Who makes the users of persons
@@ -28,7 +30,7 @@
 //! need one exist and `root`'s password is kept: who is interrupted starts again.
 
 use crate::error::{Context, Error, Result};
-use crate::store::etcd::{Access, Etcd, Grant, Login, NODE, Right, person};
+use crate::store::etcd::{Access, DAEMON, Etcd, Grant, Login, NODE, Right, person};
 use crate::store::secret::Secret;
 use crate::store::{adopt, check_schema, keys};
 
@@ -148,6 +150,13 @@ fn node_grants() -> [Grant; 7] {
     ]
 }
 
+fn daemon_grants() -> Vec<Grant> {
+    let all = keys::inventories().into_iter().map(|place| Grant::new(Right::ReadWrite, place));
+    let more =
+        [Grant::new(Right::Read, keys::meta()), Grant::new(Right::ReadWrite, keys::fences(DAEMON))];
+    all.chain(more).collect()
+}
+
 fn person_grants(name: &str) -> [Grant; 6] {
     [
         // Which tells that a drive is in use, and not where it is.
@@ -192,17 +201,34 @@ async fn prove_certificate(access: &Access, password: &Secret) -> Result<()> {
 ///
 /// Rights first, the user last: whoever can log in has them.
 pub async fn ensure_person(store: &Etcd, name: &str, secret: &Secret) -> Result<bool> {
-    let user = person(name);
-    let ensure = async {
-        let mut changed = store.ensure_role(&user, &person_grants(name)).await?;
-        changed |= store.ensure_user(&user, Some(secret), &[&user]).await?;
-        if !store.accepts(&user, secret).await? {
-            store.set_password(&user, secret).await?;
+    ensure_user(store, &person(name), &person_grants(name), Some(secret))
+        .await
+        .while_doing(|| format!("letting `{name}` use the store"))
+}
+
+/// Lets the daemon log in, with this secret or with a certificate. Says whether anything had to
+/// be made. `store` is logged in as one who may manage users.
+pub async fn ensure_daemon(store: &Etcd, secret: Option<&Secret>) -> Result<bool> {
+    ensure_user(store, DAEMON, &daemon_grants(), secret)
+        .await
+        .while_doing(|| "letting the daemon use the store".into())
+}
+
+async fn ensure_user(
+    store: &Etcd,
+    user: &str,
+    grants: &[Grant],
+    secret: Option<&Secret>,
+) -> Result<bool> {
+    let mut changed = store.ensure_role(user, grants).await?;
+    changed |= store.ensure_user(user, secret, &[user]).await?;
+    if let Some(secret) = secret {
+        if !store.accepts(user, secret).await? {
+            store.set_password(user, secret).await?;
             changed = true;
         }
-        Ok::<_, Error>(changed)
-    };
-    ensure.await.while_doing(|| format!("letting `{name}` use the store"))
+    }
+    Ok(changed)
 }
 
 /// Takes the person's user and role away; their keys stay. Says whether they were there.

@@ -68,6 +68,9 @@ const MAX_TTL: i64 = 9_000_000_000;
 /// The etcd user, and the role, of the nodes: the common name of their certificate.
 pub const NODE: &str = "pavo-node";
 
+/// The etcd user, and the role, of the daemon that keeps the machines below.
+pub const DAEMON: &str = "pavo-daemon";
+
 /// How to reach etcd.
 #[derive(Clone, Debug)]
 pub struct Access {

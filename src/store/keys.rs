@@ -15,8 +15,9 @@
 //! /pavo/v1/node/<name>                     what the inventory knows of a node; likewise
 //!     group/ profile/ net/ passwd/ project/
 //! /pavo/v1/op/<id>                         how far a long change of the inventory is
-//! /pavo/v1/counter/inventory               orders the changes of the inventory
-//! /pavo/v1/counter/op                      the last id of such a change
+//! /pavo/v1/daemon/inventory                orders the changes of the inventory
+//! /pavo/v1/result/<id>/<n>                 what came of an order to machines
+//! /pavo/v1/lock/… svc/…                    which daemon is active, and which there are
 //! ```
 //!
 //! At a site, `pool/`, `counter/` and `host/` are written by the nodes (root), the rest
@@ -254,6 +255,13 @@ pub fn parse_job_key(key: &str) -> Option<(Owner, JobKey)> {
     Some((job, what))
 }
 
+/// All places of what the daemon keeps.
+pub fn inventories() -> Vec<String> {
+    let records = Noun::ALL.into_iter().map(records);
+    let more = ["op", "result", "lock", "svc", "daemon"];
+    records.chain(more.map(|place| format!("{ROOT}/{place}/"))).collect()
+}
+
 /// All records of a kind in the inventory.
 pub fn records(noun: Noun) -> String {
     format!("{ROOT}/{}/", noun.as_str())
@@ -281,15 +289,47 @@ pub fn op(id: u64) -> String {
     format!("{}{id:012}", ops())
 }
 
-/// The id of the latest operation. Written with it; stays.
-pub fn op_counter() -> String {
-    format!("{ROOT}/counter/op")
-}
-
 /// The latest change of the inventory: each requires that it is still the one that was
 /// read. Written with every change; stays.
 pub fn inventory_counter() -> String {
-    format!("{ROOT}/counter/inventory")
+    format!("{ROOT}/daemon/inventory")
+}
+
+/// What came of an order's nodes.
+pub fn op_results(id: u64) -> String {
+    format!("{ROOT}/result/{id:012}/")
+}
+
+/// Some of it, as it came. Goes with the operation.
+pub fn op_result(id: u64, shard: usize) -> String {
+    format!("{}{shard:06}", op_results(id))
+}
+
+/// What only one process holds at a time.
+pub fn locks() -> String {
+    format!("{ROOT}/lock/")
+}
+
+/// Who the one daemon is that writes. Ends with its lease; every change requires that it is
+/// still the same.
+pub fn daemon_leader() -> String {
+    format!("{}daemon", locks())
+}
+
+/// The fingerprint of the key with which the inventory's secrets are sealed. Written by the
+/// first daemon; stays.
+pub fn vault_mark() -> String {
+    format!("{}vault", locks())
+}
+
+/// What runs for the site, on which hosts.
+pub fn services() -> String {
+    format!("{ROOT}/svc/")
+}
+
+/// A daemon on a host. Written by it; ends with its lease.
+pub fn service(kind: &str, host: &str) -> String {
+    format!("{}{}/{}", services(), escape(kind), escape(host))
 }
 
 /// The job of a key that has `<user>/<job>/…` below `place`, and what follows it.

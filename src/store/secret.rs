@@ -32,7 +32,7 @@ use crate::error::{Context, Error, Result};
 pub const MAX_SEALED: usize = 4096;
 
 /// The longest of the files.
-const MAX_FILE: u64 = 4096;
+const MAX_FILE: u64 = 1 << 20;
 
 const PUBLIC_MARK: &str = "pavo-site-1";
 const PRIVATE_MARK: &str = "pavo-site-key-1";
@@ -281,7 +281,11 @@ fn reading(file: &Path) -> String {
     format!("reading `{}`", file.display())
 }
 
-fn read_private(file: &Path) -> Result<String> {
+/// The text of a file that is ours, or root's, alone.
+///
+/// # Errors
+/// When it belongs to somebody else, or others may read it.
+pub fn read_private(file: &Path) -> Result<String> {
     read_owned(file, 0o077)
 }
 

@@ -37,6 +37,12 @@ pub struct Problem {
 }
 
 impl Inventory {
+    /// A copy for who only reads.
+    #[must_use]
+    pub fn to_read(&self) -> Self {
+        Self { claims: Claims::default(), ..self.clone() }
+    }
+
     /// All nodes.
     pub fn all(&self) -> NodeSet {
         self.nodes.keys().collect()

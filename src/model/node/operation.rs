@@ -1,11 +1,13 @@
-//! Long changes of the inventory: what is told of them while they run, and after.
+//! Long work, changes of the inventory and orders to machines: what is told of it while it
+//! runs, and after.
 
 use serde::{Deserialize, Serialize};
 
 use crate::model::job::ProcessId;
+use crate::model::order::Order;
 
-/// A change that takes several commits. Its record changes with each of them, so that what it
-/// says is true whatever happens in between.
+/// A change that takes several commits, or an order. Its record changes with each of them, so
+/// that what it says is true whatever happens in between.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {
     pub id: u64,
@@ -16,6 +18,9 @@ pub struct Operation {
     /// How many records are to be changed.
     pub total: usize,
     pub done: usize,
+    /// Of an order: with how many nodes it did not go well.
+    #[serde(default)]
+    pub failed: usize,
     pub state: State,
     /// In seconds since 1970.
     pub begun: u64,
@@ -24,6 +29,9 @@ pub struct Operation {
     /// Why it has failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What machines were told to do; a change of the inventory has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Order>,
     /// Who makes it, while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writer: Option<Writer>,
@@ -37,6 +45,8 @@ pub enum State {
     Failed,
     /// Whoever made it was gone before its end. The same command finishes it.
     Interrupted,
+    /// Somebody, or a limit, stopped it.
+    Aborted,
 }
 
 impl State {
@@ -46,6 +56,7 @@ impl State {
             Self::Done => "done",
             Self::Failed => "failed",
             Self::Interrupted => "interrupted",
+            Self::Aborted => "aborted",
         }
     }
 }

@@ -10,6 +10,7 @@
 //! up to [`BESIDE`] times as many are under way then. One at a time (`at_once: 1`) is just that.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -92,6 +93,16 @@ impl FailLimit {
         match self {
             Self::Nodes(count) => count,
             Self::Percent(share) => nodes * usize::from(share) / 100,
+        }
+    }
+}
+
+/// As it is read.
+impl fmt::Display for FailLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nodes(count) => count.fmt(f),
+            Self::Percent(share) => write!(f, "{share}%"),
         }
     }
 }

@@ -2,6 +2,8 @@
 //! that it is true whatever happens in between.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{Book, Failure, crowded, pages};
@@ -9,6 +11,22 @@ use crate::error::{Error, Result};
 use crate::host::process;
 use crate::model::node::operation::{Operation, State, Writer};
 use crate::store::{Change, Entry, Store, keys};
+
+/// Numbers for operations: of changes and of orders alike, in one process.
+#[derive(Clone, Debug, Default)]
+pub struct Ids(Arc<AtomicU64>);
+
+impl Ids {
+    /// One that was not given away.
+    pub fn next(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// There is one of this number.
+    pub(super) fn seen(&self, id: u64) {
+        self.0.fetch_max(id, Ordering::Relaxed);
+    }
+}
 
 /// How many operations are remembered.
 const KEPT: usize = 100;
@@ -55,13 +73,14 @@ impl Book {
 
     /// A new operation, and what its first commit changes besides.
     pub(super) fn begin(&self, what: String, total: usize) -> (Operation, Vec<Change>) {
-        let id = self.ops.keys().next_back().map_or(1, |last| last + 1);
         let operation = Operation {
-            id,
+            id: self.ids.next(),
             what,
             user: self.user.clone(),
             total,
             done: 0,
+            failed: 0,
+            order: None,
             state: State::Running,
             begun: now(),
             ended: None,

@@ -8,6 +8,7 @@ use std::path::Path;
 use base64ct::{Base64, Encoding};
 use crypto_box::aead::{Aead, AeadCore, OsRng};
 use crypto_box::{SalsaBox, SecretKey};
+use sha2::{Digest, Sha256};
 
 use super::{Secret, create, decode_key, encode_key, read_private, reading};
 use crate::error::{Context, Error, Result};
@@ -19,7 +20,7 @@ const MARK: &str = "pavo-inventory-private-1";
 /// What seals secrets, and opens them for those who use them.
 ///
 /// The box is to ourselves: what is slow of it is done once, for thousands of secrets.
-pub struct Vault(SalsaBox);
+pub struct Vault(SalsaBox, String);
 
 /// Before each sealed secret.
 const NONCE: usize = 24;
@@ -43,7 +44,14 @@ impl Vault {
         }
         let key = || decode_key(&read_private(&file)?, MARK);
         let key = SecretKey::from(key().while_doing(|| reading(&file))?);
-        Ok(Self(SalsaBox::new(&key.public_key(), &key)))
+        let digest = Sha256::digest(key.public_key().as_bytes());
+        let mark = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self(SalsaBox::new(&key.public_key(), &key), mark))
+    }
+
+    /// By which its key is told from others.
+    pub fn mark(&self) -> String {
+        self.1.clone()
     }
 
     /// The secret as it may be kept.

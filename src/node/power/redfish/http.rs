@@ -111,7 +111,11 @@ impl Certificates {
     }
 }
 
-fn config(trust: &Trust) -> Result<ClientConfig> {
+/// TLS to who is believed so; without meaning for [`Trust::Plain`].
+///
+/// # Errors
+/// When the certificates cannot be read.
+pub fn config(trust: &Trust) -> Result<ClientConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier: Arc<dyn ServerCertVerifier> = match trust {
         Trust::System => {

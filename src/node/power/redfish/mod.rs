@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-pub use http::{Certificates, Trust};
+pub use http::{Certificates, Trust, config as tls};
 
 use self::http::Connection;
 use self::model::{Reset, System};

@@ -1,0 +1,392 @@
+//! The daemon's long work: begun by one caller, watched by others, kept in a journal.
+//!
+//! ```text
+//! op/<id>          the operation: written before it begins, and whenever results are
+//! result/<id>/<n>  what came of the nodes, SHARD of them each, as it came
+//! ```
+//!
+//! An operation runs on a thread of its own; nobody who watches it, and no store that is slow,
+//! keeps it waiting. A daemon that finds one that still runs, and is not its own, calls it
+//! interrupted: what is in the journal was done, of the rest only its controllers know.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::book::now;
+use super::orders::Prepared;
+use crate::error::{Context, Error, Result};
+use crate::host::crash;
+use crate::model::node::operation::{Operation, State};
+use crate::model::node::request::Outcome;
+use crate::model::nodeset::NodeSet;
+use crate::model::nodeset::parse::parse;
+use crate::model::order::{Order, Results};
+use crate::node::power::Hub;
+use crate::node::power::fanout::{self, Stop};
+use crate::store::{Change, Check, Commit, Store, get_json, keys, list_all};
+
+/// How many results one entry of the store has.
+const SHARD: usize = 500;
+
+/// The longest text of a result that is kept.
+const MAX_TEXT: usize = 1000;
+
+/// How often results are written.
+const EACH: Duration = Duration::from_millis(500);
+
+/// How many operations may run at once.
+const MOST: usize = 32;
+
+/// How many are remembered.
+const KEPT: usize = 100;
+
+/// What runs, and what is known of what ran.
+#[derive(Debug)]
+pub struct Desk {
+    store: Arc<dyn Store>,
+    fence: Option<Check>,
+    running: Mutex<BTreeMap<u64, Arc<Running>>>,
+}
+
+/// One that runs.
+#[derive(Debug)]
+struct Running {
+    now: Mutex<Results>,
+    /// Sent whenever there is something new.
+    news: watch::Sender<()>,
+    stop: watch::Sender<bool>,
+}
+
+impl Running {
+    fn now(&self) -> MutexGuard<'_, Results> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, outcome: Outcome) {
+        let mut now = self.now();
+        match outcome.ok {
+            true => now.operation.done += 1,
+            false => now.operation.failed += 1,
+        }
+        now.results.push(outcome);
+        self.news.send_replace(());
+    }
+
+    /// What is there behind the first ones.
+    fn after(&self, known: usize) -> Results {
+        let now = self.now();
+        let results = now.results.get(known..).unwrap_or_default().to_vec();
+        Results { operation: now.operation.clone(), results }
+    }
+}
+
+impl Desk {
+    /// The operations of a store, to which we write while `fence` holds. Those that died with
+    /// who did them are marked.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written.
+    pub async fn over(store: Arc<dyn Store>, fence: Option<Check>) -> Result<Self> {
+        let desk = Self { store, fence, running: Mutex::default() };
+        for mut operation in desk.stored().await? {
+            if operation.order.is_some() && operation.state == State::Running {
+                operation.state = State::Interrupted;
+                operation.ended = Some(now());
+                operation.reason = Some("the daemon ended in the middle of it".into());
+                desk.write(vec![Change::put_json(keys::op(operation.id), &operation)?]).await?;
+            }
+        }
+        Ok(desk)
+    }
+
+    async fn stored(&self) -> Result<Vec<Operation>> {
+        let entries = list_all(&*self.store, &keys::ops()).await?.0;
+        entries.iter().map(|entry| entry.json()).collect()
+    }
+
+    async fn write(&self, changes: Vec<Change>) -> Result<()> {
+        let checks: Vec<Check> = self.fence.iter().cloned().collect();
+        match self.store.commit(&checks, &changes).await? {
+            Commit::Done(_) => Ok(()),
+            Commit::Conflict(_) => Err(Error::system("another daemon has taken over")),
+        }
+    }
+
+    fn running(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Running>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn one(&self, id: u64) -> Option<Arc<Running>> {
+        self.running().get(&id).cloned()
+    }
+
+    /// Records an operation, and begins it.
+    ///
+    /// # Errors
+    /// When too many run, or it cannot be recorded: then nothing is done.
+    pub async fn begin(self: &Arc<Self>, id: u64, user: &str, work: Prepared) -> Result<Operation> {
+        if self.running().len() >= MOST {
+            return Err(Error::system(format!("{MOST} operations run already"))
+                .help("wait for one, or stop one: `pavo op list`, `pavo op abort ID`"));
+        }
+        let operation = work.operation(id, user);
+        self.record(&operation).await.while_doing(|| "recording the operation".into())?;
+        crash::point("op.recorded")?;
+        let results = Results { operation, results: Vec::new() };
+        let running = Arc::new(Running {
+            now: Mutex::new(results.clone()),
+            news: watch::Sender::new(()),
+            stop: watch::Sender::new(false),
+        });
+        self.running().insert(id, running.clone());
+        for outcome in &work.refused {
+            running.add(outcome.clone());
+        }
+        let (end, ended) = oneshot::channel();
+        let worker = running.clone();
+        let spawned = std::thread::Builder::new().name(format!("op {id}")).spawn(move || {
+            // Who waits for it is told by its being dropped, if we panic.
+            let _ = end.send(run(&worker, &work));
+        });
+        if let Err(error) = spawned {
+            running.now().operation.reason = Some(error.to_string());
+        }
+        tokio::spawn(self.clone().keep(running, ended));
+        Ok(results.operation)
+    }
+
+    /// Records an operation before it begins; forgets the oldest.
+    async fn record(&self, operation: &Operation) -> Result<()> {
+        let mut old = self.stored().await?;
+        old.retain(|old| old.order.is_some() && old.state != State::Running);
+        let excess = (old.len() + 1).saturating_sub(KEPT).min(16);
+        let mut changes = vec![Change::put_json(keys::op(operation.id), operation)?];
+        for old in old.iter().take(excess) {
+            changes.push(Change::delete(keys::op(old.id)));
+            changes.push(Change::DeletePrefix { prefix: keys::op_results(old.id) });
+        }
+        self.write(changes).await
+    }
+
+    /// Writes the journal until the operation ends; then its end.
+    async fn keep(self: Arc<Self>, running: Arc<Running>, mut ended: oneshot::Receiver<Ended>) {
+        let (mut written, mut said) = (0, false);
+        let end = loop {
+            tokio::select! {
+                end = &mut ended => break end,
+                () = sleep(EACH) => {}
+            }
+            // What cannot be written now is written later, or by nobody: the store is away.
+            match self.flush(&running, written).await {
+                Ok(now) => written = now,
+                Err(error) if !said => {
+                    said = true;
+                    tracing::warn!("the journal of an operation falls behind: {}", error.report());
+                }
+                Err(_) => {}
+            }
+        };
+        {
+            let mut now = running.now();
+            let operation = &mut now.operation;
+            operation.ended = Some(super::book::now());
+            (operation.state, operation.reason) = match end {
+                Ok(Ended { stop: Some(why), .. }) => (State::Aborted, Some(why.into())),
+                Ok(_) if operation.failed == 0 => (State::Done, None),
+                Ok(_) => (State::Failed, None),
+                Err(_) => (State::Interrupted, Some("a bug of ours ended it".into())),
+            };
+        }
+        for wait in [0, 1, 5, 20] {
+            sleep(Duration::from_secs(wait)).await;
+            match self.flush(&running, written).await {
+                Ok(_) => break,
+                Err(error) => {
+                    tracing::warn!("an operation's end is not recorded: {}", error.report())
+                }
+            }
+        }
+        running.news.send_replace(());
+        self.running().remove(&running.now().operation.id);
+    }
+
+    /// Writes what is new behind the first results; how many there are then.
+    async fn flush(&self, running: &Running, written: usize) -> Result<usize> {
+        let Results { operation, results } = running.after(0);
+        if results.len() == written && operation.state == State::Running {
+            return Ok(written);
+        }
+        let mut changes = Vec::new();
+        for shard in written / SHARD..results.len().div_ceil(SHARD) {
+            let some = &results[shard * SHARD..results.len().min((shard + 1) * SHARD)];
+            let key = keys::op_result(operation.id, shard);
+            // A commit is not to be larger than any store takes.
+            self.write(vec![Change::put_json(key, some)?]).await?;
+        }
+        changes.push(Change::put_json(keys::op(operation.id), &operation)?);
+        self.write(changes).await?;
+        crash::point("op.written")?;
+        Ok(results.len())
+    }
+
+    /// All that are remembered, the latest last.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn list(&self) -> Result<Vec<Operation>> {
+        let mut all: BTreeMap<u64, Operation> =
+            self.stored().await?.into_iter().map(|it| (it.id, it)).collect();
+        for (id, running) in &*self.running() {
+            all.insert(*id, running.now().operation.clone());
+        }
+        Ok(all.into_values().collect())
+    }
+
+    /// An operation.
+    ///
+    /// # Errors
+    /// When there is none of this number, or the store cannot be read.
+    pub async fn show(&self, id: u64) -> Result<Operation> {
+        if let Some(running) = self.one(id) {
+            return Ok(running.now().operation.clone());
+        }
+        let found = get_json(&*self.store, &keys::op(id)).await?;
+        found.map(|(operation, _)| operation).ok_or_else(|| {
+            Error::not_found(format!("there is no operation {id}"))
+                .help("see which there are: `pavo op list`")
+        })
+    }
+
+    /// Its results behind the first ones; those of one that runs when there are some, or after
+    /// that time.
+    ///
+    /// # Errors
+    /// When there is none of this number, or the store cannot be read.
+    pub async fn results(&self, id: u64, after: usize, wait: Duration) -> Result<Results> {
+        let until = Instant::now() + wait;
+        if let Some(running) = self.one(id) {
+            let mut news = running.news.subscribe();
+            loop {
+                news.borrow_and_update();
+                let found = running.after(after);
+                let is_late = Instant::now() >= until;
+                if is_late || !found.results.is_empty() || found.operation.state != State::Running {
+                    return Ok(found);
+                }
+                // Late is what the next turn finds.
+                let _ = timeout_at(until, news.changed()).await;
+            }
+        }
+        let operation = self.show(id).await?;
+        let mut results = Vec::new();
+        for entry in list_all(&*self.store, &keys::op_results(id)).await?.0 {
+            results.extend(entry.json::<Vec<Outcome>>()?);
+        }
+        Ok(Results { operation, results: results.split_off(after.min(results.len())) })
+    }
+
+    /// Starts no other node of it.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub async fn abort(&self, id: u64) -> Result<Operation> {
+        if let Some(running) = self.one(id) {
+            running.stop.send_replace(true);
+            return Ok(running.now().operation.clone());
+        }
+        let state = self.show(id).await?.state.as_str();
+        Err(Error::usage(format!("operation {id} does not run: it is {state}")))
+    }
+
+    /// What it takes to do an order again, with the nodes that it did not go well with.
+    ///
+    /// # Errors
+    /// When it runs, was no order, or went well with all.
+    pub async fn left(&self, id: u64) -> Result<(Order, NodeSet)> {
+        let Results { operation, results } = self.results(id, 0, Duration::ZERO).await?;
+        if operation.state == State::Running {
+            return Err(Error::usage(format!("operation {id} runs still")));
+        }
+        let mut order = operation.order.ok_or_else(|| {
+            Error::usage(format!("operation {id} is a change of the inventory"))
+                .help("the same command does the rest of it")
+        })?;
+        let well = results.iter().filter(|outcome| outcome.ok).map(|outcome| &outcome.name);
+        let left = parse(&order.names)?.eval(&mut |_| Ok(NodeSet::default()))?;
+        let left = left.without(&well.collect());
+        if left.is_empty() {
+            return Err(Error::usage(format!("operation {id} went well with all nodes")));
+        }
+        order.names = left.to_string();
+        Ok((order, left))
+    }
+
+    /// Lets all that run come to an end, and waits for that.
+    pub async fn close(&self) {
+        let all: Vec<Arc<Running>> = self.running().values().cloned().collect();
+        for running in &all {
+            running.stop.send_replace(true);
+        }
+        for running in all {
+            let mut news = running.news.subscribe();
+            while running.now().operation.state == State::Running {
+                if news.changed().await.is_err() {
+                    break;
+                }
+            }
+        }
+        while !self.running().is_empty() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// How the work itself ended.
+struct Ended {
+    stop: Option<&'static str>,
+}
+
+/// The work, on its own thread.
+fn run(running: &Running, work: &Prepared) -> Ended {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let Ok(runtime) = runtime.while_doing(|| "starting a runtime".into()) else {
+        return Ended { stop: Some("there was no runtime for it") };
+    };
+    let mut stop = running.stop.subscribe();
+    let report = runtime.block_on(async {
+        let told = async {
+            // Its sender lives as long as we do.
+            let _ = stop.wait_for(|stop| *stop).await;
+        };
+        let hub = Hub::default();
+        fanout::run(&work.bmcs, &work.plan, &hub, told, &mut |bmc, outcome| {
+            let (ok, text) = match outcome {
+                fanout::Outcome::Done(done) => (true, done.to_string()),
+                fanout::Outcome::Failed(error) => (false, short(&error.report())),
+                fanout::Outcome::NotStarted => return,
+            };
+            running.add(Outcome { name: bmc.node.clone(), ok, text });
+        })
+        .await
+    });
+    for (bmc, outcome) in work.bmcs.iter().zip(&report.outcomes) {
+        if matches!(outcome, fanout::Outcome::NotStarted) {
+            running.add(Outcome { name: bmc.node.clone(), ok: false, text: "not started".into() });
+        }
+    }
+    Ended {
+        stop: report.stop.map(|why| match why {
+            Stop::TooManyFailed => "more failed than `--fail-limit` allows",
+            Stop::Interrupted => "it was aborted",
+        }),
+    }
+}
+
+/// An error's report as one result has it.
+fn short(report: &str) -> String {
+    report.trim_start_matches("error: ").trim_end().chars().take(MAX_TEXT).collect()
+}
