@@ -215,7 +215,7 @@ pub fn qemu_agent_seeds() -> Vec<Vec<u8>> {
 pub fn line(data: &[u8]) -> bool {
     super::block_on(async {
         let (ours, mut guest) = UnixStream::pair().unwrap();
-        let (agent, line) = agent::Agent::new("vm0".into(), "/nonexistent".into());
+        let (agent, line, _) = agent::Agent::new("vm0".into(), "/nonexistent".into());
         let (_port, opened) = watch::channel(agent::Port { changes: 1, open: true });
         tokio::spawn(line.serve(ours, opened));
         let mut mark = [0; 32];

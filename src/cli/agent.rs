@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::model::vmset::{VmSet, fold};
 use crate::ops::agent::hellos;
 use crate::ops::run::{Commands, Heard};
-use crate::vm::agent::QEMUS;
+use crate::vm::agent::{PCOCCS, QEMUS};
 
 /// Ask the agents in the guests, which run commands for `pavo run`
 #[derive(Debug, Subcommand)]
@@ -43,7 +43,7 @@ impl Agent {
 /// Find out which guests' agents answer
 ///
 /// Says how many VMs answered, and how long that took. Those that did not are named, with the
-/// reason, and make the exit code 1. Where pavo's own agent is missing, QEMU's answers.
+/// reason, and make the exit code 1. Where pavo's own agent is missing, pcocc's answers, or QEMU's.
 #[derive(Debug, Args)]
 pub struct Ping {
     #[command(flatten)]
@@ -66,14 +66,17 @@ impl Ping {
             let ranks = ranks(&self.vms, &job)?;
             let start = Instant::now();
             let mut missing = ranks.clone();
-            let (mut failed, mut qemus) = (Vec::new(), Vec::new());
+            let (mut failed, mut others) =
+                (Vec::new(), [(PCOCCS, Vec::new()), (QEMUS, Vec::new())]);
             let patience = Duration::from_secs(self.timeout);
             let mut answers = pin!(hellos(known.store(), &job, &ranks, patience));
             while let Some((rank, answer)) = answers.next().await {
                 missing.retain(|other| *other != rank);
                 match answer {
-                    Ok(answer) if answer.agent == QEMUS => qemus.push(rank),
-                    Ok(_) => {}
+                    Ok(answer) => {
+                        let other = others.iter_mut().find(|(name, _)| answer.agent == *name);
+                        other.into_iter().for_each(|(_, ranks)| ranks.push(rank));
+                    }
                     Err(error) => failed.push((rank, error)),
                 }
                 if !missing.is_empty() {
@@ -83,11 +86,11 @@ impl Ping {
             let seconds = start.elapsed().as_secs_f64();
             let answered = ranks.len() - failed.len();
             app.out.data(&format!("{answered} VMs answered in {seconds:.2}s\n"))?;
-            qemus.sort_unstable();
-            if !qemus.is_empty() {
-                let who = fold(&qemus);
+            for (name, mut ranks) in others.into_iter().filter(|(_, ranks)| !ranks.is_empty()) {
+                ranks.sort_unstable();
+                let (who, whose) = (fold(&ranks), if name == QEMUS { "QEMU's" } else { "pcocc's" });
                 app.out
-                    .warn(&format!("{who}: only QEMU's agent answers, with no more than it can"));
+                    .warn(&format!("{who}: only {whose} agent answers, with no more than it can"));
             }
             report(app, failed);
             Ok(u8::from(answered < ranks.len()))

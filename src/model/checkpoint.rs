@@ -38,7 +38,7 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    pub const VERSION: u32 = 1;
+    pub const VERSION: u32 = 2;
 }
 
 /// One VM of a checkpoint, as its process has written it.
@@ -71,6 +71,9 @@ pub struct Machine {
     /// The guest's NUMA nodes, if it has some: the first CPU and the last one, and MiB.
     #[serde(default)]
     pub nodes: Vec<(u32, u32, u64)>,
+    /// Whether it has the port of pcocc's agent: machines of version 1 have none.
+    #[serde(default)]
+    pub pcocc: bool,
 }
 
 /// A host's processor, as Linux describes it.

@@ -58,6 +58,11 @@ impl VmSpec {
         format!("vm{}", self.rank)
     }
 
+    /// Whether it has the port of pcocc's agent; one that goes on has the ports that it had.
+    pub fn has_pcocc_port(&self) -> bool {
+        self.restore.as_ref().is_none_or(|restore| restore.machine.pcocc)
+    }
+
     /// Where a setting of the template stands, for an error: `` `tpm` of template `a`
     /// (templates.yaml:3) ``.
     pub fn setting(&self, key: &str) -> String {

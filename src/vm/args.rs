@@ -31,6 +31,8 @@ pub struct Wiring<'a> {
     pub agent: RawFd,
     /// One end of a connected pair: the channel of our own agent.
     pub own_agent: RawFd,
+    /// The same for pcocc's agent.
+    pub pcoccs_agent: RawFd,
     /// The overlay of `spec.disk`.
     pub disk: &'a Path,
     /// The volume of `spec.seed`.
@@ -98,6 +100,15 @@ pub fn qemu(spec: &VmSpec, at: &Wiring<'_>) -> Result<Vec<OsString>> {
         "chardev": "own-agent",
         "name": pavo_agent::PORT,
     }));
+    if spec.has_pcocc_port() {
+        args.chardev("pcocc-agent", at.pcoccs_agent, "");
+        args.device(json!({
+            "driver": "virtserialport",
+            "id": super::agent::pcocc::DEVICE,
+            "chardev": "pcocc-agent",
+            "name": super::agent::pcocc::PORT,
+        }));
+    }
     devices::mounts(&mut args, spec, at.extras)?;
     devices::tpm(&mut args, at.extras);
     devices::display(&mut args, spec, at.extras);
@@ -316,7 +327,16 @@ pub(super) mod tests {
     }
 
     fn wiring<'a>(disk: &'a Path, seed: &'a Path, extras: &'a Attachments) -> Wiring<'a> {
-        Wiring { qmp: 10, console: 11, agent: 12, own_agent: 14, disk, seed, extras }
+        Wiring {
+            qmp: 10,
+            console: 11,
+            agent: 12,
+            own_agent: 14,
+            pcoccs_agent: 15,
+            disk,
+            seed,
+            extras,
+        }
     }
 
     /// Compares the whole command line with `tests/golden/args-NAME.txt`.
@@ -350,7 +370,8 @@ pub(super) mod tests {
         let stored = Stored { name: "m".into(), bytes: 1, sha256: String::new() };
         let kind = "pc-q35-7.2".into();
         let (qemu, accel, processor, nodes) = ([7, 2, 0], Accel::Tcg, None, Vec::new());
-        let machine = Machine { qemu, kind, accel, processor, cores: 1, nodes };
+        let pcocc = false;
+        let machine = Machine { qemu, kind, accel, processor, cores: 1, nodes, pcocc };
         let (dir, paused) = ("/saved".into(), false);
         let (disk, seed) = (None, None);
         spec.restore = Some(Box::new(Restore { dir, paused, machine, memory: stored, disk, seed }));
@@ -367,6 +388,13 @@ pub(super) mod tests {
         // Wherever it was when the disk was written down.
         assert_eq!(layer["backing"]["file"]["filename"], image.to_str().unwrap());
         assert_eq!(layer["backing"]["driver"], "raw");
+        // The ports are those that it had.
+        let has_port = |args: &[OsString]| {
+            args.iter().any(|arg| arg.to_str().unwrap().contains("\"pcocc_agent\""))
+        };
+        assert!(!has_port(&args));
+        spec.restore.as_mut().unwrap().machine.pcocc = true;
+        assert!(has_port(&qemu_args(&spec, path)));
     }
 
     fn qemu_args(spec: &VmSpec, path: &Path) -> Vec<OsString> {
@@ -431,10 +459,21 @@ pub(super) mod tests {
         let script = taps.concat() + "exec \"$@\"";
         command.args(["-c", &script, "sh"]).arg(&spec.qemu_bin);
         let (_own_agent, own_agent) = UnixStream::pair().unwrap();
-        let ends = vec![qmp.into(), console.into(), agent.into(), own_agent.into()];
-        let [qmp, console, agent, own_agent] =
+        let (_pcoccs_agent, pcoccs_agent) = UnixStream::pair().unwrap();
+        let ends =
+            vec![qmp.into(), console.into(), agent.into(), own_agent.into(), pcoccs_agent.into()];
+        let [qmp, console, agent, own_agent, pcoccs_agent] =
             crate::host::spawn::inherit(&mut command, ends).try_into().unwrap();
-        let wiring = Wiring { qmp, console, agent, own_agent, disk: &disk, seed: &seed, extras };
+        let wiring = Wiring {
+            qmp,
+            console,
+            agent,
+            own_agent,
+            pcoccs_agent,
+            disk: &disk,
+            seed: &seed,
+            extras,
+        };
         command.args(qemu(spec, &wiring).unwrap());
         crate::host::spawn::die_with_parent(&mut command);
         let mut child = command.spawn().unwrap();

@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
-use super::agent::{Agent, Port};
+use super::agent::Agent;
 use super::args::{self, Wiring};
 use super::attach::Attached;
 use super::channel::Listener;
@@ -38,7 +38,7 @@ use crate::model::vm::VmSpec;
 mod events;
 mod prepare;
 
-use events::{Beginning, listen};
+use events::{Beginning, Ports, listen};
 use prepare::Files;
 
 /// How long after QEMU's end its last words are waited for.
@@ -168,12 +168,13 @@ impl Driver {
         let (qmp, qemu_qmp) = pair()?;
         let agent = control::listen(&spec.dir, guest_agent::SOCKET)?;
         let (line, qemu_line) = pair()?;
+        let (pcoccs_line, qemu_pcoccs_line) = pair()?;
 
         let mut command = std::process::Command::new(&spec.qemu_bin);
         let (tpm, display) = (self.attached.tpm.take(), self.attached.display.take());
         self.attached.args.tpm = tpm.as_ref().map(AsRawFd::as_raw_fd);
         self.attached.args.display = display.as_ref().map(AsRawFd::as_raw_fd);
-        let mut inherited = vec![qemu_qmp, qemu_console, agent.into(), qemu_line];
+        let mut inherited = vec![qemu_qmp, qemu_console, agent.into(), qemu_line, qemu_pcoccs_line];
         inherited.extend(tpm.into_iter().chain(display));
         let numbers = spawn::inherit(&mut command, inherited);
         command.args(args::qemu(
@@ -183,15 +184,17 @@ impl Driver {
                 console: numbers[1],
                 agent: numbers[2],
                 own_agent: numbers[3],
+                pcoccs_agent: numbers[4],
                 disk: &files.disk,
                 seed: &files.seed,
                 extras: &self.attached.args,
             },
         )?);
         let console = Console::start(console, &spec.dir)?;
-        let (port, opened) = watch::channel(Port::default());
-        let (agent, served) = Agent::new(spec.name(), spec.dir.clone());
+        let (ports, [opened, pcoccs_opened]) = Ports::new();
+        let (agent, served, pcoccs) = Agent::new(spec.name(), spec.dir.clone());
         self.tasks.spawn(served.serve(line, opened));
+        self.tasks.spawn(pcoccs.serve(pcoccs_line, pcoccs_opened));
         if spec.restore.is_some() {
             self.tasks.spawn(prepare::set_clock(agent.clone(), self.status.subscribe()));
         }
@@ -206,7 +209,7 @@ impl Driver {
         let stderr = tokio::spawn(Stderr::keep(stderr, self.spec.dir.join("qemu.log")));
         let beginning = Beginning::of(&self.spec);
         let posts = self.post.clone();
-        let listener = tokio::spawn(listen(qmp, self.qmp.clone(), posts, port, beginning));
+        let listener = tokio::spawn(listen(qmp, self.qmp.clone(), posts, ports, beginning));
         self.qemu = Some(Qemu { child, stderr, listener });
         // The inbox is empty: there is room.
         self.post.try_send(Event::Started).while_doing(|| "starting QEMU".into())

@@ -337,7 +337,7 @@ fn cut(bytes: &mut Vec<u8>) {
 }
 
 fn newer(bytes: &mut Vec<u8>) {
-    replace(bytes, "\"version\":1", "\"version\":9");
+    replace(bytes, "\"version\":2", "\"version\":9");
 }
 
 fn outside(bytes: &mut Vec<u8>) {

@@ -5,7 +5,7 @@
 //! Where that cannot be they are skipped, loudly; where `CI` is set that is a failure.
 //! Each test has a world of its own, and nothing may be left in it at the end.
 //!
-//! Booting is slow without KVM: only [`boot`], [`cp`], [`run`] and [`settings`] do; all else is done with VMs that
+//! Booting is slow without KVM: only [`boot`], [`cp`], [`pcocc`], [`run`] and [`settings`] do; all else is done with VMs that
 //! run without having got anywhere.
 
 mod boot;
@@ -20,6 +20,7 @@ mod dump;
 mod forward;
 mod ipv6;
 mod networks;
+mod pcocc;
 mod probe;
 mod processes;
 mod recipe;

@@ -32,6 +32,7 @@ const MODULES: &[&str] = &[
     "scsi_mod",
     "sd_mod",
     "virtio_scsi",
+    "virtio_console",
     "libata",
     "ata_piix",
     "fscache",
@@ -105,12 +106,20 @@ fn found(dir: &Path, name: &str) -> Option<PathBuf> {
 
 /// Writes a template `probe` with these settings, whose guest runs this script.
 pub fn template(world: &World, settings: &str, script: &str) {
+    template_with(world, settings, script, &[]);
+}
+
+/// The same, with programs in the guest's `/bin`.
+pub fn template_with(world: &World, settings: &str, script: &str, programs: &[(&str, &Path)]) {
     let files = files();
     let mut archive = Archive::default();
     for folder in ["bin", "modules"] {
         archive.add(folder, 0o040_755, &[]);
     }
     archive.add("bin/busybox", 0o100_755, &fs::read(found(&files, "busybox").unwrap()).unwrap());
+    for (name, path) in programs {
+        archive.add(&format!("bin/{name}"), 0o100_755, &fs::read(path).unwrap());
+    }
     let init = format!("{INIT}{script}\necho THE PROBE ENDS\nwhile :; do sleep 600; done\n");
     archive.add("init", 0o100_755, init.as_bytes());
     for (index, name) in MODULES.iter().enumerate() {

@@ -4,7 +4,8 @@
 //! commands ── control connections ──┐
 //!   relay   one stream each         ├─ line ── org.pavo.agent.0 ── pavo-agent
 //!   hello   who answers ────────────┘  one reader, one writer, for the VM's life
-//!   fallback  where there is no pavo-agent, QEMU's
+//!   pcocc     where there is no pavo-agent, pcocc's (its images)
+//!   fallback  where there is neither, QEMU's
 //! ```
 //!
 //! The protocol is that of [`pavo_agent`]. A guest is believed nothing: what is not in step
@@ -14,6 +15,7 @@ mod clock;
 mod fallback;
 mod inbox;
 mod line;
+pub mod pcocc;
 mod relay;
 mod streams;
 
@@ -35,6 +37,7 @@ use streams::Streams;
 /// The name of the port's device in QEMU, which its events have.
 pub const DEVICE: &str = "pavo-agent";
 
+pub use pcocc::NAME as PCOCCS;
 /// What QEMU's agent is called.
 pub const QEMUS: &str = "qemu-ga";
 
@@ -59,9 +62,9 @@ enum Presence {
 }
 
 /// Who answers in a guest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
-    /// `pavo-agent`, or `qemu-ga`, of which nothing more is known.
+    /// `pavo-agent`, `pcocc-agent`, or `qemu-ga`, of which nothing more is known.
     pub agent: String,
     pub version: String,
     #[serde(default)]
@@ -90,8 +93,7 @@ impl From<Hello> for Answer {
 impl Answer {
     /// All that QEMU's agent tells.
     fn of_qemu(version: String) -> Self {
-        let (agent, hostname, boot_id) = (QEMUS.into(), String::new(), String::new());
-        Self { agent, version, hostname, boot_id, uptime_ms: 0, cores: 0 }
+        Self { agent: QEMUS.into(), version, ..Self::default() }
     }
 }
 
@@ -107,21 +109,22 @@ struct Shared {
     /// The VM's directory, where the socket to QEMU's agent is.
     dir: PathBuf,
     presence: watch::Sender<Presence>,
+    pcocc: pcocc::Link,
     streams: Mutex<Streams>,
     /// To the guest, each for one conversation.
     out: mpsc::Sender<(u64, Vec<u8>)>,
 }
 
 impl Agent {
-    /// One for a VM, and the line that has to be served.
-    pub fn new(name: String, dir: PathBuf) -> (Self, Line) {
+    /// One for a VM, and the lines that have to be served: ours and pcocc's.
+    pub fn new(name: String, dir: PathBuf) -> (Self, Line, pcocc::Line) {
         let (out, queue) = mpsc::channel(16);
         let presence = watch::Sender::new(Presence::Away);
-        let agent = Self {
-            shared: Arc::new(Shared { name, dir, presence, streams: Mutex::default(), out }),
-        };
+        let (pcocc, pcoccs) = pcocc::Link::new(name.clone());
+        let streams = Mutex::default();
+        let agent = Self { shared: Arc::new(Shared { name, dir, presence, pcocc, streams, out }) };
         let line = Line::new(agent.clone(), queue);
-        (agent, line)
+        (agent, line, pcoccs)
     }
 
     fn streams(&self) -> MutexGuard<'_, Streams> {
@@ -139,6 +142,7 @@ impl Agent {
     pub async fn hello(&self, patience: Duration) -> Result<Answer> {
         let end = Instant::now() + patience.min(LONGEST);
         let mut presence = self.shared.presence.subscribe();
+        let mut pcoccs = self.shared.pcocc.presence();
         loop {
             if self.is_here() {
                 let limit = end.saturating_duration_since(Instant::now()).clamp(PONG.0, PONG.1);
@@ -146,6 +150,13 @@ impl Agent {
                     Ok(hello) => return Ok(hello.into()),
                     Err(error) if Instant::now() >= end => return Err(error),
                     Err(_) => {}
+                }
+            } else if self.shared.pcocc.is_here() {
+                let limit = end.saturating_duration_since(Instant::now()).clamp(PONG.0, PONG.1);
+                match self.shared.pcocc.hello(limit).await {
+                    Some(answer) => return Ok(answer),
+                    None if Instant::now() >= end => return Err(self.absence()),
+                    None => {}
                 }
             }
             let again = (Instant::now() + ASK).min(end);
@@ -162,6 +173,7 @@ impl Agent {
                 // Ours is preferred.
                 biased;
                 _ = presence.wait_for(|presence| *presence == Presence::Here) => {}
+                _ = pcoccs.wait_for(|presence| *presence == Presence::Here) => {}
                 version = nobody => match version {
                     Some(version) => return Ok(Answer::of_qemu(version)),
                     None if Instant::now() >= end => return Err(self.absence()),
@@ -173,7 +185,9 @@ impl Agent {
 
     /// Why there is none to ask.
     fn absence(&self) -> Error {
-        match &*self.shared.presence.borrow() {
+        let own = self.shared.presence.borrow().clone();
+        let pcoccs = || self.shared.pcocc.presence().borrow().clone();
+        match if own == Presence::Away { pcoccs() } else { own } {
             Presence::Away => Error::system("no agent answers in the guest").help(
                 "wait until it has booted: `pavo wait --for agent`; of other images than pavo's \
                  own: `agent: inject` in the template",
@@ -202,7 +216,7 @@ impl Agent {
         hello.ok().flatten().ok_or_else(|| self.absence())
     }
 
-    /// A stream to the agent, to be carried; where there is only QEMU's agent, to that.
+    /// A stream to the agent, to be carried; where there is only pcocc's or QEMU's, to that.
     ///
     /// # Errors
     /// When neither answers, or too many are open.
@@ -211,6 +225,10 @@ impl Agent {
     }
 
     async fn connect_within(&self, patience: Duration) -> Result<Relay> {
+        if !self.is_here() && self.shared.pcocc.is_here() {
+            let session = self.shared.pcocc.begin(patience).await;
+            return session.ok_or_else(|| self.absence())?.check_room().map(Relay::Pcocc);
+        }
         if !self.is_here() {
             if guest_agent::Agent::connect(&self.shared.dir).await.is_ok() {
                 return Ok(Relay::fallback(self.shared.dir.clone()));
@@ -247,7 +265,7 @@ mod tests {
         fn new() -> Self {
             let (ours, guest) = UnixStream::pair().unwrap();
             let (port, opened) = watch::channel(Port::default());
-            let (agent, line) = Agent::new("vm0".into(), "/nonexistent".into());
+            let (agent, line, _) = Agent::new("vm0".into(), "/nonexistent".into());
             tokio::spawn(line.serve(ours, opened));
             Self { agent, port, guest, decoder: Decoder::new() }
         }

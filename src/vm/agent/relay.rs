@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::inbox::{self, Inbox};
+use super::pcocc::{self, Session};
 use super::{Agent, fallback};
 use crate::error::{Error, Result};
 
@@ -20,6 +21,7 @@ const FAREWELL: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub enum Relay {
     Ours(Stream),
+    Pcocc(Session),
     /// QEMU's agent, at the socket in this directory.
     Qemu(PathBuf),
 }
@@ -54,6 +56,7 @@ impl Relay {
     pub async fn carry(self, client: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
         match self {
             Self::Ours(stream) => stream.carry(client).await,
+            Self::Pcocc(session) => pcocc::carry(session, client).await,
             Self::Qemu(dir) => fallback::carry(&dir, client).await,
         }
     }
@@ -63,24 +66,7 @@ impl Stream {
     async fn carry(mut self, client: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
         let (mut from_client, mut to_client) = tokio::io::split(client);
         let mut guest = std::mem::replace(&mut self.from, inbox::channel().1);
-        let down = async {
-            while let Some(frame) = guest.recv().await {
-                let mut over = frame.kind.ends();
-                let mut bytes = frame.bytes();
-                // What is there already goes with the first.
-                while !over && bytes.len() < BATCH {
-                    let Some(next) = guest.try_recv() else { break };
-                    over = next.kind.ends();
-                    next.write(&mut bytes);
-                }
-                to_client.write_all(&bytes).await?;
-                to_client.flush().await?;
-                if over {
-                    break;
-                }
-            }
-            Ok::<_, std::io::Error>(())
-        };
+        let down = pass_on(&mut guest, &mut to_client);
         let wrong = tokio::select! {
             // A client that is gone is told nothing more.
             _ = down => None,
@@ -93,13 +79,7 @@ impl Stream {
             let last = Frame::new(0, Kind::Fail, Failure { why, code: 255 }.encode());
             let _ = to_client.write_all(&last.bytes()).await;
         }
-        // Were the client cut off while it still speaks, it might never hear the last word.
-        let hung_up = async {
-            let _ = to_client.shutdown().await;
-            let mut ignored = [0; 4096];
-            while matches!(from_client.read(&mut ignored).await, Ok(1..)) {}
-        };
-        let _ = timeout(FAREWELL, hung_up).await;
+        hang_up(&mut from_client, &mut to_client).await;
     }
 
     /// Takes what the client says, until it is gone, or wrong: then why.
@@ -129,6 +109,36 @@ impl Stream {
             }
         }
     }
+}
+
+/// Passes frames on to a client until the stream is over, or the client gone.
+pub(super) async fn pass_on(from: &mut Inbox, to: &mut (impl AsyncWrite + Unpin)) {
+    while let Some(frame) = from.recv().await {
+        let mut over = frame.kind.ends();
+        let mut bytes = frame.bytes();
+        // What is there already goes with the first.
+        while !over && bytes.len() < BATCH {
+            let Some(next) = from.try_recv() else { break };
+            over = next.kind.ends();
+            next.write(&mut bytes);
+        }
+        if to.write_all(&bytes).await.is_err() || to.flush().await.is_err() || over {
+            return;
+        }
+    }
+}
+
+/// Were the client cut off while it still speaks, it might never hear the last word.
+pub(super) async fn hang_up(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+) {
+    let hung_up = async {
+        let _ = to.shutdown().await;
+        let mut ignored = [0; 4096];
+        while matches!(from.read(&mut ignored).await, Ok(1..)) {}
+    };
+    let _ = timeout(FAREWELL, hung_up).await;
 }
 
 impl Drop for Stream {

@@ -22,6 +22,7 @@ pub(super) async fn of(qmp: &qmp::Client, spec: &VmSpec, nodes: &[Node]) -> Resu
         processor: shows_host(spec).then(processor).flatten(),
         cores: spec.cores,
         nodes: shape(nodes),
+        pcocc: spec.has_pcocc_port(),
     })
 }
 
@@ -148,8 +149,9 @@ mod tests {
     use super::*;
 
     fn machine() -> Machine {
-        let (kind, nodes) = ("pc-q35-7.2".into(), Vec::new());
-        Machine { qemu: [7, 2, 0], kind, accel: Accel::Tcg, processor: None, cores: 2, nodes }
+        let (kind, nodes, pcocc) = ("pc-q35-7.2".into(), Vec::new(), true);
+        let (accel, processor) = (Accel::Tcg, None);
+        Machine { qemu: [7, 2, 0], kind, accel, processor, cores: 2, nodes, pcocc }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 
-use super::super::agent::{DEVICE, Port};
+use super::super::agent::{DEVICE, Port, pcocc};
 use super::super::checkpoint::{self, Restored};
 use super::super::machine::{self, Event};
 use super::super::qmp;
@@ -46,12 +46,30 @@ impl Beginning {
     }
 }
 
+/// What is known of the ports of agents: ours and pcocc's.
+pub(super) struct Ports([(&'static str, watch::Sender<Port>); 2]);
+
+impl Ports {
+    pub(super) fn new() -> (Self, [watch::Receiver<Port>; 2]) {
+        let ports = [DEVICE, pcocc::DEVICE].map(|id| (id, watch::Sender::new(Port::default())));
+        let opened = ports.each_ref().map(|(_, port)| port.subscribe());
+        (Self(ports), opened)
+    }
+
+    fn change(&self, change: &PortChange) {
+        let found = self.0.iter().find(|(id, _)| *id == change.id);
+        if let Some((_, port)) = found {
+            port.send_modify(|port| *port = Port { changes: port.changes + 1, open: change.open });
+        }
+    }
+}
+
 /// Speaks QMP until it closes, and passes on what concerns the machine.
 pub(super) async fn listen(
     stream: UnixStream,
     client: watch::Sender<Option<qmp::Client>>,
     post: mpsc::Sender<Event>,
-    port: watch::Sender<Port>,
+    ports: Ports,
     beginning: Beginning,
 ) {
     // The machine has the deadline; this one only ends the task after it.
@@ -73,10 +91,8 @@ pub(super) async fn listen(
                 continue;
             }
             "VSERPORT_CHANGE" => {
-                if let Some(change) = event.data::<PortChange>().filter(|it| it.id == DEVICE) {
-                    port.send_modify(|port| {
-                        *port = Port { changes: port.changes + 1, open: change.open };
-                    });
+                if let Some(change) = event.data::<PortChange>() {
+                    ports.change(&change);
                 }
                 continue;
             }
