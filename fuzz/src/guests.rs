@@ -6,12 +6,14 @@ use std::sync::LazyLock;
 use pavo::image::header::{self, Format, MAX_SIZE};
 use pavo::network::responder::{Spec, advertise, dhcp, dhcp6, dns};
 use pavo::vm::agent;
+use pavo::vm::agent::pcocc::exchange::{self, Exchange, Listener};
+use pavo::vm::agent::pcocc::wire::{self, Lines, Message};
 use pavo::vm::guest_agent::Agent;
 use pavo_agent::copy::{self, Entry, Record};
 use pavo_agent::{Credit, Decoder, Event, Exit, Failure, Frame, Hello, Kind, Opening, Started};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::people::folder;
 
@@ -287,6 +289,77 @@ pub fn line_seeds() -> Vec<Vec<u8>> {
         frame(Kind::Fail, failure.encode()),
         pavo_agent::mark(&[0; 16]),
     ]
+}
+
+/// What is asked of pcocc's agent, after an attachment.
+const ASKED: [&str; 4] = ["hello", "execve", "listexec", "stdin"];
+
+/// pcocc's agent in a guest, to which somebody is attached and which has been asked: lines in
+/// pieces of the length that the first byte says, or, of 128 and more, what is in one line. To who is attached comes one end at most, and nothing
+/// after it.
+pub fn pcocc(data: &[u8]) -> bool {
+    let Some((length, data)) = data.split_first() else { return false };
+    let mut exchange = Exchange::default();
+    exchange.begin_anew("", 0);
+    let (to, mut events) = mpsc::unbounded_channel();
+    let listener = Listener { to, held: exchange.held() };
+    exchange.attach(7, listener);
+    let asked = ASKED.map(|name| {
+        let (tell, told) = oneshot::channel();
+        exchange.ask(name, tell);
+        told
+    });
+    let mut lines = Lines::default();
+    let mut hear = |piece: &[u8]| {
+        lines.push(piece);
+        while let Some(bytes) = lines.next()? {
+            exchange.hear(Message::decode(&bytes)?)?;
+        }
+        Ok::<_, pavo_agent::Malformed>(())
+    };
+    let all = match length {
+        0..128 => data.chunks(usize::from(*length).max(1)).try_for_each(&mut hear),
+        _ => Message::decode(data).and_then(|message| exchange.hear(message)),
+    };
+    let mut ended = false;
+    while let Ok(event) = events.try_recv() {
+        assert!(!ended, "{event:?}");
+        match event {
+            exchange::Event::Attached => {}
+            exchange::Event::Piece(piece) => {
+                assert!((1..=64 << 10).contains(&piece.bytes.len()) && [0, 7].contains(&piece.id));
+            }
+            _ => ended = true,
+        }
+    }
+    let answered = asked.into_iter().any(|mut told| told.try_recv().is_ok());
+    all.is_ok() && (ended || answered)
+}
+
+pub fn pcocc_seeds() -> Vec<Vec<u8>> {
+    use wire::{Fields, Kind, line};
+    let empty = Fields::default;
+    let piece = |kind| empty().number(1, kind).bytes(3, "text").number(4, 7);
+    let streamed = |of, data| line(Kind::StreamReply, "attach", 1, of, data);
+    let reply = |name, tag, of, data| line(Kind::Reply, name, tag, of, data);
+    let status = |code| reply("attach", 1, "ExitStatus", empty().signed(1, code));
+    let hello = || reply("hello", 2, "HelloResult", empty().number(1, 9).number(2, 1));
+    let list = empty().items(1, &[empty().number(1, 300).into_bytes(), Vec::new()]);
+    let lines = [
+        [streamed("AttachResult", empty()), streamed("IOMessage", piece(1)), status(0)].concat(),
+        [streamed("IOMessage", piece(2)), status(-1)].concat(),
+        [b"\n".to_vec(), hello(), reply("execve", 3, "ExecResult", empty())].concat(),
+        reply("listexec", 4, "ListExecResult", list),
+        reply("stdin", 5, "GenericError", empty().number(1, 5).bytes(2, "no")),
+        reply("attach", 1, "DetachResult", empty()),
+    ];
+    let mut inner = Lines::default();
+    lines.iter().for_each(|line| inner.push(line));
+    let mut seeds: Vec<_> = lines.iter().map(|line| [&[50], &line[..]].concat()).collect();
+    while let Ok(Some(message)) = inner.next() {
+        seeds.push([&[200], &message[..]].concat());
+    }
+    seeds
 }
 
 /// A guest that sends files, of which two were asked for: it writes them and nothing else.

@@ -38,6 +38,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "dns", read: guests::dns, seeds: guests::dns_seeds },
     Target { name: "guest_agent", read: guests::qemu_agent, seeds: guests::qemu_agent_seeds },
     Target { name: "agent_line", read: guests::line, seeds: guests::line_seeds },
+    Target { name: "pcocc_agent", read: guests::pcocc, seeds: guests::pcocc_seeds },
     Target { name: "copy", read: guests::copy, seeds: guests::copy_seeds },
     Target { name: "qmp", read: processes::qmp, seeds: processes::qmp_seeds },
     Target { name: "ask", read: processes::ask, seeds: processes::ask_seeds },

@@ -47,7 +47,7 @@ macro_rules! targets {
     };
 }
 
-targets!(config cluster sets nodeset inventory user_data image dhcp dhcp6 dns guest_agent agent_line copy qmp ask messages ipmi redfish);
+targets!(config cluster sets nodeset inventory user_data image dhcp dhcp6 dns guest_agent agent_line pcocc_agent copy qmp ask messages ipmi redfish);
 
 /// Numbers that look random (Marsaglia's xorshift), the same in every run.
 struct Random(u64);

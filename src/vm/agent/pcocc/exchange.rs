@@ -203,6 +203,8 @@ impl Exchange {
                 let _ = tell.send(Ok(said));
             }
             Some(Waiter::Attached(id, listener)) => {
+                // Until it is over, whoever listens is told when all is lost.
+                self.waiting.insert(tag, Waiter::Attached(id, listener.clone()));
                 let event = match (kind, said) {
                     (Kind::StreamReply, Said::Done("AttachResult")) => Event::Attached,
                     (Kind::StreamReply, Said::Piece(piece)) => {
@@ -216,38 +218,27 @@ impl Exchange {
                     (Kind::Reply, Said::Refused(why)) => Event::Refused(why),
                     (_, said) => return Err(wrong(&said)),
                 };
-                self.pass(tag, id, listener, event)?;
+                self.pass(tag, &listener, event)?;
             }
         }
         Ok(())
     }
 
-    fn pass(
-        &mut self,
-        tag: i64,
-        id: i64,
-        listener: Listener,
-        event: Event,
-    ) -> Result<(), Malformed> {
-        let goes_on = match &event {
-            Event::Piece(piece) if piece.bytes.is_empty() => {
-                // The end of one of its streams, which its own end follows.
-                self.waiting.insert(tag, Waiter::Attached(id, listener));
+    /// Passes on what has come to who listens. What was not over is, where nobody does.
+    fn pass(&mut self, tag: i64, listener: &Listener, event: Event) -> Result<(), Malformed> {
+        let goes_on = matches!(event, Event::Piece(_) | Event::Attached);
+        if let Event::Piece(piece) = &event {
+            // The end of one of its streams says nothing: its own end follows.
+            if piece.bytes.is_empty() {
                 return Ok(());
             }
-            Event::Piece(piece) => {
-                if !listener.held.add(piece.bytes.len()) {
-                    return Err(Malformed("more output than was asked for".into()));
-                }
-                true
+            if !listener.held.add(piece.bytes.len()) {
+                return Err(Malformed("more output than was asked for".into()));
             }
-            Event::Attached => true,
-            _ => false,
-        };
-        // Who listened may be gone.
+        }
         let is_heard = listener.to.send(event).is_ok();
-        if goes_on && is_heard {
-            self.waiting.insert(tag, Waiter::Attached(id, listener));
+        if !goes_on || !is_heard {
+            self.waiting.remove(&tag);
         }
         Ok(())
     }

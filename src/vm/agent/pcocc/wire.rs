@@ -127,6 +127,11 @@ impl Fields {
         self.bytes(field, all.0)
     }
 
+    /// As a message within another.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+
     fn varint(&mut self, mut number: u64) {
         while number >= 0x80 {
             self.0.push(number as u8 | 0x80);
@@ -143,6 +148,12 @@ pub fn line(kind: Kind, name: &str, tag: i64, of: &str, data: Fields) -> Vec<u8>
     let mut line = Base64::encode_string(&message.item(4, any.0).0).into_bytes();
     line.push(b'\n');
     line
+}
+
+/// The name and the tag of a message, whoever's it is.
+pub fn question(bytes: &[u8]) -> Option<(String, i64)> {
+    let name = text(bytes, 2).ok().filter(|name| !name.is_empty())?;
+    Some((name, number(bytes, 3).ok()?))
 }
 
 /// The value of a field.
@@ -398,5 +409,101 @@ impl Lines {
                 return bytes.map(Some).ok_or_else(|| Malformed("what is no base64".into()));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode(line: &str) -> Result<Message, Malformed> {
+        let mut lines = Lines::default();
+        lines.push(line.as_bytes());
+        lines.push(b"\n");
+        Message::decode(&lines.next()?.expect("a line"))
+    }
+
+    /// The texts are what `protoc` 3.21 makes of the same messages.
+    #[test]
+    fn lines_are_those_of_other_writers_and_readers() {
+        let exec = Fields::default().signed(1, 300).bytes(2, "/bin/sh").items(3, &["-c", "", "é"]);
+        let exec = exec.items(4, &["A=b"]).bytes(5, "ada").numbers(6, [0, 3, 200]).number(7, 1);
+        let line = line(Kind::Request, "execve", (2 << 32) + 1, "ExecMessage", exec.bytes(8, ""));
+        let expected = "EgZleGVjdmUYgYCAgCAiSwofdHlwZS5nb29nbGVhcGlzLmNvbS9FeGVjTWVzc2FnZRIoCKwCEgcvYmluL3NoGgItYxoAGgLDqSIDQT1iKgNhZGEyBAADyAE4AQ==\n";
+        assert_eq!(String::from_utf8(line).unwrap(), expected);
+        let status =
+            "CAESBmF0dGFjaBgFIi0KHnR5cGUuZ29vZ2xlYXBpcy5jb20vRXhpdFN0YXR1cxILCP///////////wE=";
+        let (kind, name, tag) = (Kind::Reply, "attach".into(), 5);
+        assert_eq!(decode(status).unwrap(), Message { kind, name, tag, said: Said::Status(-1) });
+        let list = "CAESCGxpc3RleGVjGAUiQQoidHlwZS5nb29nbGVhcGlzLmNvbS9MaXN0RXhlY1Jlc3VsdBIbCgoIBBIGCgJzaBgBCg0I////////////ARIA";
+        assert_eq!(decode(list).unwrap().said, Said::Commands(vec![4, -1]));
+    }
+
+    fn answer(of: &str, data: Fields) -> Result<Said, Malformed> {
+        let line = line(Kind::Reply, "x", 1, of, data);
+        decode(std::str::from_utf8(&line).unwrap().trim_end()).map(|message| message.said)
+    }
+
+    #[test]
+    fn answers_that_are_none_are_errors() {
+        let number = |number| Fields::default().number(1, number);
+        assert_eq!(
+            answer("HostnameResult", Fields::default().bytes(1, "a\x1b[2J\n")).unwrap(),
+            Said::Hostname("a [2J ".into())
+        );
+        assert_eq!(answer("ExitStatus", number(255)).unwrap(), Said::Status(255));
+        for (of, data) in [
+            ("ExitStatus", number(256)),
+            ("ExitStatus", Fields::default().signed(1, -2)),
+            ("ExitStatus", Fields::default().bytes(1, "x")),
+            ("CoreCountResult", number(1 << 32)),
+            ("IOMessage", Fields::default()),
+            ("IOMessage", number(3)),
+            ("IOMessage", number(1).bytes(3, vec![0; MAX_PIECE + 1])),
+            ("ListExecResult", Fields::default().items(1, &vec![""; MAX_LIST + 1])),
+            ("ExecMessage", Fields::default()),
+            ("", Fields::default()),
+        ] {
+            answer(of, data).expect_err(of);
+        }
+        let request = line(Kind::Request, "hello", 1, "HelloResult", Fields::default());
+        decode(std::str::from_utf8(&request).unwrap().trim_end()).unwrap_err();
+        for wrong in [
+            &b""[..],
+            b"\x08\x01",
+            b"\x08\x01\x22",
+            b"\x08\x01\x22\x7f",
+            b"\x08\x01\x22\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+            b"\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\x02",
+            b"\x0b\x0c",
+            b"\x09\x01",
+        ] {
+            Message::decode(wrong).expect_err(&format!("{wrong:?}"));
+        }
+    }
+
+    #[test]
+    fn lines_come_in_any_pieces_and_have_an_end() {
+        let mut lines = Lines::default();
+        for byte in b"\n\r\nYWI=\r\nYQ==\n" {
+            lines.push(&[*byte]);
+        }
+        assert_eq!(lines.next(), Ok(Some(b"ab".to_vec())));
+        assert_eq!(lines.next(), Ok(Some(b"a".to_vec())));
+        assert_eq!(lines.next(), Ok(None));
+        for wrong in ["YWI\n", "Y WI=\n", "\u{e9}\n"] {
+            lines.push(wrong.as_bytes());
+            lines.next().expect_err(wrong);
+        }
+        // It is told once, and takes no memory.
+        let mut errors = 0;
+        for _ in 0..100 {
+            lines.push(&[b'A'; 32 << 10]);
+            errors += usize::from(lines.next().is_err());
+            assert!(lines.bytes.capacity() <= 4 * MAX_LINE);
+        }
+        assert_eq!(errors, 1);
+        lines.push(b"AAAA\nYQ==\n");
+        assert_eq!(lines.next(), Ok(Some(b"a".to_vec())));
     }
 }
