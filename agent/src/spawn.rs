@@ -232,8 +232,11 @@ pub fn resize(terminal: &File, size: Size) {
     let _ = done;
 }
 
-/// Whoever started us may have had signals ignored, as a shell has for what is beside it.
+/// Whoever started us may have had signals ignored, as a shell has for what is beside it; and
+/// we have blocked that of a child's end, by which shells wait for theirs.
 fn ignore_nothing() {
+    // Nothing that a command does not know of; it cannot fail.
+    let _ = SigSet::empty().thread_set_mask();
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     for number in 1..32 {
         if let Ok(signal) = Signal::try_from(number) {

@@ -68,6 +68,15 @@ fn what_it_is_given_reaches_a_command() {
 }
 
 #[test]
+fn a_command_waits_for_its_children_as_anywhere() {
+    let mut agent = Agent::start();
+    let said = text(&agent.run("grep SigBlk: /proc/self/status").output);
+    assert!(said.ends_with("0000000000000000\n"), "{said}");
+    let said = agent.run("true & wait $!; echo waited");
+    assert_eq!(said.output, b"waited\n");
+}
+
+#[test]
 fn a_script_runs_with_its_interpreter_however_long_it_is() {
     let mut agent = Agent::start();
     let long = format!("#!/bin/sh\n# {}\necho \"$1 of $#\"\n", "x".repeat(200_000));
