@@ -28,15 +28,28 @@
 //! A stream that is opened for a copy carries the records of [`copy`], as the input and output
 //! of a process that the agent starts for it.
 //!
+//! A guest that goes on from another's memory is told by a stream for that who it is
+//! ([`Opening::Assume`]): on its input comes an [`Identity`], after its length (4 bytes); once the
+//! guest is that, [`ASSUMED`] comes back, and when the input ends, its network is there.
+//!
 //! The last frame of a stream is the agent's ([`Kind::Exit`], [`Kind::Fail`]). Until then the
 //! host keeps its number, also after it has said [`Kind::Close`]: who asked is gone.
 
 pub mod copy;
 mod frame;
+mod identity;
 mod message;
 
 pub use frame::{Decoder, Event, Frame, Kind, Malformed, mark};
+pub use identity::{Identity, Interface, MAX_IDENTITY};
 pub use message::{Command, Copy, Credit, Exec, Exit, Failure, Hello, Opening, Size, Started};
+
+/// What an agent has among its features that can make its guest another
+/// ([`Opening::Assume`]).
+pub const ASSUMES: &str = "assume";
+
+/// What it says once the guest is no longer the other, before it is on the network.
+pub const ASSUMED: &[u8] = b"assumed\n";
 
 /// The version of this protocol, which the agent says first.
 pub const VERSION: u32 = 1;

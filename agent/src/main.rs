@@ -9,11 +9,15 @@
 //! It starts itself with `--send` and `--receive` for copies, as who is to read or write the
 //! files: one that waits for a file server keeps no command waiting.
 //!
+//! With `--assume` it makes its guest, which goes on from the memory of another, the one that its
+//! standard input says.
+//!
 //! One loop that sleeps while there is nothing to do, and a thread for each command that is
 //! about to begin, which may have to wait for a file server. What is read of a
 //! command waits for nobody: it is read only when there is credit for it, and room.
 
 mod account;
+mod assume;
 mod command;
 mod copying;
 mod past;
@@ -32,7 +36,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
-    if let Some(code) = copying::copy(&words) {
+    if let Some(code) = copying::copy(&words).or_else(|| assume::assume(&words)) {
         return code;
     }
     let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();

@@ -130,6 +130,8 @@ pub enum Opening {
     },
     /// Its input and output are the two ends of a [`copy`](crate::copy).
     Copy(Copy),
+    /// The guest is to be who its input says.
+    Assume,
 }
 
 /// Files to copy.
@@ -203,6 +205,9 @@ impl Opening {
             Self::List => {
                 fields.put(VERB, "list");
             }
+            Self::Assume => {
+                fields.put(VERB, "assume");
+            }
             Self::Kill { id, signal } => {
                 fields.put(VERB, "kill").number(ID, *id).number(SIGNAL, (*signal).into());
             }
@@ -230,6 +235,7 @@ impl Opening {
             b"exec" => Exec::decode(&fields).map(Self::Exec),
             b"attach" => Ok(Self::Attach { id: id()? }),
             b"list" => Ok(Self::List),
+            b"assume" => Ok(Self::Assume),
             b"kill" => {
                 Ok(Self::Kill { id: id()?, signal: small(find(SIGNAL).unwrap_or_default())? })
             }
@@ -507,6 +513,7 @@ mod tests {
             Opening::Exec(Exec::default()),
             Opening::Attach { id: u64::MAX },
             Opening::List,
+            Opening::Assume,
             Opening::Kill { id: 3, signal: 15 },
             Opening::Copy(Copy::default()),
             Opening::Copy(Copy {

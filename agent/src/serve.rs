@@ -10,10 +10,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::{SfdFlags, SigSet, SignalFd};
 use pavo_agent::{
-    Credit, Decoder, Event, Exec, Failure, Frame, Hello, Kind, MAX_OPENING, MAX_STREAMS, Opening,
-    Size, Started, VERSION, mark,
+    ASSUMES, Credit, Decoder, Event, Exec, Failure, Frame, Hello, Kind, MAX_OPENING, MAX_STREAMS,
+    Opening, Size, Started, VERSION, mark,
 };
 
+use super::assume;
 use super::command::Command;
 use super::copying;
 use super::starts::Starts;
@@ -231,6 +232,7 @@ impl Agent {
         match opening {
             Opening::Exec(exec) => self.start(stream, exec)?,
             Opening::Copy(copy) => self.start(stream, copying::command(copy))?,
+            Opening::Assume => self.start(stream, assume::command())?,
             Opening::Attach { id } => {
                 let command = self.find(id)?;
                 if command.stream.is_some() {
@@ -370,6 +372,6 @@ fn hello() -> Hello {
         boot_id: read("/proc/sys/kernel/random/boot_id").trim().into(),
         uptime: (seconds * 1000.0) as u64,
         cores: cores as u32,
-        features: ["exec", "pty", "attach", "script", "copy"].map(String::from).into(),
+        features: ["exec", "pty", "attach", "script", "copy", ASSUMES].map(String::from).into(),
     }
 }

@@ -53,6 +53,7 @@ impl ChangeArgs {
                 .map(|Image(of, image)| (of.clone(), image.clone()))
                 .collect(),
             user_data: self.user_data.as_deref().map(whole).transpose()?,
+            goes_on: self.restart.is_some(),
         })
     }
 

@@ -44,6 +44,7 @@ mod service;
 mod session;
 mod setup;
 mod site;
+mod snapshot;
 mod ssh;
 mod status;
 mod template;
@@ -99,6 +100,7 @@ enum Command {
     Save(save::Save),
     Dump(dump::Dump),
     Ckpt(ckpt::Ckpt),
+    Snapshot(snapshot::Snapshot),
     Template(template::Template),
     Config(config::Config),
     Image(image::Image),
@@ -146,6 +148,7 @@ impl Command {
             Self::Qmp(verb) => verb.run(app),
             Self::Dump(verb) => verb.run(app),
             Self::Ckpt(verb) => verb.run(app),
+            Self::Snapshot(verb) => verb.run(app),
             Self::Save(verb) => verb.run(app),
             Self::Template(verb) => verb.run(app),
             Self::Config(verb) => verb.run(app),

@@ -111,6 +111,7 @@ struct View<'a> {
     tpm: bool,
     agent: &'static str,
     sensitive: bool,
+    snapshot: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -180,6 +181,7 @@ impl<'a> From<&'a config::Template> for View<'a> {
             tpm: t.tpm,
             agent: if t.inject_agent { "inject" } else { "image" },
             sensitive: t.sensitive,
+            snapshot: t.snapshot.as_ref().map(|path| path.display().to_string()),
         }
     }
 }

@@ -38,6 +38,7 @@ pub const SETTINGS: &[&str] = &[
     "tpm",
     "sensitive",
     "agent",
+    "snapshot",
 ];
 pub const MOUNT_POINT: &[&str] = &["path", "readonly", "type"];
 pub const PERSISTENT_DRIVE: &[&str] = &["format", "mmp", "cache", "backup"];
@@ -272,6 +273,7 @@ fn read_extras(fields: &Fields, t: &mut Template) {
     set(fields, "huge-pages", &mut t.huge_pages, false, Item::boolean);
     set(fields, "tpm", &mut t.tpm, false, Item::boolean);
     set(fields, "sensitive", &mut t.sensitive, false, Item::boolean);
+    set(fields, "snapshot", &mut t.snapshot, None, |item| item.text().map(|t| Some(t.into())));
     set(fields, "agent", &mut t.inject_agent, false, |item| {
         item.word(&[("image", false), ("inject", true)])
     });

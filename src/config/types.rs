@@ -285,6 +285,8 @@ pub struct Template {
     pub full_node: bool,
     pub remote_display: Option<RemoteDisplay>,
     pub kernel: Option<PathBuf>,
+    /// What its VMs begin from, instead of booting.
+    pub snapshot: Option<PathBuf>,
     pub firmware: Firmware,
     pub iothreads: u32,
     pub huge_pages: bool,
@@ -323,6 +325,7 @@ impl Template {
             full_node: false,
             remote_display: None,
             kernel: None,
+            snapshot: None,
             firmware: Firmware::default(),
             iothreads: 0,
             huge_pages: false,

@@ -1,4 +1,5 @@
-//! What a checkpoint holds: a whole cluster at one moment, in one folder.
+//! What a checkpoint holds: a whole cluster at one moment, in one folder. And what a snapshot
+//! does: one VM, from which any number of others begin.
 //!
 //! ```text
 //! DIR/manifest.json    all that is here said of it, written last; keys are in it: 0600
@@ -7,15 +8,20 @@
 //! DIR/vm0.seed.zst     what it was told at its first boot
 //! DIR/unfinished       only as long as the manifest is not there
 //! ```
+//!
+//! A snapshot's manifest is `snapshot.json`, and it has no seed: each VM that begins from it has
+//! one of its own.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::vm::{Accel, HostKey, VmSpec};
+use super::vm::{Accel, HostKey, Nic, VmSpec};
 
 /// The file that makes a folder a checkpoint.
 pub const MANIFEST: &str = "manifest.json";
+/// The file that makes a folder a snapshot.
+pub const SNAPSHOT: &str = "snapshot.json";
 /// The file that says that it is none yet.
 pub const UNFINISHED: &str = "unfinished";
 
@@ -41,6 +47,22 @@ impl Manifest {
     pub const VERSION: u32 = 2;
 }
 
+/// A snapshot, whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The version of this record's shape; readers refuse newer ones.
+    pub version: u32,
+    /// The pavo that wrote it.
+    pub pavo: String,
+    /// Seconds since the epoch: the moment that it is of.
+    pub taken: u64,
+    pub vm: SavedVm,
+}
+
+impl Snapshot {
+    pub const VERSION: u32 = 1;
+}
+
 /// One VM of a checkpoint, as its process has written it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedVm {
@@ -54,6 +76,9 @@ pub struct SavedVm {
     pub memory: Stored,
     pub disk: Option<Stored>,
     pub seed: Option<Stored>,
+    /// How large the volume of its seed is, which a guest does not ask twice.
+    #[serde(default)]
+    pub seed_bytes: u64,
 }
 
 /// What a guest's memory can be read into again.
@@ -103,6 +128,18 @@ pub struct Restore {
     pub memory: Stored,
     pub disk: Option<Stored>,
     pub seed: Option<Stored>,
+    /// Who its guest was, where it is to be another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former: Option<Former>,
+}
+
+/// What a guest remembers of who it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Former {
+    pub nics: Vec<Nic>,
+    /// Public keys that may log in.
+    pub authorized_keys: Vec<String>,
+    pub seed_bytes: u64,
 }
 
 impl SavedVm {
@@ -115,7 +152,19 @@ impl SavedVm {
             memory: self.memory.clone(),
             disk: self.disk.clone(),
             seed: self.seed.clone(),
+            former: None,
         }
+    }
+
+    /// An order to begin another VM from it.
+    pub fn clone_order(&self, dir: &Path) -> Restore {
+        let seed = self.spec.seed.as_ref();
+        let former = Former {
+            nics: self.spec.nics.clone(),
+            authorized_keys: seed.map(|seed| seed.authorized_keys.clone()).unwrap_or_default(),
+            seed_bytes: self.seed_bytes,
+        };
+        Restore { seed: None, former: Some(former), ..self.restore(dir) }
     }
 }
 

@@ -15,6 +15,8 @@ pub struct Changes {
     /// before one of all.
     pub images: Vec<(Option<String>, String)>,
     pub user_data: Option<PathBuf>,
+    /// Whether the VMs go on from a checkpoint, and do not begin from anything.
+    pub goes_on: bool,
 }
 
 impl Changes {
@@ -43,6 +45,9 @@ impl Changes {
         // The last of the greatest: of the template, if there is one.
         if let Some((_, image)) = images.max_by_key(|(of, _)| of.is_some()) {
             template.image = Some(image.clone());
+        }
+        if self.goes_on {
+            template.snapshot = None;
         }
         if let Some(path) = &self.user_data {
             template.user_data = Some(UserData::File(path.clone()));

@@ -20,7 +20,7 @@ use super::reach::reach_vm;
 use crate::error::{Context, Error, Result};
 use crate::host::file::write_atomically;
 use crate::host::limits::raise_open_files;
-use crate::model::checkpoint::{MANIFEST, Manifest, SavedVm, Stored, UNFINISHED};
+use crate::model::checkpoint::{MANIFEST, Manifest, SNAPSHOT, SavedVm, Stored, UNFINISHED};
 use crate::model::job::{JobRecord, VmRecord};
 use crate::model::vm::HostKey;
 use crate::store::Store;
@@ -90,9 +90,9 @@ pub async fn take(
 }
 
 /// A VM that takes part.
-struct Part<'a> {
-    vm: &'a VmRecord,
-    process: Participant,
+pub(super) struct Part<'a> {
+    pub vm: &'a VmRecord,
+    pub process: Participant,
 }
 
 /// From the first question to the manifest.
@@ -104,28 +104,7 @@ async fn write<'a>(
     parts: &mut Vec<Part<'a>>,
     told: &dyn Fn(Phase),
 ) -> Result<u64> {
-    told(Phase::Pausing);
-    let dir = folder.path.as_path();
-    let begin = |vm: &'a VmRecord| async move {
-        let begun =
-            async { reach_vm(store, job, vm).await?.connect().await?.checkpoint(dir).await };
-        let process = begun.await.while_doing(|| doing("preparing the checkpoint of", vm))?;
-        Ok::<_, Error>(Part { vm, process })
-    };
-    let mut begun = stream::iter(job.vms.iter().map(begin)).buffered(AT_ONCE);
-    while let Some(part) = begun.try_next().await? {
-        parts.push(part);
-    }
-    all(parts, Step::Pause, "pausing").await?;
-    let taken = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    let mut vms = write_all(parts, told).await?;
-    for (saved, vm) in vms.iter_mut().zip(&job.vms) {
-        saved.image.clone_from(&vm.image);
-        for stored in files(saved) {
-            seen(dir, stored).await.while_doing(|| doing("writing", vm))?;
-        }
-    }
-    all(parts, Step::Keep, "keeping the checkpoint of").await?;
+    let (taken, vms) = write_vms(store, job, &job.vms, folder, parts, told).await?;
     let bytes = vms.iter().flat_map(files).map(|stored| stored.bytes).sum();
     let manifest = Manifest {
         version: Manifest::VERSION,
@@ -137,15 +116,49 @@ async fn write<'a>(
         vms,
     };
     let text = serde_json::to_vec(&manifest).expect("a manifest is always valid JSON");
-    write_atomically(&dir.join(MANIFEST), &text, 0o600)?;
+    write_atomically(&folder.path.join(MANIFEST), &text, 0o600)?;
     Ok(bytes)
+}
+
+/// Writes some VMs of one moment, which is returned.
+pub(super) async fn write_vms<'a>(
+    store: Option<&dyn Store>,
+    job: &'a JobRecord,
+    vms: &'a [VmRecord],
+    folder: &Folder,
+    parts: &mut Vec<Part<'a>>,
+    told: &dyn Fn(Phase),
+) -> Result<(u64, Vec<SavedVm>)> {
+    told(Phase::Pausing);
+    let dir = folder.path.as_path();
+    let begin = |vm: &'a VmRecord| async move {
+        let begun =
+            async { reach_vm(store, job, vm).await?.connect().await?.checkpoint(dir).await };
+        let process = begun.await.while_doing(|| doing("preparing the checkpoint of", vm))?;
+        Ok::<_, Error>(Part { vm, process })
+    };
+    let mut begun = stream::iter(vms.iter().map(begin)).buffered(AT_ONCE);
+    while let Some(part) = begun.try_next().await? {
+        parts.push(part);
+    }
+    all(parts, Step::Pause, "pausing").await?;
+    let taken = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let mut saved = write_all(parts, told).await?;
+    for (saved, vm) in saved.iter_mut().zip(vms) {
+        saved.image.clone_from(&vm.image);
+        for stored in files(saved) {
+            seen(dir, stored).await.while_doing(|| doing("writing", vm))?;
+        }
+    }
+    all(parts, Step::Keep, "keeping the checkpoint of").await?;
+    Ok((taken, saved))
 }
 
 fn doing(what: &str, vm: &VmRecord) -> String {
     format!("{what} vm{} on `{}`", vm.rank, vm.host)
 }
 
-fn files(vm: &SavedVm) -> impl Iterator<Item = &Stored> {
+pub(super) fn files(vm: &SavedVm) -> impl Iterator<Item = &Stored> {
     [Some(&vm.memory), vm.disk.as_ref(), vm.seed.as_ref()].into_iter().flatten()
 }
 
@@ -190,7 +203,7 @@ async fn seen(dir: &Path, stored: &Stored) -> Result<()> {
 }
 
 /// The last step of all VMs; what goes wrong.
-async fn finish(parts: &mut [Part<'_>], last: Step) -> Vec<Error> {
+pub(super) async fn finish(parts: &mut [Part<'_>], last: Step) -> Vec<Error> {
     let what = if last == Step::Quit { "ending" } else { "resuming" };
     let steps = parts.iter_mut().map(|Part { vm, process }| async move {
         process.step(last).await.while_doing(|| doing(what, vm)).err()
@@ -199,15 +212,15 @@ async fn finish(parts: &mut [Part<'_>], last: Step) -> Vec<Error> {
 }
 
 /// The folder, which is gone again unless it is kept.
-struct Folder {
-    path: PathBuf,
+pub(super) struct Folder {
+    pub path: PathBuf,
     /// Whether it was there, empty.
     was_there: bool,
     kept: bool,
 }
 
 impl Folder {
-    fn make(path: &Path) -> Result<Self> {
+    pub fn make(path: &Path) -> Result<Self> {
         let doing = || format!("creating `{}`", path.display());
         let was_there = match DirBuilder::new().mode(0o700).create(path) {
             Ok(()) => false,
@@ -229,8 +242,8 @@ impl Folder {
         Ok(folder)
     }
 
-    /// It is a checkpoint now.
-    fn keep(mut self) {
+    /// It is whole now.
+    pub fn keep(mut self) {
         self.kept = true;
         // With a manifest it means nothing.
         let _ = fs::remove_file(self.path.join(UNFINISHED));
@@ -270,6 +283,9 @@ fn check_empty(path: &Path) -> Result<()> {
     let other = "name another folder, or remove this one";
     if path.join(MANIFEST).exists() {
         return Err(Error::usage("it is a checkpoint already").help(other));
+    }
+    if path.join(SNAPSHOT).exists() {
+        return Err(Error::usage("it is a snapshot already").help(other));
     }
     if path.join(UNFINISHED).exists() {
         return Err(

@@ -213,7 +213,7 @@ fn mounts(template: &Template, vars: &Vars) -> Result<Vec<Mount>> {
     template.mount_points.iter().map(mount).collect()
 }
 
-fn absolute(template: &Template, key: &str, path: &str, vars: &Vars) -> Result<PathBuf> {
+pub(super) fn absolute(template: &Template, key: &str, path: &str, vars: &Vars) -> Result<PathBuf> {
     let expanded = PathBuf::from(expand(path, vars));
     if expanded.is_absolute() {
         return Ok(expanded);

@@ -109,6 +109,9 @@ pub fn resolve(
             vm.vars = Vars::above(&common).with("vm_rank", rank.to_string());
             vm.user_data = user_data(&vm.template, &vm.vars, &mut texts)
                 .while_doing(|| format!("resolving the template `{name}`"))?;
+            if let Some(origin) = &vm.origin {
+                origin.preview(&vm)?;
+            }
             Ok(vm)
         })
         .collect::<Result<_>>()?;
@@ -150,6 +153,10 @@ fn resolve_kind(
     template.kernel = kernel.map(|path| expand(&path.to_string_lossy(), vars).into());
     template.qemu_bin = expand(&template.qemu_bin.to_string_lossy(), vars).into();
     extras::check(&template)?;
+    let origin = snapshot(&template, vars)?;
+    if let (None, Some(origin)) = (&template.image, &origin) {
+        template.image.clone_from(&origin.vm.image);
+    }
     let image = template.image.as_deref().map(|uri| library.resolve(&expand(uri, vars)));
     let image = image.transpose()?;
     if image.is_none() && template.kernel.is_none() {
@@ -168,8 +175,15 @@ fn resolve_kind(
     let networks = set.networks.clone();
     let vars = Vars::default();
     let image_cache = config.image_cache.clone();
-    let (user_data, origin) = (None, None);
+    let user_data = None;
     Ok(VmBlueprint { rank: 0, template, image, user_data, networks, image_cache, vars, origin })
+}
+
+/// What VMs of a template begin from, if it is a snapshot.
+fn snapshot(template: &Template, vars: &Vars) -> Result<Option<Arc<Origin>>> {
+    let Some(path) = &template.snapshot else { return Ok(None) };
+    let path = extras::absolute(template, "snapshot", &path.to_string_lossy(), vars)?;
+    Origin::snapshot(&path).map(Arc::new).map(Some)
 }
 
 /// A VM's user-data; a file is read once, however many VMs use it.
@@ -249,6 +263,15 @@ impl VmBlueprint {
     /// # Errors
     /// When the template asks for what the job has not got.
     pub fn spec(&self, job: &Job<'_>, nics: Vec<Nic>) -> Result<VmSpec> {
+        let spec = self.own_spec(job, nics)?;
+        match &self.origin {
+            Some(origin) => origin.go_on(spec),
+            None => Ok(spec),
+        }
+    }
+
+    /// The same, whatever it goes on from.
+    pub(super) fn own_spec(&self, job: &Job<'_>, nics: Vec<Nic>) -> Result<VmSpec> {
         let template = &self.template;
         let extras = extras::extras(self, job)
             .while_doing(|| format!("resolving the template `{}`", template.name))?;
@@ -257,7 +280,7 @@ impl VmBlueprint {
             .instance_id
             .clone()
             .unwrap_or_else(|| format!("pavo-{}-vm{}-{:016x}", job.owner, self.rank, job.nonce));
-        let spec = VmSpec {
+        Ok(VmSpec {
             owner: job.owner,
             rank: self.rank,
             template: template.name.clone(),
@@ -293,11 +316,7 @@ impl VmBlueprint {
             paused: false,
             restore: None,
             extras,
-        };
-        match &self.origin {
-            Some(origin) => origin.go_on(spec),
-            None => Ok(spec),
-        }
+        })
     }
 }
 

@@ -1,11 +1,15 @@
-//! Clusters that go on from a checkpoint.
+//! Clusters that go on from a checkpoint, and VMs that begin from a snapshot.
 //!
 //! A checkpoint is checked before there is a job: its manifest, that its files are there, and
 //! that templates, images and resource sets still make the VMs that it is of. What only the
 //! VMs' hosts know (their processors, QEMU, every byte of the files) their processes check
 //! before a guest goes on.
+//!
+//! QEMU trusts what it reads: a stream that somebody has made up can take it over. So nothing is
+//! read that another person can have written (see [`trusted`]), and each byte is compared with
+//! what the manifest says before QEMU sees it.
 
-use std::fs::{self, File};
+use std::fs::{File, Metadata};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,9 +17,10 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::resolve::{Blueprint, Job, VmBlueprint};
+use super::trusted;
 use crate::batch::local::Allocation;
 use crate::error::{Context, Error, Result};
-use crate::model::checkpoint::{MANIFEST, Manifest, SavedVm, UNFINISHED};
+use crate::model::checkpoint::{MANIFEST, Manifest, SNAPSHOT, SavedVm, Snapshot, UNFINISHED};
 use crate::model::cluster::ClusterDef;
 use crate::model::owner::Owner;
 use crate::model::vm::{HostKey, Nic, VmSpec};
@@ -30,11 +35,13 @@ pub struct Checkpoint {
     manifest: Manifest,
 }
 
-/// What one VM goes on from.
+/// What one VM goes on from, or begins from.
 #[derive(Debug)]
 pub struct Origin {
     dir: PathBuf,
     pub vm: SavedVm,
+    /// Whether it is a snapshot: the VM is another, with a guest that remembers this one.
+    clone: bool,
 }
 
 /// What guests that go on know already.
@@ -52,7 +59,8 @@ impl Checkpoint {
     pub fn open(dir: &Path) -> Result<Self> {
         let doing = || format!("opening the checkpoint `{}`", dir.display());
         let dir = std::path::absolute(dir).while_doing(doing)?;
-        let manifest = read(&dir).and_then(|manifest| {
+        let manifest = read(&dir).and_then(|manifest: Manifest| {
+            trusted::check(&dir, &[MANIFEST])?;
             manifest.vms.iter().try_for_each(|vm| check_files(&dir, vm))?;
             Ok(manifest)
         });
@@ -88,8 +96,8 @@ impl Checkpoint {
     pub fn apply(self, blueprint: &mut Blueprint) -> Result<()> {
         let dir = self.dir;
         for (vm, saved) in blueprint.vms.iter_mut().zip(self.manifest.vms) {
-            let origin = Arc::new(Origin { dir: dir.clone(), vm: saved });
-            preview(vm, &origin)?;
+            let origin = Arc::new(Origin { dir: dir.clone(), vm: saved, clone: false });
+            origin.preview(vm)?;
             vm.origin = Some(origin);
         }
         let keys = blueprint
@@ -102,41 +110,74 @@ impl Checkpoint {
     }
 }
 
-fn read(dir: &Path) -> Result<Manifest> {
+/// What makes a folder a checkpoint, or a snapshot.
+trait Record: serde::de::DeserializeOwned {
+    const FILE: &str;
+    const VERSION: u32;
+    /// What it is called, and by what it is written.
+    const WORDS: (&str, &str);
+    /// What the other one is called, its file and how it is used.
+    const OTHER: (&str, &str, &str);
+}
+
+impl Record for Manifest {
+    const FILE: &str = MANIFEST;
+    const VERSION: u32 = Self::VERSION;
+    const WORDS: (&str, &str) = ("checkpoint", "`pavo ckpt`");
+    const OTHER: (&str, &str, &str) =
+        ("snapshot", SNAPSHOT, "name it in a template: `snapshot: DIR`");
+}
+
+impl Record for Snapshot {
+    const FILE: &str = SNAPSHOT;
+    const VERSION: u32 = Self::VERSION;
+    const WORDS: (&str, &str) = ("snapshot", "`pavo snapshot`");
+    const OTHER: (&str, &str, &str) =
+        ("checkpoint", MANIFEST, "go on from it: `pavo alloc -r DIR`");
+}
+
+fn read<R: Record>(dir: &Path) -> Result<R> {
     #[derive(Deserialize)]
     struct Versioned {
         version: u32,
     }
-    let path = dir.join(MANIFEST);
-    let file = File::open(&path).map_err(|error| {
+    let (file, (what, by)) = (R::FILE, R::WORDS);
+    let path = dir.join(file);
+    let opened = File::open(&path).map_err(|error| {
         if dir.join(UNFINISHED).exists() {
-            return Error::usage("it is not finished: `pavo ckpt` writes it still, or was killed")
-                .help("use an earlier one; remove this one if nothing writes it");
+            return Error::usage(format!(
+                "it is not finished: {by} writes it still, or was killed"
+            ))
+            .help("use an earlier one; remove this one if nothing writes it");
         }
         if error.kind() == std::io::ErrorKind::NotFound && !dir.exists() {
             return Error::not_found("there is no such folder");
         }
-        if error.kind() == std::io::ErrorKind::NotFound {
-            return Error::not_found(format!("it has no `{MANIFEST}`: it is no checkpoint"))
-                .help("name a folder that `pavo ckpt` has written");
+        let (other, its, use_it) = R::OTHER;
+        if dir.join(its).exists() {
+            return Error::usage(format!("it is a {other}, and no {what}")).help(use_it);
         }
-        Error::system(format!("`{MANIFEST}` cannot be read")).because(error)
+        if error.kind() == std::io::ErrorKind::NotFound {
+            return Error::not_found(format!("it has no `{file}`: it is no {what}"))
+                .help(format!("name a folder that {by} has written"));
+        }
+        Error::system(format!("`{file}` cannot be read")).because(error)
     })?;
     let mut text = Vec::new();
-    let doing = || format!("reading `{MANIFEST}`");
-    file.take(MAX_MANIFEST).read_to_end(&mut text).while_doing(doing)?;
+    let doing = || format!("reading `{file}`");
+    opened.take(MAX_MANIFEST).read_to_end(&mut text).while_doing(doing)?;
     // What serde quotes may be secret.
     let damaged = |error: serde_json::Error| {
         let (line, column) = (error.line(), error.column());
-        Error::config(format!("`{MANIFEST}` is damaged at line {line}, column {column}"))
-            .help("use another checkpoint")
+        Error::config(format!("`{file}` is damaged at line {line}, column {column}"))
+            .help(format!("use another {what}"))
     };
     let versioned: Versioned = serde_json::from_slice(&text).map_err(damaged)?;
-    if versioned.version > Manifest::VERSION {
+    if versioned.version > R::VERSION {
         let error = format!(
             "it has version {} of the format, this pavo reads {}",
             versioned.version,
-            Manifest::VERSION
+            R::VERSION
         );
         return Err(Error::usage(error).help("use the pavo that wrote it, or a newer one"));
     }
@@ -146,56 +187,20 @@ fn read(dir: &Path) -> Result<Manifest> {
 /// Whether what was written is there; its hosts read it through.
 fn check_files(dir: &Path, vm: &SavedVm) -> Result<()> {
     for stored in vm.restore(dir).files() {
-        let name = &stored.name;
+        let name = &*stored.name;
         if Path::new(name).components().count() != 1 || name.starts_with('.') {
             return Err(Error::config(format!("`{}` is no name of a file", name.escape_debug())));
         }
-        let about = fs::metadata(dir.join(name)).while_doing(|| format!("looking at `{name}`"))?;
-        if about.len() != stored.bytes {
+        let length = trusted::check(dir, &[name])?.iter().map(Metadata::len).sum::<u64>();
+        if length != stored.bytes {
             return Err(Error::config(format!(
-                "`{name}` has {} bytes, and {} were written: the checkpoint is damaged",
-                about.len(),
+                "`{name}` has {length} bytes, and {} were written: it is damaged",
                 stored.bytes
             ))
-            .help("use another checkpoint, or the file from a backup"));
+            .help("use another one, or the file from a backup"));
         }
     }
     Ok(())
-}
-
-/// Compares a VM with what it is to go on from, as far as it is decided: its interfaces are
-/// those that its networks had.
-fn preview(vm: &VmBlueprint, origin: &Origin) -> Result<()> {
-    let then = &origin.vm.spec;
-    let nic = |name: &String| {
-        let known = then.nics.iter().find(|nic| nic.network == *name);
-        let nic = known.or(then.nics.first()).cloned();
-        nic.map(|nic| Nic { network: name.clone(), ..nic })
-    };
-    let nics = vm.networks.iter().filter_map(nic).collect();
-    let allocation = Allocation { cores: cores(then), memory_mib: then.memory_mib };
-    let host_keys: Vec<HostKey> = then.seed.iter().map(|seed| seed.host_key.clone()).collect();
-    let Some(host_key) = host_keys.first() else { return Ok(()) };
-    let job = Job {
-        owner: Owner::local(1),
-        dir: &then.dir,
-        cluster_dir: &then.dir,
-        first_cpu: None,
-        allocation: &allocation,
-        accel: then.accel,
-        authorized_key: "",
-        host_keys: &vec![host_key.clone(); vm.rank as usize + 1],
-        nonce: 0,
-    };
-    let spec = vm.spec(&job, nics)?;
-    // Whether the resource set has networks that gave it no interface then.
-    let networks = |nics: &[Nic]| nics.iter().map(|nic| nic.network.clone()).collect::<Vec<_>>();
-    if networks(&then.nics) != vm.networks {
-        let spec = VmSpec { nics: Vec::new(), ..spec.clone() };
-        let (then, now) = (networks(&then.nics).join(", "), vm.networks.join(", "));
-        return Err(differs(&spec, "the networks of its resource set", &then, &now));
-    }
-    compare(then, &VmSpec { cores: then.cores, ..spec })
 }
 
 /// As many as the scheduler has to grant.
@@ -204,36 +209,100 @@ fn cores(then: &VmSpec) -> u32 {
 }
 
 impl Blueprint {
-    /// The cores and MiB of each VM that goes on.
+    /// The cores and MiB of each VM that goes on, or begins from a snapshot.
     pub fn former(&self) -> Option<(u32, u64)> {
-        let then = &self.vms.first()?.origin.as_ref()?.vm.spec;
+        let then = &self.vms.iter().find_map(|vm| vm.origin.as_ref())?.vm.spec;
         Some((cores(then), then.memory_mib))
     }
 
     /// # Errors
     /// When VMs that go on would have more cores than they know, or fewer.
     pub fn check_cores(&self, asked: Option<u32>) -> Result<()> {
-        let origin = self.vms.first().and_then(|vm| vm.origin.as_ref());
-        let (Some(asked), Some(origin)) = (asked, origin) else { return Ok(()) };
-        let then = &origin.vm.spec;
-        if asked == cores(then) || then.extras.cpus.full_node {
-            return Ok(());
+        let Some(now) = asked.or(self.former().map(|(cores, _)| cores)) else { return Ok(()) };
+        for vm in &self.vms {
+            let Some(origin) = &vm.origin else { continue };
+            let then = &origin.vm.spec;
+            if now != cores(then) && !then.extras.cpus.full_node {
+                let (name, template) = (format!("vm{}", vm.rank), &vm.template.name);
+                let (then, now) = (cores(then).to_string(), now.to_string());
+                return Err(origin.differs(&name, template, "cores", &then, &now));
+            }
         }
-        Err(differs(then, "cores", &cores(then).to_string(), &asked.to_string()))
+        Ok(())
     }
 }
 
 impl Origin {
-    /// The same VM, to go on from here.
+    /// Reads a snapshot.
+    ///
+    /// # Errors
+    /// When it is none, not whole, of a newer pavo, or can be of a stranger.
+    pub fn snapshot(dir: &Path) -> Result<Self> {
+        let doing = || format!("opening the snapshot `{}`", dir.display());
+        let read = || {
+            let Snapshot { vm, .. } = read(dir)?;
+            trusted::check(dir, &[SNAPSHOT])?;
+            check_files(dir, &vm)?;
+            Ok::<_, Error>(Self { dir: dir.into(), vm, clone: true })
+        };
+        read().while_doing(doing)
+    }
+
+    /// Compares a VM with what it is to go on from, as far as it is decided: its interfaces are
+    /// those that its networks had.
     ///
     /// # Errors
     /// When it is another, with the first difference.
+    pub fn preview(&self, vm: &VmBlueprint) -> Result<()> {
+        let then = &self.vm.spec;
+        let (name, template) = (format!("vm{}", vm.rank), &vm.template.name);
+        // Whether the resource set has networks that gave it no interface then.
+        let networks: Vec<_> = then.nics.iter().map(|nic| nic.network.clone()).collect();
+        if self.clone && networks.len() != vm.networks.len() {
+            let (then, now) = (networks.len().to_string(), vm.networks.len().to_string());
+            return Err(self.differs(&name, template, "interfaces", &then, &now));
+        }
+        if !self.clone && networks != vm.networks {
+            let (then, now) = (networks.join(", "), vm.networks.join(", "));
+            let what = "the networks of its resource set";
+            return Err(self.differs(&name, template, what, &then, &now));
+        }
+        let nic = |(at, name): (usize, &String)| {
+            let known = then.nics.iter().find(|nic| nic.network == *name);
+            let nic = if self.clone { then.nics.get(at) } else { known.or(then.nics.first()) };
+            let model = vm.template.nic_model.clone();
+            nic.cloned().map(|nic| Nic { network: name.clone(), model, ..nic })
+        };
+        let nics = vm.networks.iter().enumerate().filter_map(nic).collect();
+        let allocation = Allocation { cores: cores(then), memory_mib: then.memory_mib };
+        let host_keys: Vec<HostKey> = then.seed.iter().map(|seed| seed.host_key.clone()).collect();
+        let Some(host_key) = host_keys.first() else { return Ok(()) };
+        let job = Job {
+            owner: Owner::local(1),
+            dir: &then.dir,
+            cluster_dir: &then.dir,
+            first_cpu: None,
+            allocation: &allocation,
+            accel: then.accel,
+            authorized_key: "",
+            host_keys: &vec![host_key.clone(); vm.rank as usize + 1],
+            nonce: 0,
+        };
+        let spec = vm.own_spec(&job, nics)?;
+        self.compare(&VmSpec { cores: then.cores, ..spec })
+    }
+
+    /// The same VM, to go on from here; or another one, to begin here.
+    ///
+    /// # Errors
+    /// When it is another machine, with the first difference.
     pub fn go_on(&self, spec: VmSpec) -> Result<VmSpec> {
         let then = &self.vm.spec;
         if spec.memory_mib < then.memory_mib {
             let (name, has, needs) = (spec.name(), spec.memory_mib, then.memory_mib);
+            let what = self.word();
             return Err(Error::usage(format!(
-                "{name} had {needs} MiB of memory when the checkpoint was taken, and gets {has} MiB"
+                "{name} had {needs} MiB of memory when the {what} was taken, and gets {has} MiB"
             ))
             .help("ask for more: `--mem`, or with Slurm `--mem-per-cpu`"));
         }
@@ -246,15 +315,70 @@ impl Origin {
             })
         });
         let spec = VmSpec { nics: nics.collect(), ..spec };
-        compare(then, &spec)?;
-        Ok(VmSpec {
-            memory_mib: then.memory_mib,
-            seed: then.seed.clone(),
-            restore: Some(Box::new(self.vm.restore(&self.dir))),
-            ..spec
+        self.compare(&spec)?;
+        let (restore, seed) = match self.clone {
+            true => (self.vm.clone_order(&self.dir), spec.seed),
+            false => (self.vm.restore(&self.dir), then.seed.clone()),
+        };
+        let (memory_mib, restore) = (then.memory_mib, Some(Box::new(restore)));
+        Ok(VmSpec { memory_mib, seed, restore, ..spec })
+    }
+
+    fn word(&self) -> &'static str {
+        if self.clone { "snapshot" } else { "checkpoint" }
+    }
+
+    fn compare(&self, now: &VmSpec) -> Result<()> {
+        let then = &self.vm.spec;
+        // Another VM is told what it is called, and where it is.
+        let of_this_vm = |what: &str| self.clone && OF_ONE_VM.contains(&what);
+        for (what, aspect) in ASPECTS.iter().filter(|(what, _)| !of_this_vm(what)) {
+            let (then, here) = (aspect(then), aspect(now));
+            if then != here {
+                return Err(self.differs(&now.name(), &now.template, what, &then, &here));
+            }
+        }
+        Ok(())
+    }
+
+    fn differs(&self, name: &str, template: &str, what: &str, then: &str, now: &str) -> Error {
+        let word = |text: &str| match text {
+            "" => "nothing".into(),
+            text => format!("`{}`", text.escape_debug()),
+        };
+        let (template, (then_, now_)) = (template.escape_debug(), (word(then), word(now)));
+        let error = match self.clone {
+            true => format!(
+                "{name} cannot begin from the snapshot `{}`, which is of another machine: {what}: \
+                 {then_} there, {now_} now",
+                self.dir.display()
+            ),
+            false => format!(
+                "{name} cannot go on as another machine: {what}: {then_} in the checkpoint, \
+                 {now_} now"
+            ),
+        };
+        Error::config(error).help(match what {
+            "cores" => format!("ask for as many: `-c {then}`"),
+            "MTU" => "a network over several hosts has less room in its packets than one on a \
+                      single host: restart it on one host"
+                .into(),
+            "offloading" => "restart it where the switch does what it did: `pavo doctor`".into(),
+            "the image" if self.clone => format!(
+                "take another snapshot, or leave `image` out of template `{template}`: the \
+                 snapshot knows its own"
+            ),
+            _ if self.clone => {
+                format!("make template `{template}` as it was, or take another snapshot")
+            }
+            _ => format!("make template `{template}` and what it uses as they were"),
         })
     }
 }
+
+/// What may differ between VMs that begin from the same snapshot.
+const OF_ONE_VM: &[&str] =
+    &["the networks of its resource set", "MAC addresses", "addresses", "MTU"];
 
 /// What a guest has seen of its machine: as it is called, and as text.
 type Aspect = (&'static str, fn(&VmSpec) -> String);
@@ -282,6 +406,7 @@ const ASPECTS: &[Aspect] = &[
         nics(vm, |nic| nic.addresses().map(|it| it.to_string()).collect::<Vec<_>>().join(" "))
     }),
     ("`nic-queues`", |vm| nics(vm, |nic| nic.queues.to_string())),
+    ("layers of its networks", |vm| nics(vm, |nic| word(&nic.ipv4.is_some()))),
     ("MTU", |vm| nics(vm, |nic| nic.mtu.to_string())),
     ("offloading", |vm| nics(vm, |nic| nic.offloads.to_string())),
     ("`mount-points`", |vm| {
@@ -309,35 +434,4 @@ fn nics(vm: &VmSpec, aspect: fn(&Nic) -> String) -> String {
 fn word(value: &impl serde::Serialize) -> String {
     let value = serde_json::to_value(value).unwrap_or_default();
     value.as_str().unwrap_or_default().to_owned()
-}
-
-fn compare(then: &VmSpec, now: &VmSpec) -> Result<()> {
-    for (what, aspect) in ASPECTS {
-        let (then, here) = (aspect(then), aspect(now));
-        if then != here {
-            return Err(differs(now, what, &then, &here));
-        }
-    }
-    Ok(())
-}
-
-fn differs(vm: &VmSpec, what: &str, then: &str, now: &str) -> Error {
-    let word = |text: &str| match text {
-        "" => "nothing".into(),
-        text => format!("`{}`", text.escape_debug()),
-    };
-    let (name, template) = (vm.name(), vm.template.escape_debug());
-    Error::config(format!(
-        "{name} cannot go on as another machine: {what}: {} in the checkpoint, {} now",
-        word(then),
-        word(now)
-    ))
-    .help(match what {
-        "cores" => format!("ask for as many: `-c {then}`"),
-        "MTU" => "a network over several hosts has less room in its packets than one on a single \
-                  host: restart it on one host"
-            .into(),
-        "offloading" => "restart it where the switch does what it did: `pavo doctor`".into(),
-        _ => format!("make template `{template}` and what it uses as they were"),
-    })
 }

@@ -373,8 +373,9 @@ pub(super) mod tests {
         let pcocc = false;
         let machine = Machine { qemu, kind, accel, processor, cores: 1, nodes, pcocc };
         let (dir, paused) = ("/saved".into(), false);
-        let (disk, seed) = (None, None);
-        spec.restore = Some(Box::new(Restore { dir, paused, machine, memory: stored, disk, seed }));
+        let (memory, disk, seed, former) = (stored, None, None, None);
+        let restore = Restore { dir, paused, machine, memory, disk, seed, former };
+        spec.restore = Some(Box::new(restore));
         let path = Path::new("/job/disk");
         let args = qemu_args(&spec, path);
         let after = |name: &str| {

@@ -266,8 +266,10 @@ impl Held {
         if self.status.has_changed().unwrap_or(true) {
             return Err(Error::system("its guest did not stand still while it was written"));
         }
+        let seed_bytes = spec.dir.join("seed.img").metadata().map_or(0, |about| about.len());
         let spec = VmSpec { restore: None, ..VmSpec::clone(&spec) };
-        Ok(SavedVm { spec, image: None, paused: self.paused, machine, memory, disk, seed })
+        let (image, paused) = (None, self.paused);
+        Ok(SavedVm { spec, image, paused, machine, memory, disk, seed, seed_bytes })
     }
 
     async fn memory(

@@ -195,9 +195,10 @@ impl Driver {
         let (agent, served, pcoccs) = Agent::new(spec.name(), spec.dir.clone());
         self.tasks.spawn(served.serve(line, opened));
         self.tasks.spawn(pcoccs.serve(pcoccs_line, pcoccs_opened));
-        if spec.restore.is_some() {
+        if spec.restore.as_ref().is_some_and(|restore| restore.former.is_none()) {
             self.tasks.spawn(prepare::set_clock(agent.clone(), self.status.subscribe()));
         }
+        let beginning = Beginning::of(spec, &agent);
         self.serve(console, agent, remote)?;
         let before = layout.enter();
         let child = self.spawn(command);
@@ -207,7 +208,6 @@ impl Driver {
         self.layout = Some(layout).filter(|layout| !layout.guest.is_empty());
         let stderr = child.stderr.take().expect("it is piped");
         let stderr = tokio::spawn(Stderr::keep(stderr, self.spec.dir.join("qemu.log")));
-        let beginning = Beginning::of(&self.spec);
         let posts = self.post.clone();
         let listener = tokio::spawn(listen(qmp, self.qmp.clone(), posts, ports, beginning));
         self.qemu = Some(Qemu { child, stderr, listener });
@@ -332,7 +332,7 @@ impl Driver {
 
     /// Lets the machine decide, and does what it says.
     async fn happened(&mut self, event: Event) {
-        self.answered |= matches!(event, Event::Greeted { .. });
+        self.answered |= matches!(event, Event::Greeted { .. } | Event::Strange);
         let actions;
         let state = std::mem::replace(&mut self.state, State::Over);
         (self.state, actions) = machine::on(state, event);

@@ -11,6 +11,9 @@
 //!      └──────────────► Over ◄────────────────┘
 //! ```
 //!
+//! One that begins from a snapshot is `Becoming` before it is `Running`: its guest runs, and is
+//! still another.
+//!
 //! A guest that powers itself off is `Off`: its QEMU is kept, so that its disk can still be
 //! saved, and ends by the way out like any other.
 //!
@@ -28,6 +31,8 @@ use crate::model::job::VmState;
 pub const START: Duration = Duration::from_secs(60);
 /// How long QEMU has to end, once told to quit or once the guest has shut down.
 pub const QUIT: Duration = Duration::from_secs(5);
+/// How long a guest has to become another: all of them on a host do so at once.
+pub const BECOME: Duration = Duration::from_secs(180);
 /// How long the kernel has to end a killed process.
 pub const KILL: Duration = Duration::from_secs(5);
 
@@ -63,6 +68,8 @@ pub enum State {
     /// The guest's CPUs stand still.
     Paused,
     Running,
+    /// The guest runs, and is still another.
+    Becoming,
     /// It ran when the scheduler suspended the job. Nobody else lets it go on by mistake.
     Held,
     /// The guest has powered itself off. Its disk is as it left it.
@@ -93,6 +100,10 @@ pub enum Event {
     Started,
     /// QMP answered, and the guest's memory comes from a checkpoint, however long that takes.
     Loading,
+    /// The memory is that of a snapshot: the guest is to run, and to become another.
+    Strange,
+    /// It is the one that it is to be.
+    Became,
     /// QMP answered. Whether the guest is to run.
     Greeted { run: bool },
     /// QMP's RESUME: guest CPUs run.
@@ -159,6 +170,14 @@ pub fn on(state: State, event: Event) -> (State, Vec<Action>) {
             (State::Paused, vec![Disarm, Report(VmState::Paused, "not started".into())])
         }
 
+        (State::Starting, Event::Strange) => {
+            let report = Report(VmState::Starting, "its guest is made another".into());
+            (State::Becoming, vec![report, Arm(BECOME), Continue])
+        }
+        (State::Becoming, Event::Became) => {
+            (State::Running, vec![Disarm, Report(VmState::Running, String::new())])
+        }
+
         (State::Starting | State::Paused | State::Running, Event::Resumed) => {
             (State::Running, vec![Disarm, Report(VmState::Running, String::new())])
         }
@@ -176,7 +195,7 @@ pub fn on(state: State, event: Event) -> (State, Vec<Action>) {
         }
 
         (
-            State::Starting | State::Paused | State::Running | State::Held,
+            State::Starting | State::Paused | State::Running | State::Becoming | State::Held,
             Event::PoweredOff { why },
         ) => (State::Off, vec![Disarm, Report(VmState::Off, why)]),
         // Its reset button was pressed.
@@ -185,7 +204,12 @@ pub fn on(state: State, event: Event) -> (State, Vec<Action>) {
         }
         // QEMU was told to stay when its machine ends (see `args`): this time it is not to.
         (
-            State::Starting | State::Paused | State::Running | State::Held | State::Off,
+            State::Starting
+            | State::Paused
+            | State::Running
+            | State::Becoming
+            | State::Held
+            | State::Off,
             Event::ShuttingDown { why },
         ) => {
             let state = State::Leaving { door: Door::Quit, fault: None };
@@ -198,6 +222,8 @@ pub fn on(state: State, event: Event) -> (State, Vec<Action>) {
 
         // Mostly because QEMU is dying. It gets the time to: its own exit status
         // says more than that of a process which we killed.
+        // QEMU is well, and its guest cannot be used.
+        (State::Becoming, Event::Broken { why }) => leave(Door::Quit, Some(why)),
         (
             State::Starting | State::Paused | State::Running | State::Held | State::Off,
             Event::Broken { why },
@@ -233,9 +259,8 @@ fn on_stop(state: State, stop: Stop) -> (State, Vec<Action>) {
         // Without QMP there is only one door.
         (State::Starting, _) => leave(Door::Kill, None),
         // A guest that stands still cannot shut down.
-        (State::Paused | State::Off, _) | (State::Running | State::Held, Stop::Now) => {
-            leave(Door::Quit, None)
-        }
+        (State::Paused | State::Off | State::Becoming, _)
+        | (State::Running | State::Held, Stop::Now) => leave(Door::Quit, None),
         (state @ (State::Running | State::Held), Stop::Graceful { deadline }) => {
             let report = Report(VmState::Stopping, "the guest is asked to power down".into());
             let first = (state == State::Held).then_some(Continue);
@@ -253,6 +278,9 @@ fn on_deadline(state: State) -> (State, Vec<Action>) {
         State::Starting => leave(Door::Kill, Some(format!("QEMU did not answer within {START:?}"))),
         State::Paused => {
             leave(Door::Quit, Some(format!("the guest did not start within {START:?}")))
+        }
+        State::Becoming => {
+            leave(Door::Quit, Some(format!("the guest did not become another within {BECOME:?}")))
         }
         State::Leaving { door: Door::Powerdown, fault } => leave(Door::Quit, fault),
         State::Leaving { door: Door::Quit, fault } => leave(Door::Kill, fault),
@@ -388,6 +416,35 @@ mod tests {
         assert_eq!(deadline(&actions), Some(Arm(START)));
         let (state, actions) = after([Event::Started, Event::Loading, broken(), exited()]);
         assert_eq!((state, reports(&actions).last()), (State::Over, Some(&VmState::Failed)));
+    }
+
+    #[test]
+    fn one_from_a_snapshot_runs_once_it_is_itself() {
+        let strange = |more: &[Event]| {
+            let start = [Event::Started, Event::Loading, Event::Strange, Event::Resumed];
+            after(start.into_iter().chain(more.iter().cloned()))
+        };
+        let stop = Event::Suspended { why: String::new() };
+        let (state, actions) = strange(&[stop, Event::Resumed]);
+        assert_eq!(state, State::Becoming);
+        assert!(!reports(&actions).contains(&VmState::Running));
+        assert_eq!(actions.iter().filter(|action| **action == Continue).count(), 1);
+        let (state, actions) = strange(&[Event::Became]);
+        assert_eq!((state, reports(&actions).last()), (State::Running, Some(&VmState::Running)));
+        assert_eq!(actions.iter().rfind(|a| matches!(a, Arm(_) | Disarm)), Some(&Disarm));
+        // It is of no use, and need not power down.
+        for end in [Event::Deadline, broken()] {
+            let (_, actions) = strange(&[end, exited()]);
+            assert_eq!(doors(&actions), [&Quit]);
+            assert_eq!(reports(&actions).last(), Some(&VmState::Failed));
+        }
+        for wish in [GRACEFUL, NOW] {
+            let (state, actions) = strange(&[wish, exited()]);
+            assert_eq!((state, doors(&actions)), (State::Over, vec![&Quit]));
+            assert_eq!(reports(&actions).last(), Some(&VmState::Stopped));
+        }
+        let (state, _) = strange(&[powered_off()]);
+        assert_eq!(state, State::Off);
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod args;
 pub mod attach;
 pub mod channel;
 pub mod checkpoint;
+mod clone;
 pub mod console;
 pub mod control;
 pub mod cpus;

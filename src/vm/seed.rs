@@ -39,12 +39,24 @@ const VOLUME: usize = 256 << 10;
 /// When `path` exists or cannot be written, or the seed holds what a guest
 /// cannot be told (see [`check`]).
 pub fn write(path: &Path, seed: &Seed, nics: &[Nic], agent: bool) -> Result<()> {
+    write_at_least(0, path, seed, nics, agent)
+}
+
+/// The same, for a guest that knows a volume of so many bytes.
+pub(super) fn write_at_least(
+    least: u64,
+    path: &Path,
+    seed: &Seed,
+    nics: &[Nic],
+    agent: bool,
+) -> Result<()> {
     check(seed)?;
     let files = files(seed, nics, agent)?;
     let volume = volume(&files, &seed.instance_id).while_doing(|| "making the seed".into())?;
+    let length = least.max(volume.len() as u64);
     let write = || {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        file.set_len(volume.len() as u64)?;
+        file.set_len(length)?;
         // Blocks of zeros stay holes.
         for (index, block) in volume.chunks(4096).enumerate() {
             if block.iter().any(|byte| *byte != 0) {
@@ -300,7 +312,7 @@ fn boundary(parts: &[String]) -> String {
 
 /// dropbear's own form of a host key: the name of the algorithm and the 64 bytes
 /// of seed and public key, each after its length as a big-endian word.
-fn dropbear_key(key: &HostKey) -> Result<Vec<u8>> {
+pub(super) fn dropbear_key(key: &HostKey) -> Result<Vec<u8>> {
     const NAME: &[u8] = b"ssh-ed25519";
     let secret = hex32(&key.seed)?;
     let public = hex32(&key.public)?;

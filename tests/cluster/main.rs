@@ -30,6 +30,7 @@ mod running;
 mod save;
 mod session;
 mod settings;
+mod snapshot;
 #[path = "../shared/tiny.rs"]
 mod tiny;
 mod top;

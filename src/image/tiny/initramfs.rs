@@ -33,6 +33,7 @@ const FOLDERS: &[(&str, u32)] = &[
     ("dev", 0o755),
     ("etc", 0o755),
     ("etc/dropbear", 0o700),
+    ("etc/pavo", 0o755),
     ("lib", 0o755),
     ("lib/modules", 0o755),
     ("mnt", 0o755),
@@ -67,6 +68,8 @@ const LOADER: &str = "lib64/ld-linux-x86-64.so.2";
 const TEXTS: &[(&str, u32, &str)] = &[
     ("init", 0o755, include_str!("guest/init")),
     ("etc/udhcpc", 0o755, include_str!("guest/udhcpc")),
+    ("etc/network", 0o644, include_str!("guest/network")),
+    ("etc/pavo/assume", 0o755, include_str!("guest/assume")),
     ("etc/profile", 0o644, include_str!("guest/profile")),
     ("etc/passwd", 0o644, "root::0:0:root:/root:/bin/sh\n"),
     ("etc/group", 0o644, "root:x:0:\n"),

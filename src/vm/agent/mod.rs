@@ -11,6 +11,7 @@
 //! The protocol is that of [`pavo_agent`]. A guest is believed nothing: what is not in step
 //! with it is an error of this VM, and the line begins anew.
 
+mod assume;
 mod clock;
 mod fallback;
 mod inbox;
@@ -26,10 +27,11 @@ use std::time::Duration;
 use pavo_agent::{Frame, Hello, Kind};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::guest_agent;
 use crate::error::{Error, Result};
+pub use assume::{Assumed, lacks};
 pub use line::{Line, Port};
 pub use relay::Relay;
 use streams::Streams;
@@ -75,6 +77,9 @@ pub struct Answer {
     pub uptime_ms: u64,
     #[serde(default)]
     pub cores: u32,
+    /// What it can do beside running commands.
+    #[serde(default)]
+    pub features: Vec<String>,
 }
 
 impl From<Hello> for Answer {
@@ -86,6 +91,7 @@ impl From<Hello> for Answer {
             boot_id: hello.boot_id,
             uptime_ms: hello.uptime,
             cores: hello.cores,
+            features: hello.features,
         }
     }
 }
@@ -110,6 +116,8 @@ struct Shared {
     dir: PathBuf,
     presence: watch::Sender<Presence>,
     pcocc: pcocc::Link,
+    /// Whether its guest is still another.
+    strange: watch::Sender<bool>,
     streams: Mutex<Streams>,
     /// To the guest, each for one conversation.
     out: mpsc::Sender<(u64, Vec<u8>)>,
@@ -121,8 +129,9 @@ impl Agent {
         let (out, queue) = mpsc::channel(16);
         let presence = watch::Sender::new(Presence::Away);
         let (pcocc, pcoccs) = pcocc::Link::new(name.clone());
-        let streams = Mutex::default();
-        let agent = Self { shared: Arc::new(Shared { name, dir, presence, pcocc, streams, out }) };
+        let (strange, streams) = (watch::Sender::new(false), Mutex::default());
+        let shared = Shared { name, dir, presence, pcocc, strange, streams, out };
+        let agent = Self { shared: Arc::new(shared) };
         let line = Line::new(agent.clone(), queue);
         (agent, line, pcoccs)
     }
@@ -141,6 +150,29 @@ impl Agent {
     /// When none answers.
     pub async fn hello(&self, patience: Duration) -> Result<Answer> {
         let end = Instant::now() + patience.min(LONGEST);
+        let mut strange = self.shared.strange.subscribe();
+        let known = strange.wait_for(|strange| !strange);
+        if timeout_at(end, known).await.is_err() {
+            return Err(self.check_known().err().unwrap_or_else(|| self.absence()));
+        }
+        self.answer(end).await
+    }
+
+    /// As long as a guest is still another, nobody speaks to its agent.
+    pub fn set_strange(&self, strange: bool) {
+        self.shared.strange.send_replace(strange);
+    }
+
+    fn check_known(&self) -> Result<()> {
+        if !*self.shared.strange.borrow() {
+            return Ok(());
+        }
+        let name = &self.shared.name;
+        Err(Error::system(format!("the guest has begun from a snapshot and is not {name} yet"))
+            .help("wait until it is: `pavo wait`"))
+    }
+
+    async fn answer(&self, end: Instant) -> Result<Answer> {
         let mut presence = self.shared.presence.subscribe();
         let mut pcoccs = self.shared.pcocc.presence();
         loop {
@@ -225,6 +257,7 @@ impl Agent {
     }
 
     async fn connect_within(&self, patience: Duration) -> Result<Relay> {
+        self.check_known()?;
         if !self.is_here() && self.shared.pcocc.is_here() {
             let session = self.shared.pcocc.begin(patience).await;
             return session.ok_or_else(|| self.absence())?.check_room().map(Relay::Pcocc);

@@ -4,10 +4,12 @@ use serde::Deserialize;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 
-use super::super::agent::{DEVICE, Port, pcocc};
+use super::super::agent::{Agent, DEVICE, Port, pcocc};
 use super::super::checkpoint::{self, Restored};
+use super::super::clone::Newborn;
 use super::super::machine::{self, Event};
 use super::super::qmp;
+use crate::error::{Context, Result};
 use crate::model::vm::VmSpec;
 
 /// How a VM is to begin.
@@ -16,13 +18,15 @@ pub(super) struct Beginning {
     run: bool,
     /// What it goes on from.
     restored: Option<Restored>,
+    /// What its guest is to be told.
+    newborn: Option<Newborn>,
 }
 
 impl Beginning {
-    pub(super) fn of(spec: &VmSpec) -> Self {
+    pub(super) fn of(spec: &VmSpec, agent: &Agent) -> Self {
         let restore = spec.restore.as_deref();
         let run = !spec.paused && !restore.is_some_and(|restore| restore.paused);
-        Self { run, restored: restore.map(Restored::of) }
+        Self { run, restored: restore.map(Restored::of), newborn: Newborn::of(spec, agent) }
     }
 
     /// Lets QEMU be what it is to go on from; then others may talk to it.
@@ -32,17 +36,51 @@ impl Beginning {
         client: watch::Sender<Option<qmp::Client>>,
         post: mpsc::Sender<Event>,
     ) {
-        if let Some(restored) = &self.restored {
-            let _ = post.send(Event::Loading).await;
-            if let Err(error) = checkpoint::load(&qmp, restored).await {
-                let wire = error.to_wire();
-                let why = [vec![wire.what], wire.because].concat().join(": ");
-                let _ = post.send(Event::Broken { why }).await;
-                return;
+        let run = self.run;
+        let restored = self.restored.as_ref();
+        let begun = match self.newborn {
+            None => Self::restore(restored, &qmp, &post).await.map(|()| Event::Greeted { run }),
+            Some(newborn) => {
+                let begun = Self::bear(newborn, restored, &qmp, &client, &post);
+                begun
+                    .await
+                    .map(|()| Event::Became)
+                    .while_doing(|| "starting it from its snapshot".into())
             }
+        };
+        let event = begun.unwrap_or_else(|error| {
+            let wire = error.to_wire();
+            Event::Broken { why: [vec![wire.what], wire.because].concat().join(": ") }
+        });
+        if matches!(event, Event::Greeted { .. }) {
+            client.send_replace(Some(qmp));
         }
-        client.send_replace(Some(qmp));
-        let _ = post.send(Event::Greeted { run: self.run }).await;
+        let _ = post.send(event).await;
+    }
+
+    async fn restore(
+        restored: Option<&Restored>,
+        qmp: &qmp::Client,
+        post: &mpsc::Sender<Event>,
+    ) -> Result<()> {
+        let Some(restored) = restored else { return Ok(()) };
+        let _ = post.send(Event::Loading).await;
+        checkpoint::load(qmp, restored).await
+    }
+
+    /// Restores the memory of another, and lets its guest become this one.
+    async fn bear(
+        newborn: Newborn,
+        restored: Option<&Restored>,
+        qmp: &qmp::Client,
+        client: &watch::Sender<Option<qmp::Client>>,
+        post: &mpsc::Sender<Event>,
+    ) -> Result<()> {
+        Self::restore(restored, qmp, post).await?;
+        newborn.link(qmp, false).await?;
+        client.send_replace(Some(qmp.clone()));
+        let _ = post.send(Event::Strange).await;
+        newborn.become_itself(qmp).await
     }
 }
 

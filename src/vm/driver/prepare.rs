@@ -14,6 +14,7 @@ use super::super::near::{self, Near};
 use super::super::{overlay, seed};
 use super::Driver;
 use crate::error::{Context, Result};
+use crate::model::checkpoint::Restore;
 use crate::model::job::{VmState, VmStatus};
 use crate::model::vm::VmSpec;
 
@@ -25,7 +26,11 @@ impl Driver {
     ) -> Result<Option<Near>> {
         let near = self.near(orders).await?;
         if self.spec.restore.is_some() && self.state != State::Over {
-            self.report(VmState::Preparing, "its checkpoint is checked".into(), None).await;
+            let what = match self.spec.restore.as_deref() {
+                Some(Restore { former: Some(_), .. }) => "its snapshot is checked",
+                _ => "its checkpoint is checked",
+            };
+            self.report(VmState::Preparing, what.into(), None).await;
             let spec = self.spec.clone();
             self.unless_over(orders, restore_files(&spec)).await?;
         }
@@ -114,15 +119,22 @@ impl Files {
     /// Makes them, unless a checkpoint has had them.
     pub(super) fn make(spec: &VmSpec) -> Result<Self> {
         let files = Self::of(spec);
-        if spec.restore.is_some() {
-            return Ok(files);
-        }
-        make_dir(&spec.dir)?;
-        if let Some(disk) = &spec.disk {
-            overlay::create(&files.disk, &disk.backing, disk.backing_format, disk.virtual_size)?;
+        let former = match spec.restore.as_deref() {
+            Some(Restore { former: None, .. }) => return Ok(files),
+            Some(Restore { former, .. }) => former.as_ref(),
+            None => None,
+        };
+        if former.is_none() {
+            make_dir(&spec.dir)?;
+            if let Some(disk) = &spec.disk {
+                let size = disk.virtual_size;
+                overlay::create(&files.disk, &disk.backing, disk.backing_format, size)?;
+            }
         }
         if let Some(seed) = &spec.seed {
-            seed::write(&files.seed, seed, &spec.nics, spec.extras.inject_agent)?;
+            let least = former.map_or(0, |former| former.seed_bytes);
+            let agent = spec.extras.inject_agent;
+            seed::write_at_least(least, &files.seed, seed, &spec.nics, agent)?;
         }
         Ok(files)
     }
