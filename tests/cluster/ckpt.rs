@@ -306,9 +306,14 @@ fn what_is_damaged_or_another_machine_is_refused() {
             whole
         };
         for (name, how, code, why) in [
-            ("vm0.memory.zst", flip as fn(&mut Vec<u8>), 3, "it is not what was written"),
-            ("vm0.disk.zst", flip, 3, "it is not what was written"),
-            ("vm0.disk.zst", cut, 3, "the checkpoint is damaged"),
+            (
+                "vm0.memory.zst",
+                flip as fn(&mut Vec<u8>),
+                3,
+                "it is damaged, and not what was written",
+            ),
+            ("vm0.disk.zst", flip, 3, "it is damaged, and not what was written"),
+            ("vm0.disk.zst", cut, 3, "it is damaged"),
             ("manifest.json", cut, 3, "`manifest.json` is damaged"),
             ("manifest.json", newer, 2, "use the pavo that wrote it"),
             ("manifest.json", outside, 3, "is no name of a file"),
@@ -318,7 +323,7 @@ fn what_is_damaged_or_another_machine_is_refused() {
             fs::write(dir.join(name), whole).unwrap();
         }
         fs::rename(dir.join("vm0.seed.zst"), dir.join("seed")).unwrap();
-        refused(&[], 5, "looking at `vm0.seed.zst`");
+        refused(&[], 5, "saved/vm0.seed.zst`");
         fs::rename(dir.join("seed"), dir.join("vm0.seed.zst")).unwrap();
         // As it was, it goes on.
         let output = world.pavo(&["alloc", "-r", "saved", "-E", "$PAVO status"]);

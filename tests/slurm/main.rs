@@ -16,6 +16,7 @@ mod luck;
 mod node;
 mod power;
 mod secrets;
+mod snapshot;
 mod sweep;
 mod terminal;
 mod together;

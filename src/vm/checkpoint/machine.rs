@@ -73,7 +73,7 @@ pub(super) fn check_host(spec: &VmSpec, then: &Machine) -> Result<()> {
         };
         let (then, now) = (word(then.accel), word(spec.accel));
         return Err(Error::config(format!(
-            "it ran {then} when the checkpoint was taken, and would run {now} here"
+            "it ran {then} when it was written down, and would run {now} here"
         ))
         .help("restart it on hosts like those it ran on; `pavo doctor` tells of KVM"));
     }
@@ -110,7 +110,7 @@ pub(super) async fn check_qemu(qmp: &qmp::Client, then: &Machine) -> Result<()> 
     }
     let text = |version: [u32; 3]| version.map(|part| part.to_string()).join(".");
     Err(Error::config(format!(
-        "the checkpoint was written by QEMU {}, and this host has {}",
+        "it was written down by QEMU {}, and this host has {}",
         text(then.qemu),
         text(here)
     ))
@@ -122,7 +122,7 @@ pub(super) async fn check_qemu(qmp: &qmp::Client, then: &Machine) -> Result<()> 
 pub(super) fn check_shape(cores: u32, nodes: &[Node], then: &Machine) -> Result<()> {
     if cores != then.cores {
         return Err(Error::config(format!(
-            "its guest has {} cores in the checkpoint, and would have {cores} on this host",
+            "its guest had {} cores when it was written down, and would have {cores} on this host",
             then.cores
         ))
         .help("restart it on hosts like those it ran on"));
@@ -136,7 +136,7 @@ pub(super) fn check_shape(cores: u32, nodes: &[Node], then: &Machine) -> Result<
         count => format!("{count} NUMA nodes"),
     };
     Err(Error::config(format!(
-        "its guest has {} in the checkpoint, and would have {} on this host, or of other sizes",
+        "its guest had {} when it was written down, and would have {} on this host, or of other sizes",
         count(then.nodes.len()),
         count(nodes.len())
     ))

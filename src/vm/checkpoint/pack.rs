@@ -145,8 +145,8 @@ pub(super) fn verify(dir: &Path, stored: &Stored, wanted: &dyn Fn() -> bool) -> 
     if (bytes, hex(&hash.finalize())) == (stored.bytes, stored.sha256.clone()) {
         return Ok(());
     }
-    let error = Error::config("it is not what was written: the checkpoint is damaged");
-    Err(error.help("take another checkpoint, or the file from a backup")).while_doing(doing)
+    let error = Error::config("it is damaged, and not what was written");
+    Err(error.help("use another one, or the file from a backup")).while_doing(doing)
 }
 
 /// A process that unpacks a file into `output`.
@@ -235,7 +235,7 @@ mod tests {
         packed[last] ^= 1;
         std::fs::write(&path, packed).unwrap();
         let error = verify(dir.path(), &stored, &|| true).unwrap_err().report();
-        assert!(error.contains("the checkpoint is damaged"), "{error}");
+        assert!(error.contains("it is damaged"), "{error}");
         let other = dir.path().join("other");
         let error = unpack(&path, &other).await.unwrap_err().report();
         assert!(error.contains("because: running `zstd`"), "{error}");
