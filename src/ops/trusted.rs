@@ -1,8 +1,8 @@
 //! Whose files may be read back into QEMU: what a stranger has written could be made to take
 //! it over, as whoever runs it.
 
-use std::fs::{self, Metadata};
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, File, Metadata};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use crate::error::{Context, Error, Result};
@@ -27,6 +27,16 @@ pub fn check(dir: &Path, names: &[&str]) -> Result<Vec<Metadata>> {
         Ok(about)
     };
     names.iter().map(check).collect()
+}
+
+/// Opens a file that only root and we can have written.
+///
+/// # Errors
+/// When it cannot be opened, or with whose it is.
+pub fn open(path: &Path) -> std::io::Result<Result<File>> {
+    let file = File::options().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(path)?;
+    let about = file.metadata()?;
+    Ok(check_one(path, &about).map(|()| file))
 }
 
 fn check_one(path: &Path, about: &Metadata) -> Result<()> {

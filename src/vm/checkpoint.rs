@@ -39,7 +39,7 @@ mod machine;
 mod pack;
 mod restore;
 
-pub use restore::{Restored, bring, load};
+pub use restore::{Restored, bring, check_shape, load};
 
 /// What QEMU calls the descriptor.
 const FD: &str = "checkpoint";

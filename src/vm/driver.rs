@@ -21,7 +21,7 @@ use super::agent::Agent;
 use super::args::{self, Wiring};
 use super::attach::Attached;
 use super::channel::Listener;
-use super::checkpoint::Subject;
+use super::checkpoint::{Restored, Subject};
 use super::console::Console;
 use super::cpus::{self, Layout};
 use super::display::Screen;
@@ -113,6 +113,8 @@ struct Driver {
     tasks: JoinSet<()>,
     /// Why it could not be started.
     cause: Option<Error>,
+    /// What it goes on from.
+    restored: Option<Restored>,
     /// What QEMU said before it ended.
     last_words: Stderr,
     outcome: Result<()>,
@@ -150,6 +152,7 @@ impl Driver {
             quit,
             tasks: JoinSet::new(),
             cause: None,
+            restored: None,
             last_words: Stderr::default(),
             outcome: Ok(()),
         }
@@ -198,7 +201,7 @@ impl Driver {
         if spec.restore.as_ref().is_some_and(|restore| restore.former.is_none()) {
             self.tasks.spawn(prepare::set_clock(agent.clone(), self.status.subscribe()));
         }
-        let beginning = Beginning::of(spec, &agent);
+        let beginning = Beginning::of(spec, &agent, self.restored.take());
         self.serve(console, agent, remote)?;
         let before = layout.enter();
         let child = self.spawn(command);

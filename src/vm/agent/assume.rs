@@ -1,11 +1,13 @@
 //! Who a guest is: one that goes on from the memory of another has to be told.
 
-use pavo_agent::{ASSUMED, ASSUMES, Decoder, Event, Exit, Failure, Frame, Identity, Kind, Opening};
+use pavo_agent::{
+    ASSUMED, ASSUMES, Decoder, Event, Exit, Failure, Frame, Hello, Identity, Kind, Opening,
+};
 use pavo_agent::{PIECE, WINDOW};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use tokio::time::Instant;
+use tokio::time::timeout;
 
-use super::{Agent, LONGEST, Relay};
+use super::{Agent, LONGEST, PONG, Presence, Relay};
 use crate::error::{Context, Error, Result};
 
 /// As much of what it says is wrong is shown.
@@ -30,12 +32,12 @@ impl Agent {
         identity: impl FnOnce() -> Result<Identity>,
         linked: impl AsyncFnOnce() -> Result<()>,
     ) -> Result<Assumed> {
-        let answer = match self.answer(Instant::now() + LONGEST).await {
-            Ok(answer) => answer,
+        let hello = match self.ours().await {
+            Ok(hello) => hello,
             Err(error) => return Ok(Assumed::Lost(error)),
         };
-        if !answer.features.iter().any(|feature| feature == ASSUMES) {
-            return Err(lacks(&answer.version));
+        if !hello.features.iter().any(|feature| feature == ASSUMES) {
+            return Err(lacks(&hello.agent));
         }
         let relay = Relay::begin(self)?;
         let (ours, mut theirs) = tokio::io::duplex(WINDOW as usize);
@@ -45,6 +47,16 @@ impl Agent {
             outcome = converse(ours, &identity, linked) => outcome,
             () = relay.carry(&mut theirs) => Ok(Assumed::Lost(ended())),
         }
+    }
+
+    /// Waits for our agent. QEMU's may answer before it, and is of no use.
+    async fn ours(&self) -> Result<Hello> {
+        let mut presence = self.shared.presence.subscribe();
+        let here = presence.wait_for(|presence| *presence == Presence::Here);
+        if timeout(LONGEST, here).await.is_err() {
+            return Err(self.absence());
+        }
+        self.ping(PONG.1).await
     }
 }
 

@@ -1,7 +1,7 @@
 //! Files of a checkpoint: packed by `zstd`, in a process of its own beside QEMU and us.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -122,11 +122,12 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Reads a file to its end and compares it with what was written.
+/// Reads a file to its end and compares it with what was written. What is read of the file that
+/// is returned is the same, whatever has its name by then.
 ///
 /// # Errors
 /// When it is something else, or `wanted` says that nobody waits any more.
-pub(super) fn verify(dir: &Path, stored: &Stored, wanted: &dyn Fn() -> bool) -> Result<()> {
+pub(super) fn verify(dir: &Path, stored: &Stored, wanted: &dyn Fn() -> bool) -> Result<File> {
     let path = dir.join(&stored.name);
     let doing = || format!("checking `{}`", path.display());
     let mut file = File::open(&path).while_doing(doing)?;
@@ -143,7 +144,8 @@ pub(super) fn verify(dir: &Path, stored: &Stored, wanted: &dyn Fn() -> bool) -> 
         bytes += count as u64;
     }
     if (bytes, hex(&hash.finalize())) == (stored.bytes, stored.sha256.clone()) {
-        return Ok(());
+        file.rewind().while_doing(doing)?;
+        return Ok(file);
     }
     let error = Error::config("it is damaged, and not what was written");
     Err(error.help("use another one, or the file from a backup")).while_doing(doing)
@@ -152,20 +154,19 @@ pub(super) fn verify(dir: &Path, stored: &Stored, wanted: &dyn Fn() -> bool) -> 
 /// A process that unpacks a file into `output`.
 ///
 /// # Errors
-/// When the file cannot be read or there is no `zstd`.
-pub(super) fn unpack_to(path: &Path, output: impl Into<Stdio>) -> Result<Child> {
-    let file = File::open(path).while_doing(|| format!("opening `{}`", path.display()))?;
+/// When there is no `zstd`.
+pub(super) fn unpack_to(file: File, output: impl Into<Stdio>) -> Result<Child> {
     zstd(&["-d", "-c"], file.into(), output.into())
 }
 
-/// Unpacks a file into a new one, without the zeros.
+/// Unpacks a file, known by this name, into a new one, without the zeros.
 ///
 /// # Errors
 /// When it cannot be read, the other exists, or has no room.
-pub(super) async fn unpack(path: &Path, target: &Path) -> Result<()> {
+pub(super) async fn unpack(packed: File, path: &Path, target: &Path) -> Result<()> {
     let doing = || format!("writing `{}`", target.display());
     let mut file = File::options().write(true).create_new(true).mode(0o600).open(target);
-    let mut child = unpack_to(path, Stdio::piped())?;
+    let mut child = unpack_to(packed, Stdio::piped())?;
     let output = child.stdout.take().ok_or_else(|| Error::bug("zstd has no output"))?;
     let output = output.into_owned_fd().while_doing(|| "reading from `zstd`".into())?;
     let write = move || {
@@ -221,11 +222,17 @@ mod tests {
         let input = || File::open(&plain).unwrap();
         let (stored, path) = pack(input(), dir.path(), "vm0.disk.zst".into()).await.unwrap();
         assert_eq!(path.metadata().unwrap().len(), stored.bytes);
-        verify(dir.path(), &stored, &|| true).unwrap();
+        let verified = || verify(dir.path(), &stored, &|| true).unwrap();
         assert!(verify(dir.path(), &stored, &|| false).is_err());
-        unpack(&path, &copy).await.unwrap();
+        let file = verified();
+        // What was compared is what is read, whatever has its name meanwhile.
+        let aside = dir.path().join("aside");
+        std::fs::rename(&path, &aside).unwrap();
+        std::fs::write(&path, "another").unwrap();
+        unpack(file, &path, &copy).await.unwrap();
+        std::fs::rename(&aside, &path).unwrap();
         assert!(std::fs::read(&copy).unwrap() == bytes);
-        assert!(unpack(&path, &copy).await.is_err(), "it is there already");
+        assert!(unpack(verified(), &path, &copy).await.is_err(), "it is there already");
 
         // Another's file of the same name is left alone.
         assert!(pack(input(), dir.path(), "vm0.disk.zst".into()).await.is_err());
@@ -237,7 +244,8 @@ mod tests {
         let error = verify(dir.path(), &stored, &|| true).unwrap_err().report();
         assert!(error.contains("it is damaged"), "{error}");
         let other = dir.path().join("other");
-        let error = unpack(&path, &other).await.unwrap_err().report();
+        let damaged = File::open(&path).unwrap();
+        let error = unpack(damaged, &path, &other).await.unwrap_err().report();
         assert!(error.contains("because: running `zstd`"), "{error}");
         drop(path);
         assert!(!dir.path().join("vm0.disk.zst").exists(), "it was not to be kept");

@@ -1,5 +1,6 @@
 //! A VM that goes on from a checkpoint: its files, and its guest's memory.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +13,7 @@ use super::super::qmp;
 use super::super::save::{FIRST_LOOK, LOOKS};
 use super::{FD, machine, pack};
 use crate::error::{Context, Error, Result};
-use crate::model::checkpoint::{Restore, Stored};
+use crate::model::checkpoint::{Machine, Restore, Stored};
 use crate::model::vm::VmSpec;
 
 /// Tells the reading threads that nobody waits.
@@ -25,29 +26,25 @@ impl Drop for Wanted {
 }
 
 /// What is read once QEMU answers.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Restored {
-    memory: PathBuf,
-    then: crate::model::checkpoint::Machine,
+    /// As it was compared with what was written.
+    memory: File,
+    path: PathBuf,
+    then: Machine,
 }
 
-impl Restored {
-    pub fn of(restore: &Restore) -> Self {
-        Self { memory: restore.dir.join(&restore.memory.name), then: restore.machine.clone() }
-    }
-
-    /// # Errors
-    /// When this host would make another machine of it.
-    pub fn check_shape(&self, cores: u32, nodes: &[Node]) -> Result<()> {
-        machine::check_shape(cores, nodes, &self.then)
-    }
+/// # Errors
+/// When this host would make another machine of it.
+pub fn check_shape(restore: &Restore, cores: u32, nodes: &[Node]) -> Result<()> {
+    machine::check_shape(cores, nodes, &restore.machine)
 }
 
 /// Checks all files of a VM, and makes its disk and seed in its directory, which exists.
 ///
 /// # Errors
 /// When a file is damaged, there is no room, or the host is none for it.
-pub async fn bring(spec: &VmSpec, restore: &Restore, disk: &Path, seed: &Path) -> Result<()> {
+pub async fn bring(spec: &VmSpec, restore: &Restore, disk: &Path, seed: &Path) -> Result<Restored> {
     machine::check_host(spec, &restore.machine)?;
     let wanted = Arc::new(AtomicBool::new(true));
     let _wanted = Wanted(wanted.clone());
@@ -57,26 +54,29 @@ pub async fn bring(spec: &VmSpec, restore: &Restore, disk: &Path, seed: &Path) -
             pack::verify(&dir, &stored, &|| wanted.load(Ordering::Relaxed))
         })
     };
-    let checks: Vec<_> = restore.files().map(check).collect();
-    for check in checks {
-        check.await.while_doing(|| "checking the checkpoint".into())??;
+    let done = async |check: tokio::task::JoinHandle<Result<File>>| {
+        check.await.while_doing(|| "checking the checkpoint".into())?
+    };
+    let memory = check(&restore.memory);
+    let others = [(&restore.disk, disk), (&restore.seed, seed)];
+    let others = others.map(|(stored, target)| {
+        stored.as_ref().map(|stored| (check(stored), restore.dir.join(&stored.name), target))
+    });
+    for (check, path, target) in others.into_iter().flatten() {
+        pack::unpack(done(check).await?, &path, target).await?;
     }
-    for (stored, target) in [(&restore.disk, disk), (&restore.seed, seed)] {
-        if let Some(stored) = stored {
-            pack::unpack(&restore.dir.join(&stored.name), target).await?;
-        }
-    }
-    Ok(())
+    let (memory, path) = (done(memory).await?, restore.dir.join(&restore.memory.name));
+    Ok(Restored { memory, path, then: restore.machine.clone() })
 }
 
 /// Gives a QEMU that waits for it the guest's memory.
 ///
 /// # Errors
 /// When QEMU does not take it.
-pub async fn load(qmp: &qmp::Client, restored: &Restored) -> Result<()> {
+pub async fn load(qmp: &qmp::Client, restored: Restored) -> Result<()> {
     machine::check_qemu(qmp, &restored.then).await?;
     let (from, to) = pack::pipe()?;
-    let unpacking = pack::unpack_to(&restored.memory, to)?;
+    let unpacking = pack::unpack_to(restored.memory, to)?;
     let handed = qmp.send_descriptor(FD, from).await;
     handed.while_doing(|| "handing QEMU a pipe".into())?;
     let incoming = json!({ "uri": format!("fd:{FD}") });
@@ -84,7 +84,7 @@ pub async fn load(qmp: &qmp::Client, restored: &Restored) -> Result<()> {
     begun.while_doing(|| "telling QEMU `migrate-incoming`".into())?;
     let loaded = follow(qmp).await;
     let unpacked = pack::done(unpacking).await;
-    let path = restored.memory.display();
+    let path = restored.path.display();
     loaded.and(unpacked).while_doing(|| format!("reading the guest's memory from `{path}`"))
 }
 

@@ -23,10 +23,10 @@ pub(super) struct Beginning {
 }
 
 impl Beginning {
-    pub(super) fn of(spec: &VmSpec, agent: &Agent) -> Self {
+    pub(super) fn of(spec: &VmSpec, agent: &Agent, restored: Option<Restored>) -> Self {
         let restore = spec.restore.as_deref();
         let run = !spec.paused && !restore.is_some_and(|restore| restore.paused);
-        Self { run, restored: restore.map(Restored::of), newborn: Newborn::of(spec, agent) }
+        Self { run, restored, newborn: Newborn::of(spec, agent) }
     }
 
     /// Lets QEMU be what it is to go on from; then others may talk to it.
@@ -37,7 +37,7 @@ impl Beginning {
         post: mpsc::Sender<Event>,
     ) {
         let run = self.run;
-        let restored = self.restored.as_ref();
+        let restored = self.restored;
         let begun = match self.newborn {
             None => Self::restore(restored, &qmp, &post).await.map(|()| Event::Greeted { run }),
             Some(newborn) => {
@@ -59,7 +59,7 @@ impl Beginning {
     }
 
     async fn restore(
-        restored: Option<&Restored>,
+        restored: Option<Restored>,
         qmp: &qmp::Client,
         post: &mpsc::Sender<Event>,
     ) -> Result<()> {
@@ -71,7 +71,7 @@ impl Beginning {
     /// Restores the memory of another, and lets its guest become this one.
     async fn bear(
         newborn: Newborn,
-        restored: Option<&Restored>,
+        restored: Option<Restored>,
         qmp: &qmp::Client,
         client: &watch::Sender<Option<qmp::Client>>,
         post: &mpsc::Sender<Event>,

@@ -32,7 +32,7 @@ impl Driver {
             };
             self.report(VmState::Preparing, what.into(), None).await;
             let spec = self.spec.clone();
-            self.unless_over(orders, restore_files(&spec)).await?;
+            self.restored = self.unless_over(orders, restore_files(&spec)).await?.flatten();
         }
         Ok(near)
     }
@@ -73,18 +73,18 @@ impl Driver {
 }
 
 /// The VM's directory, with what the checkpoint has of it.
-async fn restore_files(spec: &VmSpec) -> Result<()> {
-    let Some(restore) = &spec.restore else { return Ok(()) };
+async fn restore_files(spec: &VmSpec) -> Result<Option<Restored>> {
+    let Some(restore) = &spec.restore else { return Ok(None) };
     make_dir(&spec.dir)?;
     let Files { disk, seed } = Files::of(spec);
     let doing = || format!("restoring {} from `{}`", spec.name(), restore.dir.display());
-    checkpoint::bring(spec, restore, &disk, &seed).await.while_doing(doing)
+    checkpoint::bring(spec, restore, &disk, &seed).await.map(Some).while_doing(doing)
 }
 
 /// Refuses to give a guest that goes on other processors, or another shape of memory.
 pub(super) fn check_shape(spec: &VmSpec, nodes: &[Node]) -> Result<()> {
     match &spec.restore {
-        Some(restore) => Restored::of(restore).check_shape(spec.cores, nodes),
+        Some(restore) => checkpoint::check_shape(restore, spec.cores, nodes),
         None => Ok(()),
     }
 }
