@@ -32,6 +32,10 @@ pub struct Command {
     began: Instant,
     terminal: bool,
     keep: bool,
+    /// Whether it waits where nobody sees what it writes.
+    whole: bool,
+    /// How much of the newest nobody has said to have seen.
+    unseen: usize,
     input: Option<File>,
     /// What the command has not read yet.
     typed: VecDeque<u8>,
@@ -68,13 +72,16 @@ impl Command {
             began: Instant::now(),
             terminal: exec.terminal.is_some(),
             keep: exec.keep,
+            whole: exec.whole,
+            unseen: 0,
             input: spawned.input,
             typed: VecDeque::new(),
             typed_all: false,
             farewell: false,
             output: Some(spawned.output),
             errors: spawned.errors,
-            past: Past::default(),
+            // All that may be on its way to who sees it.
+            past: if exec.whole { Past::of(WINDOW as usize) } else { Past::default() },
             replay: Past::default(),
             credit: WINDOW as usize,
             exit: None,
@@ -118,15 +125,16 @@ impl Command {
     pub fn wants_output(&self) -> bool {
         match self.stream {
             Some(_) => self.credit > 0 && self.replay.is_empty(),
-            // Nobody waits for it; it does not wait either.
-            None => self.keep,
+            // Nobody waits for it; it does not wait either, unless all of it is to be seen.
+            None => self.keep && (!self.whole || self.past.holds(self.unseen)),
         }
     }
 
     /// Whether it has ended, and what it wrote can be shown to its end without waiting.
     pub fn is_ending(&self) -> bool {
         let unread = self.output.is_some() || self.errors.is_some();
-        let shown = if self.stream.is_some() { self.credit > 0 } else { unread };
+        let shown =
+            if self.stream.is_some() { self.credit > 0 } else { unread && self.wants_output() };
         self.exit.is_some() && shown
     }
 
@@ -137,6 +145,7 @@ impl Command {
     }
 
     pub fn add_credit(&mut self, credit: u32) {
+        self.unseen = self.unseen.saturating_sub(credit as usize);
         self.credit = self.credit.saturating_add(credit as usize).min(WINDOW as usize);
     }
 
@@ -227,6 +236,7 @@ impl Command {
         if self.keep {
             self.past.add(kind, &piece);
         }
+        self.unseen += piece.len();
         if let Some(stream) = self.stream {
             self.credit -= piece.len();
             send(Frame::new(stream, kind, piece));
@@ -261,7 +271,12 @@ impl Command {
 
     /// Says how it ended, once all it wrote is shown. Call it when reading it gave nothing.
     pub fn tell_end(&mut self, send: &mut impl FnMut(Frame)) {
-        let all_shown = self.replay.is_empty() && (self.stream.is_none() || self.credit > 0);
+        let unread = self.output.is_some() || self.errors.is_some();
+        let can_show = match self.stream {
+            Some(_) => self.credit > 0,
+            None => !unread || !self.keep || self.wants_output(),
+        };
+        let all_shown = self.replay.is_empty() && can_show;
         let Some(exit) = self.exit.filter(|_| all_shown) else { return };
         (self.input, self.output, self.errors) = (None, None, None);
         if let Some(stream) = self.stream.take() {
@@ -271,11 +286,16 @@ impl Command {
         }
     }
 
-    /// Shows it to somebody who comes back.
-    pub fn attach(&mut self, stream: u32) {
+    /// Shows it to somebody who comes back: what is kept of it, or what of that nobody has
+    /// seen. What is then shown again is to be seen again.
+    pub fn attach(&mut self, stream: u32, unseen: bool) {
         self.stream = Some(stream);
         self.credit = WINDOW as usize;
         self.replay = self.past.clone();
+        if unseen {
+            self.replay.newest(self.unseen);
+        }
+        self.unseen = self.replay.len();
         // Of who was here before: credit for it is not this stream's.
         self.typed.clear();
         self.farewell = false;

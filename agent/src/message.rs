@@ -120,6 +120,8 @@ pub enum Opening {
     /// To see, and speak to, a command that was left.
     Attach {
         id: u64,
+        /// Whether only what nobody has seen yet is shown of what it wrote.
+        unseen: bool,
     },
     /// Which commands there are.
     List,
@@ -175,6 +177,8 @@ pub struct Exec {
     pub keep: bool,
     /// Whether it is left as soon as it has begun, so that all it says is kept.
     pub leave: bool,
+    /// Whether, when nobody is there, it waits rather than that something it wrote is lost.
+    pub whole: bool,
 }
 
 const VERB: u8 = 1;
@@ -193,14 +197,19 @@ const INPUT: u8 = 13;
 const KEEP: u8 = 14;
 const LEAVE: u8 = 15;
 const INTO: u8 = 16;
+const WHOLE: u8 = 17;
+const UNSEEN: u8 = 18;
 
 impl Opening {
     pub fn encode(&self) -> Vec<u8> {
         let mut fields = Fields::default();
         match self {
             Self::Exec(exec) => exec.encode(fields.put(VERB, "exec")),
-            Self::Attach { id } => {
+            Self::Attach { id, unseen } => {
                 fields.put(VERB, "attach").number(ID, *id);
+                if *unseen {
+                    fields.put(UNSEEN, []);
+                }
             }
             Self::List => {
                 fields.put(VERB, "list");
@@ -233,7 +242,7 @@ impl Opening {
         let id = || number(find(ID).unwrap_or_default());
         match find(VERB).unwrap_or_default() {
             b"exec" => Exec::decode(&fields).map(Self::Exec),
-            b"attach" => Ok(Self::Attach { id: id()? }),
+            b"attach" => Ok(Self::Attach { id: id()?, unseen: find(UNSEEN).is_some() }),
             b"list" => Ok(Self::List),
             b"assume" => Ok(Self::Assume),
             b"kill" => {
@@ -268,7 +277,9 @@ impl Exec {
         for cpu in &self.cpus {
             fields.number(CPU, (*cpu).into());
         }
-        for (tag, flag) in [(INPUT, self.input), (KEEP, self.keep), (LEAVE, self.leave)] {
+        let flags =
+            [(INPUT, self.input), (KEEP, self.keep), (LEAVE, self.leave), (WHOLE, self.whole)];
+        for (tag, flag) in flags {
             if flag {
                 fields.put(tag, []);
             }
@@ -292,6 +303,7 @@ impl Exec {
                 INPUT => exec.input = true,
                 KEEP => exec.keep = true,
                 LEAVE => exec.leave = true,
+                WHOLE => exec.whole = true,
                 _ => {}
             }
         }
@@ -507,11 +519,13 @@ mod tests {
             input: true,
             keep: true,
             leave: true,
+            whole: true,
         };
         for opening in [
             Opening::Exec(exec),
             Opening::Exec(Exec::default()),
-            Opening::Attach { id: u64::MAX },
+            Opening::Attach { id: u64::MAX, unseen: false },
+            Opening::Attach { id: 1, unseen: true },
             Opening::List,
             Opening::Assume,
             Opening::Kill { id: 3, signal: 15 },

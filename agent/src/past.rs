@@ -8,20 +8,49 @@ use pavo_agent::{Kind, PIECE, REPLAY};
 /// what is in them.
 const PIECES: usize = 1024;
 
-/// [`REPLAY`] bytes at most.
-#[derive(Clone, Debug, Default)]
+/// So many bytes at most.
+#[derive(Clone, Debug)]
 pub struct Past {
     pieces: VecDeque<(Kind, Vec<u8>)>,
     bytes: usize,
+    most: usize,
+}
+
+impl Default for Past {
+    fn default() -> Self {
+        Self::of(REPLAY)
+    }
 }
 
 impl Past {
+    /// One of so many bytes.
+    pub fn of(most: usize) -> Self {
+        Self { pieces: VecDeque::new(), bytes: 0, most }
+    }
+
+    /// Whether `new` bytes, its newest, and one piece more have room in it.
+    pub fn holds(&self, new: usize) -> bool {
+        new + PIECE <= self.most && self.pieces.len() < PIECES
+    }
+
+    /// Leaves its newest bytes, so many.
+    pub fn newest(&mut self, bytes: usize) {
+        while self.bytes > bytes {
+            let excess = self.bytes - bytes;
+            drop(self.take(excess));
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
     pub fn is_empty(&self) -> bool {
         self.pieces.is_empty()
     }
 
     pub fn clear(&mut self) {
-        *self = Self::default();
+        *self = Self::of(self.most);
     }
 
     /// Adds what was written last; the oldest goes.
@@ -33,8 +62,8 @@ impl Past {
             }
             _ => self.pieces.push_back((kind, piece.to_vec())),
         }
-        while self.bytes > REPLAY || self.pieces.len() > PIECES {
-            let excess = self.bytes.saturating_sub(REPLAY);
+        while self.bytes > self.most || self.pieces.len() > PIECES {
+            let excess = self.bytes.saturating_sub(self.most);
             let Some((_, oldest)) = self.pieces.front_mut() else { return };
             if excess > 0 && excess < oldest.len() {
                 oldest.drain(..excess);
@@ -81,6 +110,21 @@ mod tests {
         assert_eq!(all(past.clone(), 9), [first, second, piece(Kind::Data, "cde")]);
         let texts: Vec<_> = all(past, 2).into_iter().map(|(_, text)| text).collect();
         assert_eq!(texts.concat(), b"abecde");
+    }
+
+    #[test]
+    fn the_newest_are_left_and_there_is_room_or_none() {
+        let mut past = Past::of(2 * PIECE);
+        for (kind, text) in [(Kind::Data, "abc"), (Kind::Errors, "de"), (Kind::Data, "f")] {
+            past.add(kind, text.as_bytes());
+        }
+        assert!(past.holds(PIECE) && !past.holds(PIECE + 1));
+        let left = |bytes| {
+            let mut past = past.clone();
+            past.newest(bytes);
+            all(past, PIECE).into_iter().flat_map(|(_, piece)| piece).collect::<Vec<u8>>()
+        };
+        assert_eq!([left(9), left(4), left(0)], [b"abcdef".to_vec(), b"cdef".to_vec(), vec![]]);
     }
 
     #[test]

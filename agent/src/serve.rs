@@ -233,12 +233,12 @@ impl Agent {
             Opening::Exec(exec) => self.start(stream, exec)?,
             Opening::Copy(copy) => self.start(stream, copying::command(copy))?,
             Opening::Assume => self.start(stream, assume::command())?,
-            Opening::Attach { id } => {
+            Opening::Attach { id, unseen } => {
                 let command = self.find(id)?;
                 if command.stream.is_some() {
                     return Err(failure(format!("somebody is attached to command {id}"), 126));
                 }
-                command.attach(stream);
+                command.attach(stream, unseen);
                 let started = Started { id, pid: command.pid() };
                 self.send(Frame::new(stream, Kind::Started, started.encode()));
             }

@@ -5,6 +5,7 @@
 
 pub mod local;
 pub mod slurm;
+pub mod warning;
 
 use crate::error::{Error, Result};
 

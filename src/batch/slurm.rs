@@ -56,7 +56,14 @@ impl JobWish {
 ///
 /// It reads the bootstrap on standard input and hands it to all tasks, and ends when the
 /// last of them does: one VM's end is not the others'.
-pub fn srun_arguments(sets: &[(String, u32)], cores: u32, program: &Path) -> Vec<String> {
+///
+/// Tasks that are `led` leave it to the launcher when they end.
+pub fn srun_arguments(
+    sets: &[(String, u32)],
+    cores: u32,
+    program: &Path,
+    led: bool,
+) -> Vec<String> {
     let vms: u32 = sets.iter().map(|(_, count)| count).sum();
     let sets: Vec<String> = sets.iter().map(|(set, count)| format!("{set}:{count}")).collect();
     let mut arguments: Vec<String> = vec![
@@ -76,6 +83,7 @@ pub fn srun_arguments(sets: &[(String, u32)], cores: u32, program: &Path) -> Vec
         format!("--vm={}", sets.join(",")),
     ];
     arguments.extend([program.display().to_string(), "internal".into(), "task".into()]);
+    arguments.extend(led.then(|| "--led".into()));
     arguments
 }
 
@@ -322,7 +330,7 @@ mod tests {
     fn sets_are_told_in_runs_of_ranks() {
         let sets = runs(["a", "a", "b", "a"].into_iter());
         assert_eq!(sets, [("a".into(), 2), ("b".into(), 1), ("a".into(), 1)]);
-        let arguments = srun_arguments(&sets, 3, Path::new("/usr/bin/pavo"));
+        let arguments = srun_arguments(&sets, 3, Path::new("/usr/bin/pavo"), false);
         assert!(arguments.contains(&"--vm=a:2,b:1,a:1".into()), "{arguments:?}");
         assert!(arguments.contains(&"--ntasks=4".into()), "{arguments:?}");
         assert!(arguments.ends_with(&["/usr/bin/pavo".into(), "internal".into(), "task".into()]));

@@ -6,10 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use nix::sys::signal::Signal;
 
 use super::App;
 use super::changes::ChangeArgs;
-use super::session::{Session, SessionArgs, Signals};
+use super::rescue::{Rescue, RescueArgs, Resumed};
+use super::session::{Session, SessionArgs};
+use super::signals::Signals;
 use crate::batch::{Request, local, parse_memory, parse_time, slurm};
 use crate::config::{BatchManager, Config, Network};
 use crate::error::{Error, Result};
@@ -149,6 +152,7 @@ impl Alloc {
         let definition = self.job.definition()?;
         let (config, blueprint) = look_up(app, &definition, &self.job.changes)?;
         self.session.check_site(&config)?;
+        self.session.check_rescue(&blueprint)?;
         match config.batch.manager {
             BatchManager::Local => app.block_on(self.here(app, blueprint)),
             BatchManager::Slurm => self.salloc(app, &config, &blueprint),
@@ -158,6 +162,11 @@ impl Alloc {
     /// Becomes salloc, whose command is the launcher: it says what it waits for, and takes
     /// the signals of the terminal.
     fn salloc(self, app: &App, config: &Config, blueprint: &Blueprint) -> Result<u8> {
+        if self.session.ckpt_on_signal.is_some() {
+            let error = "`--ckpt-on-signal` is for jobs that nobody waits for";
+            return Err(Error::usage(error)
+                .help("submit it: `pavo batch`; or write it down yourself: `pavo ckpt DIR`"));
+        }
         let wish = self.job.for_slurm(config, blueprint)?;
         if self.session.batch_script.as_deref() != Some("-".as_ref()) {
             // Before there is a job: one that cannot be read.
@@ -169,7 +178,7 @@ impl Alloc {
             &self.session,
             &self.job.changes,
             &blueprint.definition,
-            false,
+            None,
         )?);
         app.out.end_progress();
         Err(Error::system("salloc cannot be run")
@@ -202,8 +211,11 @@ impl Alloc {
         if !wanted.way_out {
             app.out.status("This machine has no default route: the cluster has no way out");
         }
-        let mut signals = Signals::new()?;
         let owner = local::next_job(&*store, &app.env.user).await?;
+        let args = RescueArgs::new(Signal::SIGUSR2, false)?;
+        let dir = self.session.ckpt_on_signal.as_deref();
+        let rescue = Rescue::new(app, dir, &args, (owner.job, false))?;
+        let mut signals = Signals::new()?.warned_by(rescue.as_ref().map(|rescue| rescue.signal))?;
         let limit = request.time_limit;
         let book = Book::new(Some(store), owner, &place, &self.job.name, definition, limit)?;
         app.out.status(&format!("Granted job allocation {}", owner.job));
@@ -215,6 +227,8 @@ impl Alloc {
             grace: Duration::ZERO,
             tmp: &place.tmp,
             batch_script,
+            rescue,
+            resumed: Resumed::of(&self.job.changes)?,
         };
         session.run(Cluster::here(book, wanted), &mut signals).await
     }

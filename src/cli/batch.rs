@@ -10,9 +10,13 @@ use clap::Args;
 use super::App;
 use super::alloc::{JobArgs, look_up};
 use super::launcher;
+use super::rescue::RescueArgs;
 use super::session::SessionArgs;
+use crate::batch::slurm::JobWish;
+use crate::batch::warning::Warning;
 use crate::config::BatchManager;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
+use crate::ops::series::Series;
 
 /// Submit a cluster of VMs as a job that nobody waits for
 ///
@@ -25,6 +29,15 @@ use crate::error::{Error, Result};
 /// Options that are not pavo's are sbatch's, and so is what is printed: `Submitted batch job
 /// 42`, or with `--parsable` only the number. Mistakes in the cluster are found before the job
 /// is submitted. From any host, `pavo ssh|console|status|wait|cancel -j 42` reach the cluster.
+///
+/// With `--ckpt-on-signal DIR` the cluster is written down before it has to end: when Slurm warns
+/// the job (pavo asks it to, `--signal=B:USR2@SECONDS`, unless you do), preempts it with a grace
+/// time, or its time is up. The checkpoint is DIR/JOB-WORD.N; the one before goes once it is
+/// whole. With sbatch's `--requeue` the job then goes back into the queue. Whenever it starts
+/// again, it goes on from its newest checkpoint that is whole, or says that there is none. A script
+/// of `-b` goes on where it was, and its exit code is the job's; a command of `-E` begins anew,
+/// with PAVO_RESUMED naming the checkpoint. Where no checkpoint can be taken, the reason is said and the
+/// cluster goes on to its end.
 #[derive(Debug, Args)]
 pub struct Batch {
     #[command(flatten)]
@@ -46,7 +59,8 @@ impl Batch {
         }
         self.session.check_site(&config)?;
         let text = self.session.read_batch_script()?;
-        let wish = self.job.for_slurm(&config, &blueprint)?;
+        self.session.check_rescue(&blueprint)?;
+        let mut wish = self.job.for_slurm(&config, &blueprint)?;
         if wish.passed.iter().any(|word| word == "--wrap" || word.starts_with("--wrap=")) {
             return Err(Error::usage("`--wrap` is for jobs without a cluster")
                 .help("run a command beside the cluster: `-E COMMAND`"));
@@ -55,8 +69,13 @@ impl Batch {
             // As it is now, whatever becomes of the file until the job begins.
             self.session.batch_script = Some("-".into());
         }
-        let launcher =
-            launcher::command(&self.session, &self.job.changes, &blueprint.definition, true)?;
+        let rescue = self.rescue(&mut wish)?;
+        let launcher = launcher::command(
+            &self.session,
+            &self.job.changes,
+            &blueprint.definition,
+            Some(&rescue),
+        )?;
         let mut command = Command::new("sbatch");
         // Before the user's words: an option that lacks its value must not take ours. With
         // it, sbatch refuses a word that would otherwise be a script to run instead.
@@ -67,6 +86,23 @@ impl Batch {
         Err(Error::system("sbatch cannot be run")
             .because(command.exec())
             .help("is Slurm installed on this host? batch.yaml says `type: slurm`"))
+    }
+}
+
+impl Batch {
+    /// What the launcher does when Slurm warns it, and sbatch's part of that.
+    fn rescue(&mut self, wish: &mut JobWish) -> Result<RescueArgs> {
+        let Some(dir) = &mut self.session.ckpt_on_signal else {
+            return Ok(RescueArgs::default());
+        };
+        *dir = std::path::absolute(&dir).while_doing(|| "finding the current folder".into())?;
+        Series::prepare(dir)?;
+        let warning = Warning::of(wish)?;
+        // What the job said before it was requeued stays.
+        wish.passed.insert(0, "--open-mode=append".into());
+        wish.passed.push(warning.option());
+        let said = wish.passed.iter().rev().find(|word| word.ends_with("-requeue"));
+        RescueArgs::new(warning.signal, said.is_some_and(|word| word == "--requeue"))
     }
 }
 

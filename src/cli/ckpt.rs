@@ -8,7 +8,7 @@ use clap::Args;
 use super::App;
 use super::copying::Copying;
 use super::job::JobSelector;
-use super::session::Signals;
+use super::signals::Signals;
 use crate::error::{Context, Error, Kind, Result};
 use crate::model::vmset::fold;
 use crate::ops::checkpoint::{Order, Phase, take};
@@ -43,7 +43,8 @@ impl Ckpt {
     pub fn run(self, app: &App) -> Result<u8> {
         let dir = std::path::absolute(&self.dir);
         let dir = dir.while_doing(|| "finding the current folder".into())?;
-        let order = Order { dir: &dir, keep_running: self.keep_running, home: &app.env.home };
+        let (keep_running, home) = (self.keep_running, &*app.env.home);
+        let order = Order { dir: &dir, keep_running, script: None, home };
         let troubles = app.block_on(async {
             let (known, job) = self.job.find(app).await?;
             let mut signals = Signals::new()?;

@@ -22,10 +22,14 @@ pub enum Internal {
     /// One VM
     Run,
     /// One VM, as a task of a Slurm step
-    Task,
+    Task {
+        /// Leave SIGTERM to the launcher, who may want a checkpoint first
+        #[arg(long)]
+        led: bool,
+    },
     Complete(super::live::Complete),
     /// Inside a Slurm job, start its cluster
-    Launcher(super::launcher::Launcher),
+    Launcher(Box<super::launcher::Launcher>),
     /// DHCP, DNS and published ports of one network
     Responder,
     /// Whether KVM runs guest code
@@ -43,12 +47,12 @@ impl Internal {
             Self::Cell { rootless } => cell::outer(rootless)?,
             Self::CellInit => app.block_on(cell::init())?,
             Self::Run => app.block_on(async { vm::process::main(stdin()?).await })?,
-            Self::Task => app.block_on(async {
+            Self::Task { led } => app.block_on(async {
                 use std::os::fd::AsFd;
                 let input = std::io::stdin().as_fd().try_clone_to_owned();
                 let input = input.while_doing(|| "opening standard input".into())?;
                 let environment = Environment::new(app.env.slurm.iter().cloned());
-                task::main(input, &environment).await
+                task::main(input, &environment, led).await
             })?,
             Self::Complete(verb) => return verb.run(app),
             Self::Launcher(verb) => return verb.run(app),

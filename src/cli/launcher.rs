@@ -11,7 +11,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::App;
 use super::alloc::look_up;
 use super::changes::ChangeArgs;
-use super::session::{GRACE, Session, SessionArgs, Signals};
+use super::rescue::{Rescue, RescueArgs, Resumed};
+use super::session::{GRACE, Session, SessionArgs};
+use super::signals::Signals;
 use super::site::Person;
 use crate::batch::slurm;
 use crate::error::{Context, Error, Kind, Result};
@@ -36,6 +38,9 @@ pub struct Launcher {
     #[command(flatten)]
     changes: ChangeArgs,
 
+    #[command(flatten)]
+    rescue: RescueArgs,
+
     /// There is no terminal and nobody waits: without a script, stay until the VMs end
     #[arg(long)]
     batch: bool,
@@ -44,16 +49,18 @@ pub struct Launcher {
     definition: ClusterDef,
 }
 
-/// The command line of the launcher, for salloc or a batch script.
+/// The command line of the launcher, for salloc or, with what it does about signals, a batch
+/// script.
 pub fn command(
     session: &SessionArgs,
     changes: &ChangeArgs,
     definition: &ClusterDef,
-    batch: bool,
+    batch: Option<&RescueArgs>,
 ) -> Result<Vec<String>> {
     let exe = program::path().while_doing(|| "finding this program".into())?;
     let mut words = vec![exe.display().to_string(), "internal".into(), "launcher".into()];
-    words.extend(batch.then(|| "--batch".into()));
+    words.extend(batch.map(|_| "--batch".into()));
+    words.extend(batch.into_iter().flat_map(RescueArgs::arguments));
     words.extend(session.arguments());
     words.extend(changes.arguments()?);
     words.push(definition.to_string());
@@ -77,12 +84,21 @@ impl Launcher {
         app.block_on(self.launch(app, None))
     }
 
-    async fn launch(self, app: &App, supervisor: Option<Pid>) -> Result<u8> {
-        let batch_script = self.session.read_batch_script()?;
+    async fn launch(mut self, app: &App, supervisor: Option<Pid>) -> Result<u8> {
         let environment = slurm::Environment::new(app.env.slurm.iter().cloned());
         let job = environment.job().ok_or_else(|| {
             Error::usage("this is no job of Slurm").help("start one: `pavo alloc TEMPLATE`")
         })?;
+        let dir = self.session.ckpt_on_signal.as_deref();
+        let rescue = Rescue::new(app, dir, &self.rescue, (job, true))?;
+        // Before anything that takes long: a job that is short may be warned at once.
+        let signals = Signals::new()?.warned_by(rescue.as_ref().map(|rescue| rescue.signal))?;
+        let again = environment.restarts() > 0;
+        if let Some(rescue) = &rescue {
+            rescue.resume(app, &mut self.changes, again)?;
+        }
+        let resumed = Resumed::of(&self.changes)?;
+        let batch_script = self.session.read_batch_script()?;
         let (config, blueprint) = look_up(app, &self.definition, &self.changes)?;
         let place = Place {
             user: app.env.user.clone(),
@@ -95,13 +111,12 @@ impl Launcher {
         let book = Book::new(None, owner, &place, name, definition, None)?;
         let exe = program::path().while_doing(|| "finding this program".into())?;
         let sets = slurm::runs(blueprint.vms.iter().map(|vm| vm.template.resource_set.as_str()));
-        let srun = slurm::srun_arguments(&sets, environment.cores(), &exe);
+        let srun = slurm::srun_arguments(&sets, environment.cores(), &exe, rescue.is_some());
         let person = Person::new(app, config.batch.etcd.as_ref())?;
         let identity = Identity::generate(&format!("job {job}"))?;
         let sealed = person.as_ref().map(|person| person.sealed(job, &identity)).transpose()?;
         let log_in = person.map(Person::log_in_later);
         let wanted = Wanted { blueprint, srun, identity, sealed, log_in };
-        let signals = Signals::new()?;
         let mut signals = match supervisor {
             Some(supervisor) => signals.of_child(supervisor),
             None => signals,
@@ -118,6 +133,8 @@ impl Launcher {
             grace: GRACE,
             tmp: &place.tmp,
             batch_script,
+            rescue,
+            resumed,
         };
         let outcome = session.run(Cluster::step(book, wanted), &mut signals).await;
         if signals.is_orphaned() {

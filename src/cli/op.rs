@@ -5,7 +5,7 @@ use hyper::Method;
 use serde::Serialize;
 
 use super::out::{Column, OutputArgs};
-use super::session::Signals;
+use super::signals::Signals;
 use super::{App, daemon, duration};
 use crate::error::{Error, Kind, Result};
 use crate::model::node::operation::{Operation, State};

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 
 use super::App;
 use super::op::follow;
-use super::session::Signals;
+use super::signals::Signals;
 use crate::config::BatchManager;
 use crate::error::{Context, Error, Kind, Result};
 use crate::model::node::operation::Operation;

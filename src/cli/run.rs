@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use pavo_agent::Exec;
+use pavo_agent::{Exec, Opening};
 
 use super::App;
 use super::job::{JobSelector, Jobs, ranks};
@@ -14,6 +14,7 @@ use crate::model::job::JobRecord;
 use crate::model::vmset::VmSet;
 use crate::ops::agent::hellos;
 use crate::ops::run::place::{Place, Room, Wish, place};
+use crate::ops::run::{Commands, Heard};
 
 mod arrival;
 mod conduct;
@@ -102,6 +103,10 @@ pub struct Run {
     #[arg(long, value_name = "SECONDS")]
     wait: Option<u64>,
 
+    /// Come back to the script if the guest, which goes on from a checkpoint, has it
+    #[arg(long, hide = true, value_enum, requires = "begun")]
+    again: Option<Again>,
+
     #[command(flatten)]
     conduct: Conduct,
 
@@ -109,6 +114,13 @@ pub struct Run {
     #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
     #[arg(required_unless_present = "script")]
     command: Vec<std::ffi::OsString>,
+}
+
+/// Whether a guest that goes on must have the script.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Again {
+    Must,
+    May,
 }
 
 /// More than any guest has.
@@ -140,6 +152,12 @@ impl Run {
             if let Some(seconds) = self.wait {
                 arrival::wait(app, &known, &job, &ranks, Duration::from_secs(seconds)).await?;
             }
+            if let Some(again) = self.again {
+                let name = String::from_utf8_lossy(&exec.argv[0]).into_owned();
+                if let Some(id) = find_script(&known, &job, &name, again).await? {
+                    return self.conduct.attach(app, &known, &job, 0, id).await;
+                }
+            }
             let places = self.places(&known, &job, wish, &ranks).await?;
             if self.pty && places.len() > 1 {
                 let count = places.len();
@@ -161,7 +179,8 @@ impl Run {
             suffixes: exec::assignments("--path-suffix", &self.path_suffix)?,
             cwd: self.cwd.as_ref().map(|cwd| cwd.clone().into_bytes()),
             user: self.user.as_ref().map(|user| user.clone().into_bytes()),
-            keep: self.conduct.detach,
+            keep: self.conduct.detach || self.conduct.begun.is_some(),
+            whole: self.conduct.begun.is_some(),
             leave: self.conduct.detach,
             ..Exec::default()
         };
@@ -207,4 +226,30 @@ impl Run {
         }
         place(wish, &rooms)
     }
+}
+
+/// The number of the script of this name, which vm0 has brought from before.
+async fn find_script(
+    known: &Jobs,
+    job: &JobRecord,
+    name: &str,
+    again: Again,
+) -> Result<Option<u64>> {
+    let doing = || "looking for the script in vm0, which goes on".to_owned();
+    let mut commands = Commands::start(known.shared_store(), job, vec![(0, Opening::List)]);
+    let (words, mut found) = (format!("(script) {name}"), None);
+    while let Some((_, heard)) = commands.next().await {
+        match heard {
+            Heard::Item(item) if item.words == words => found = found.or(Some(item.id)),
+            Heard::Lost(error) => return Err(error).while_doing(doing),
+            Heard::Failed(failure) => return Err(Error::system(failure.why)).while_doing(doing),
+            _ => {}
+        }
+    }
+    if found.is_none() && again == Again::Must {
+        let error = Error::not_found("vm0's agent does not have it any more");
+        let help = "has the agent been started again there? see `pavo agent list vm0`";
+        return Err(error.help(help)).while_doing(doing);
+    }
+    Ok(found)
 }

@@ -11,19 +11,20 @@ use std::time::Duration;
 
 use clap::Args;
 use nix::errno::Errno;
-use nix::unistd::{Pid, getppid};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
 use super::App;
+use super::rescue::{self, Call, Rescue, Rescued, Resumed};
+use super::signals::{CANCELLED, INTERRUPTED, ORPHANED, Signals, WARNED};
 use super::wait::For;
 use crate::config::{BatchManager, Config};
 use crate::error::{Context, Error, Kind, Result};
 use crate::model::job::{JobRecord, VmState};
 use crate::model::vmset::fold;
-use crate::ops::beside::{Beside, Program};
+use crate::ops::beside::{Beside, Kept, Program};
 use crate::ops::gather::gather;
 use crate::ops::launch::Cluster;
+use crate::ops::resolve::Blueprint;
 use crate::ops::watch::{Goal, Progress, wait_until};
 
 /// How long guests may take to shut down when the time limit is reached, or the scheduler
@@ -31,12 +32,6 @@ use crate::ops::watch::{Goal, Progress, wait_until};
 pub const GRACE: Duration = Duration::from_secs(10);
 /// How long they may take when they have persistent drives, whose data is to be whole.
 const CLEAN: Duration = Duration::from_secs(30);
-/// What a Ctrl-C is called: before there is a shell or script, the end; then its business.
-const INTERRUPTED: &str = "interrupted";
-const CANCELLED: &str = "cancelled";
-/// What it is called that the process is gone for which we run.
-const ORPHANED: &str = "salloc was killed, or what it had started";
-
 /// What is wanted of the cluster once it is there.
 #[derive(Clone, Debug, Args)]
 pub struct SessionArgs {
@@ -48,6 +43,11 @@ pub struct SessionArgs {
     /// standard input
     #[arg(short = 'b', long = "batch-script", value_name = "FILE", conflicts_with = "script")]
     pub batch_script: Option<PathBuf>,
+
+    /// Write the cluster down in this folder before it has to end, as `pavo ckpt` does: by a
+    /// warning (SIGUSR2), or for want of time
+    #[arg(long, value_name = "DIR")]
+    pub ckpt_on_signal: Option<PathBuf>,
 
     /// What every VM must have shown before the shell or script starts
     #[arg(long, value_enum, default_value_t = For::Running)]
@@ -79,6 +79,12 @@ impl SessionArgs {
                 .help("run a command beside the cluster: `-E COMMAND`"));
         }
         Ok(())
+    }
+
+    /// # Errors
+    /// When its VMs are none of which a checkpoint can be taken.
+    pub fn check_rescue(&self, blueprint: &Blueprint) -> Result<()> {
+        self.ckpt_on_signal.as_ref().map_or(Ok(()), |_| rescue::check(blueprint))
     }
 
     /// Whether the cluster ends with a script, of either kind.
@@ -115,50 +121,14 @@ impl SessionArgs {
         arguments.extend(self.script.iter().map(|script| format!("--alloc-script={script}")));
         let path = self.batch_script.iter().map(|path| path.to_string_lossy());
         arguments.extend(path.map(|path| format!("--batch-script={path}")));
+        let dir = self.ckpt_on_signal.iter().map(|dir| dir.to_string_lossy());
+        arguments.extend(dir.map(|dir| format!("--ckpt-on-signal={dir}")));
         arguments
     }
 }
 
 /// The longest script for a guest: it travels in the job's own.
 const MAX_SCRIPT: usize = 64 << 10;
-
-/// The signals that end a cluster.
-pub struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-    parent: Option<Pid>,
-}
-
-impl Signals {
-    pub fn new() -> Result<Self> {
-        let listen = |kind| signal(kind).while_doing(|| "listening for signals".into());
-        Ok(Self {
-            interrupt: listen(SignalKind::interrupt())?,
-            terminate: listen(SignalKind::terminate())?,
-            hangup: listen(SignalKind::hangup())?,
-            parent: None,
-        })
-    }
-
-    /// The same, with SIGTERM also as the word that this parent has died.
-    pub fn of_child(self, parent: Pid) -> Self {
-        Self { parent: Some(parent), ..self }
-    }
-
-    /// Whether the parent has died.
-    pub fn is_orphaned(&self) -> bool {
-        self.parent.is_some_and(|parent| getppid() != parent)
-    }
-
-    pub async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.interrupt.recv() => INTERRUPTED,
-            _ = self.terminate.recv() => if self.is_orphaned() { ORPHANED } else { CANCELLED },
-            _ = self.hangup.recv() => "the terminal was closed",
-        }
-    }
-}
 
 /// Why a cluster has come to its end.
 enum Outcome {
@@ -169,6 +139,8 @@ enum Outcome {
     /// Every VM has ended.
     ShutDown,
     TimeLimit,
+    /// It was written down first.
+    Saved(PathBuf),
 }
 
 /// A cluster's life from its first process to its last, and the reason for its end.
@@ -184,6 +156,10 @@ pub struct Session<'a> {
     pub tmp: &'a Path,
     /// What runs in vm0.
     pub batch_script: Option<Vec<u8>>,
+    /// What is to be done before it ends.
+    pub rescue: Option<Rescue>,
+    /// Where it goes on from, if that was done before.
+    pub resumed: Option<Resumed>,
 }
 
 impl Session<'_> {
@@ -206,7 +182,7 @@ impl Session<'_> {
             (Ok(Outcome::ShutDown | Outcome::Signal(_)) | Err(_), Some(why)) => Err(why.error()),
             (outcome, _) => outcome,
         };
-        if !matches!(outcome, Ok(Outcome::ShutDown)) {
+        if !matches!(outcome, Ok(Outcome::ShutDown | Outcome::Saved(_))) {
             // It may be the last that we have the time to say.
             let why = match (&outcome, cluster.ended()) {
                 (_, Some(why)) => format!(" ({})", why.error()),
@@ -225,6 +201,10 @@ impl Session<'_> {
         if let (Err(_), Err(leftover)) = (&outcome, &ended) {
             app.out.warn(leftover.report().trim_start_matches("error: "));
         }
+        if let (Ok(Outcome::Saved(dir)), Some(rescue)) = (&outcome, &self.rescue) {
+            ended?;
+            return rescue.finish(app, dir).await;
+        }
         let code = report(app, outcome)?;
         ended.map(|()| code)
     }
@@ -234,24 +214,45 @@ impl Session<'_> {
         let app = self.app;
         let deadline =
             self.time.and_then(|time| Instant::now().checked_add(Duration::from_secs(time)));
-        let up = async {
-            app.out.progress("Configuring hosts...");
-            cluster.start().await?;
-            let limit = Duration::from_secs(self.args.timeout);
-            let goal =
-                if self.args.wait == For::Stopped { Goal::Running } else { self.args.wait.into() };
-            let every = if app.out.stderr_is_terminal() { 1 } else { 10 };
-            let progress = Progress { say: &|line| app.out.progress(line), every };
-            gather(cluster, self.hosts, limit, progress).await?;
-            app.out.status("Configuring hosts... (done)");
-            wait_until(cluster, goal, Some(limit), progress).await?;
-            cluster.settle().await
-        };
-        tokio::select! {
-            result = up => result?,
-            why = signals.next() => return Ok(Outcome::Signal(why)),
-            () = until(deadline) => return Ok(Outcome::TimeLimit),
+        let mut warned = false;
+        {
+            let up = async {
+                app.out.progress("Configuring hosts...");
+                cluster.start().await?;
+                let limit = Duration::from_secs(self.args.timeout);
+                let goal = if self.args.wait == For::Stopped {
+                    Goal::Running
+                } else {
+                    self.args.wait.into()
+                };
+                let every = if app.out.stderr_is_terminal() { 1 } else { 10 };
+                let progress = Progress { say: &|line| app.out.progress(line), every };
+                gather(cluster, self.hosts, limit, progress).await?;
+                app.out.status("Configuring hosts... (done)");
+                wait_until(cluster, goal, Some(limit), progress).await?;
+                cluster.settle().await
+            };
+            tokio::pin!(up);
+            loop {
+                tokio::select! {
+                    result = &mut up => {
+                        result?;
+                        break;
+                    }
+                    why = signals.next() => match why {
+                        // There is nothing yet that would be worth it.
+                        WARNED => warned = true,
+                        why => return Ok(Outcome::Signal(why)),
+                    },
+                    () = until(deadline) => return Ok(Outcome::TimeLimit),
+                }
+            }
         }
+        self.say_up(cluster);
+        self.stay(cluster, signals, deadline, warned).await
+    }
+
+    fn say_up(&self, cluster: &Cluster) {
         let all: Vec<u32> = cluster.book.record.vms.iter().map(|vm| vm.rank).collect();
         let state = match (self.args.wait, all.len()) {
             (For::Ssh, 1) => "answers ssh",
@@ -261,26 +262,26 @@ impl Session<'_> {
             (_, 1) => "runs",
             (_, _) => "run",
         };
-        app.out.status(&format!("{} {state}", fold(&all)));
-        if self.args.wait == For::Stopped {
-            return tokio::select! {
-                over = follow(app, cluster, Cluster::is_down, |_| {}) => {
-                    over.map(|()| Outcome::ShutDown)
-                }
-                why = signals.next() => Ok(Outcome::Signal(why)),
-                () = until(deadline) => Ok(Outcome::TimeLimit),
-            };
-        }
-        self.beside(cluster, signals, deadline).await
+        self.app.out.status(&format!("{} {state}", fold(&all)));
+    }
+
+    /// What the script for vm0 is called there, by which it is found in a guest that goes on.
+    fn script_name(&self, job: &JobRecord) -> String {
+        let before = self.resumed.as_ref().and_then(|resumed| resumed.script.clone());
+        before.unwrap_or_else(|| format!("batch-script-{}", job.owner.job))
     }
 
     /// What runs beside the cluster.
     fn program(&self, job: &JobRecord) -> Result<Program> {
         if let Some(text) = &self.batch_script {
-            let script = job.dir.join("batch-script");
+            let name = self.script_name(job);
+            let before = self.resumed.as_ref().map(|resumed| resumed.script.is_some());
+            let stays = self.rescue.is_some() || before == Some(true);
+            let kept = stays.then(|| Kept { begun: rescue::begun(&job.dir, &name), before });
+            let script = job.dir.join(name);
             let written = std::fs::write(&script, text);
             written.while_doing(|| format!("writing `{}`", script.display()))?;
-            return Ok(Program::InGuest { script, patience: self.args.timeout });
+            return Ok(Program::InGuest { script, patience: self.args.timeout, kept });
         }
         Ok(match &self.args.script {
             Some(script) => Program::Script(script.clone()),
@@ -288,22 +289,53 @@ impl Session<'_> {
         })
     }
 
-    /// Runs the shell or script beside the cluster.
-    async fn beside(
+    /// Stays with a cluster that is up until there is a reason for its end; a shell or script
+    /// runs beside it, if one is wanted.
+    async fn stay(
         &self,
         cluster: &mut Cluster,
         signals: &mut Signals,
         deadline: Option<Instant>,
+        warned: bool,
+    ) -> Result<Outcome> {
+        let mut beside = match self.args.wait {
+            For::Stopped => None,
+            _ => Some(self.start_beside(&cluster.book.record)?),
+        };
+        let outcome = self.watch(cluster, &mut beside, signals, deadline, warned).await;
+        if let (Ok(Outcome::ShutDown), Some(_)) = (&outcome, &beside) {
+            self.app.out.status("The cluster has shut down");
+        }
+        match (beside, &outcome) {
+            (Some(_), Ok(Outcome::Script(_))) | (None, _) => {}
+            (Some(beside), _) => beside.end().await,
+        }
+        outcome
+    }
+
+    fn start_beside(&self, job: &JobRecord) -> Result<Beside> {
+        let resumed = self.resumed.as_ref().map(|resumed| &*resumed.dir);
+        let at_terminal = std::io::stdin().is_terminal();
+        Beside::start(&self.program(job)?, job, at_terminal, resumed)
+    }
+
+    /// Waits for the reason.
+    async fn watch(
+        &self,
+        cluster: &mut Cluster,
+        beside: &mut Option<Beside>,
+        signals: &mut Signals,
+        deadline: Option<Instant>,
+        mut warned: bool,
     ) -> Result<Outcome> {
         let app = self.app;
-        let program = self.program(&cluster.book.record)?;
-        let at_terminal = std::io::stdin().is_terminal();
-        let mut beside = Beside::start(&program, &cluster.book.record, at_terminal)?;
         // Who is beside a guest that powers off may want to save its disk.
         let (mut off, what) = (false, if self.args.has_script() { "script" } else { "shell" });
+        let ended = if beside.is_some() { Cluster::is_over } else { Cluster::is_down };
+        let stays = beside.is_some();
         let mut watch = |cluster: &Cluster| {
             let down = cluster.is_down() && !cluster.is_over();
-            if down && !off {
+            if down && !off && stays {
                 app.out.status(&format!(
                     "All guests are off; the cluster stays until the {what} ends: they can be \
                      saved, or started again with `pavo reset`"
@@ -311,29 +343,63 @@ impl Session<'_> {
             }
             off = down;
         };
-        let outcome = loop {
-            break tokio::select! {
+        let (mut word, mut heard) = (cluster.word(), self.rescue.is_none());
+        loop {
+            let mut company = beside.as_mut();
+            let call = tokio::select! {
                 // A terminal that closes ends the shell, too: the signal is the reason.
                 biased;
-                why = signals.next() => match why {
-                    INTERRUPTED => {
+                () = std::future::ready(()), if std::mem::take(&mut warned) => Call::Signal(WARNED),
+                why = signals.next() => match (why, &beside) {
+                    (INTERRUPTED, Some(beside)) => {
                         beside.interrupt();
                         continue;
                     }
-                    why => Ok(Outcome::Signal(why)),
+                    (why, _) => Call::Signal(why),
                 },
-                status = beside.wait() => return status.map(Outcome::Script),
-                over = follow(app, cluster, Cluster::is_over, &mut watch) => {
-                    over.map(|()| Outcome::ShutDown)
+                said = rescue::said(&mut word), if !heard => {
+                    heard = true;
+                    Call::Word(said)
                 }
-                () = until(deadline) => Ok(Outcome::TimeLimit),
+                status = rescue::status(&mut company) => return status.map(Outcome::Script),
+                over = follow(app, cluster, ended, &mut watch) => {
+                    return over.map(|()| Outcome::ShutDown);
+                }
+                () = until(deadline) => Call::TimeLimit,
             };
-        };
-        if matches!(outcome, Ok(Outcome::ShutDown)) {
-            app.out.status("The cluster has shut down");
+            if let Some(outcome) = self.rescued(call, cluster, beside.as_mut(), signals).await? {
+                return Ok(outcome);
+            }
+            match call {
+                Call::Signal(WARNED) | Call::Word(_) => {}
+                Call::Signal(why) => return Ok(Outcome::Signal(why)),
+                Call::TimeLimit => return Ok(Outcome::TimeLimit),
+            }
         }
-        beside.end().await;
-        outcome
+    }
+
+    /// Takes a checkpoint, if one is wanted because of that; what came of it, unless the cluster
+    /// goes on.
+    async fn rescued(
+        &self,
+        call: Call,
+        cluster: &mut Cluster,
+        beside: Option<&mut Beside>,
+        signals: &mut Signals,
+    ) -> Result<Option<Outcome>> {
+        let Some(rescue) = &self.rescue else { return Ok(None) };
+        if !rescue.is_wanted(self.app, call, cluster).await {
+            return Ok(None);
+        }
+        let record = &cluster.book.record;
+        let name = self.batch_script.as_ref().map(|_| self.script_name(record));
+        let begun = name.map(|name| rescue::begun(&record.dir, &name));
+        let company = (beside, begun.as_deref());
+        Ok(match rescue.take(self.app, cluster, company, signals).await? {
+            Rescued::Saved(dir) => Some(Outcome::Saved(dir)),
+            Rescued::Script(status) => Some(Outcome::Script(status)),
+            Rescued::Not => None,
+        })
     }
 }
 
@@ -355,7 +421,7 @@ async fn until(deadline: Option<Instant>) {
 
 /// Follows a running cluster until every VM has `ended`, and lets `watch` see what comes of
 /// it. A failed VM is only a warning as long as there is another.
-async fn follow(
+pub async fn follow(
     app: &App,
     cluster: &mut Cluster,
     ended: fn(&Cluster) -> bool,
@@ -382,7 +448,7 @@ async fn follow(
 /// The exit code of a session, or its error.
 fn report(app: &App, outcome: Result<Outcome>) -> Result<u8> {
     match outcome? {
-        Outcome::ShutDown => Ok(0),
+        Outcome::ShutDown | Outcome::Saved(_) => Ok(0),
         Outcome::Signal(why) => Err(Error::new(Kind::Interrupted, why)),
         Outcome::TimeLimit => Err(Error::new(Kind::Interrupted, "the time limit was reached")
             .help("ask for more with `-t`")),

@@ -8,7 +8,7 @@ use clap::Args;
 use super::App;
 use super::copying::Copying;
 use super::job::JobSelector;
-use super::session::Signals;
+use super::signals::Signals;
 use crate::error::{Context, Error, Kind, Result};
 use crate::model::vmset::VmSet;
 use crate::ops::checkpoint::Phase;

@@ -39,6 +39,9 @@ pub struct Manifest {
     pub definition: String,
     /// The key that logs in to the guests.
     pub key: HostKey,
+    /// The job's script, if the agent in vm0 has it and keeps it for who comes back.
+    #[serde(default)]
+    pub script: Option<String>,
     /// By rank.
     pub vms: Vec<SavedVm>,
 }

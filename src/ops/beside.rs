@@ -1,5 +1,6 @@
 //! The shell or script that runs beside a cluster, and ends no later than it.
 
+use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -27,7 +28,28 @@ pub enum Program {
     /// The user's shell, with a prompt that says where one is.
     Shell(PathBuf),
     /// A script for vm0, whose agent may take so many seconds until it answers.
-    InGuest { script: PathBuf, patience: u64 },
+    InGuest { script: PathBuf, patience: u64, kept: Option<Kept> },
+}
+
+/// A script that outlives who waits for it, with its guest.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// The file that tells that it has begun.
+    pub begun: PathBuf,
+    /// Whether its guest goes on from a checkpoint, and it had begun before that.
+    pub before: Option<bool>,
+}
+
+impl Kept {
+    fn options(&self) -> Vec<OsString> {
+        let mut options = vec!["--begun".into(), self.begun.clone().into_os_string()];
+        match self.before {
+            Some(true) => options.push("--again=must".into()),
+            Some(false) => options.push("--again=may".into()),
+            None => {}
+        }
+        options
+    }
 }
 
 /// It, running.
@@ -38,12 +60,19 @@ pub struct Beside {
     last_signal: Signal,
     /// Whether it leads a process group of its own.
     leads: bool,
+    in_guest: bool,
 }
 
 impl Beside {
     /// Starts it. At a terminal it shares our process group, so that keys reach it as they
     /// reach us; otherwise it leads its own, so that its children can be ended with it.
-    pub fn start(program: &Program, job: &JobRecord, at_terminal: bool) -> Result<Self> {
+    /// Of a cluster that goes on it is told from where.
+    pub fn start(
+        program: &Program,
+        job: &JobRecord,
+        at_terminal: bool,
+        resumed: Option<&Path>,
+    ) -> Result<Self> {
         let mut command = match program {
             Program::Script(script) => {
                 let mut command = Command::new("/bin/sh");
@@ -51,10 +80,11 @@ impl Beside {
                 command
             }
             Program::Shell(shell) => interactive(shell, job.owner.job),
-            Program::InGuest { script, patience } => {
+            Program::InGuest { script, patience, kept } => {
                 let mut command = program::again();
                 command.args(["run", "-w", "vm0", "--input-none", "--wait"]);
                 command.arg(patience.to_string()).arg("--script").arg(script);
+                command.args(kept.iter().flat_map(Kept::options));
                 command
             }
         };
@@ -66,6 +96,7 @@ impl Beside {
             command.env(variable, &job.name);
         }
         command.env("PAVO_ALLOCATION", "1").env("PCOCC_ALLOCATION", "1");
+        command.envs(resumed.map(|dir| ("PAVO_RESUMED", dir)));
         if !at_terminal {
             command.process_group(0);
         }
@@ -79,10 +110,13 @@ impl Beside {
         };
         let child = tokio::process::Command::from(command).kill_on_drop(true).spawn();
         let last_signal = match program {
+            // The scheduler's SIGTERM, which reaches it as well, is none for a script that is kept.
+            Program::Shell(_) | Program::InGuest { kept: Some(_), .. } => Signal::SIGHUP,
             Program::Script(_) | Program::InGuest { .. } => Signal::SIGTERM,
-            Program::Shell(_) => Signal::SIGHUP,
         };
-        Ok(Self { child: child.while_doing(doing)?, last_signal, leads: !at_terminal })
+        let in_guest = matches!(program, Program::InGuest { .. });
+        let child = child.while_doing(doing)?;
+        Ok(Self { child, last_signal, leads: !at_terminal, in_guest })
     }
 
     /// Waits for its end. Safe to drop.
@@ -95,6 +129,12 @@ impl Beside {
         if self.leads {
             self.signal(Signal::SIGINT);
         }
+    }
+
+    /// What lets it not tell that the guests are gone, where it is a guest's.
+    pub fn hush(&self) -> Hush {
+        let pid = self.child.id().and_then(|pid| i32::try_from(pid).ok());
+        Hush(pid.filter(|_| self.in_guest).map(Pid::from_raw))
     }
 
     fn signal(&self, signal: Signal) {
@@ -111,6 +151,18 @@ impl Beside {
             self.signal(Signal::SIGKILL);
             let _ = self.child.wait().await;
         }
+    }
+}
+
+/// See [`Beside::hush`].
+#[derive(Clone, Copy, Debug)]
+pub struct Hush(Option<Pid>);
+
+impl Hush {
+    /// Before anybody has waited for it.
+    pub fn now(self) {
+        // It may have ended by itself.
+        let _ = self.0.map(|pid| kill(pid, Signal::SIGKILL));
     }
 }
 

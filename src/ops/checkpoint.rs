@@ -40,6 +40,9 @@ pub struct Order<'a> {
     pub dir: &'a Path,
     /// Whether the cluster goes on afterwards, or ends.
     pub keep_running: bool,
+    /// A file that is there once the job's script has begun, if it is in a guest; what the
+    /// script is called there, and `.begun`.
+    pub script: Option<&'a Path>,
     /// The user's home.
     pub home: &'a Path,
 }
@@ -72,7 +75,7 @@ pub async fn take(
     let folder = Folder::make(order.dir)?;
     let mut parts = Vec::new();
     let taken = tokio::select! {
-        taken = write(store, job, &folder, key, &mut parts, told) => taken,
+        taken = write(store, job, (&folder, order.script), key, &mut parts, told) => taken,
         error = ended => Err(error),
     };
     let bytes = match taken {
@@ -99,7 +102,7 @@ pub(super) struct Part<'a> {
 async fn write<'a>(
     store: Option<&dyn Store>,
     job: &'a JobRecord,
-    folder: &Folder,
+    (folder, script): (&Folder, Option<&Path>),
     key: HostKey,
     parts: &mut Vec<Part<'a>>,
     told: &dyn Fn(Phase),
@@ -113,6 +116,7 @@ async fn write<'a>(
         name: job.name.clone(),
         definition: job.definition.clone(),
         key,
+        script: script.filter(|path| path.exists()).and_then(name_of),
         vms,
     };
     let text = serde_json::to_vec(&manifest).expect("a manifest is always valid JSON");
@@ -152,6 +156,10 @@ pub(super) async fn write_vms<'a>(
     }
     all(parts, Step::Keep, "keeping the checkpoint of").await?;
     Ok((taken, saved))
+}
+
+fn name_of(begun: &Path) -> Option<String> {
+    begun.file_stem()?.to_str().map(str::to_owned)
 }
 
 fn doing(what: &str, vm: &VmRecord) -> String {
@@ -211,6 +219,30 @@ pub(super) async fn finish(parts: &mut [Part<'_>], last: Step) -> Vec<Error> {
     join_all(steps).await.into_iter().flatten().collect()
 }
 
+/// Removes a checkpoint, or what there is of one: from the first moment on it is none.
+///
+/// # Errors
+/// When not all of it can be removed. What is no part of it stays.
+pub fn remove(path: &Path) -> Result<()> {
+    let doing = || format!("removing the checkpoint `{}`", path.display());
+    match fs::remove_file(path.join(MANIFEST)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).while_doing(doing),
+        _ => {}
+    }
+    remove_files(path);
+    fs::remove_dir(path).while_doing(doing)
+}
+
+/// All but the manifest. Trouble with that shows when the folder is to be removed.
+fn remove_files(path: &Path) {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let ours = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_ours));
+    for entry in ours {
+        let _ = fs::remove_file(entry.path());
+    }
+    let _ = fs::remove_file(path.join(UNFINISHED));
+}
+
 /// The folder, which is gone again unless it is kept.
 pub(super) struct Folder {
     pub path: PathBuf,
@@ -256,12 +288,7 @@ impl Drop for Folder {
             return;
         }
         // Trouble with that says less than what went wrong.
-        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
-        let ours = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_ours));
-        for entry in ours {
-            let _ = fs::remove_file(entry.path());
-        }
-        let _ = fs::remove_file(self.path.join(UNFINISHED));
+        remove_files(&self.path);
         if !self.was_there {
             let _ = fs::remove_dir(&self.path);
         }

@@ -13,6 +13,8 @@
 
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use super::book::Book;
 use super::complaints::Ended;
 use super::drives::Claims;
@@ -117,6 +119,15 @@ impl Cluster {
         match &self.ground {
             Ground::Here(_) => None,
             Ground::Step(step) => step.ended(),
+        }
+    }
+
+    /// The same, as soon as it is known; a channel whose other end is gone where there is no
+    /// scheduler.
+    pub fn word(&self) -> watch::Receiver<Option<Ended>> {
+        match &self.ground {
+            Ground::Here(_) => watch::channel(None).1,
+            Ground::Step(step) => step.word(),
         }
     }
 

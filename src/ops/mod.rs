@@ -56,6 +56,7 @@ pub mod resolve;
 pub mod restart;
 pub mod run;
 pub mod save;
+pub mod series;
 pub mod setup;
 pub mod site;
 pub mod site_store;

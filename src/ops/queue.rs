@@ -73,6 +73,17 @@ pub async fn cancel(job: u32) -> Result<()> {
     ask("scancel", &[&job.to_string()]).await.map(drop)
 }
 
+/// Puts a job that runs back into the queue.
+pub async fn requeue(job: u32) -> Result<()> {
+    ask("scontrol", &["requeue", &job.to_string()]).await.map(drop)
+}
+
+/// Whether Slurm has not begun to end a job.
+pub async fn runs(job: u32) -> Result<bool> {
+    let words = ["--noheader", "--states=all", "--format=%T", "--jobs", &job.to_string()];
+    Ok(ask("squeue", &words).await?.trim() == "RUNNING")
+}
+
 /// Takes a job that waits out of the queue. Of an array only what waits goes.
 pub async fn withdraw(job: u32) -> Result<()> {
     ask("scancel", &["--state=PENDING", &job.to_string()]).await.map(drop)

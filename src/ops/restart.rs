@@ -68,6 +68,11 @@ impl Checkpoint {
         Ok(Self { dir, manifest })
     }
 
+    /// The job's script, if the agent in vm0 keeps it.
+    pub fn script(&self) -> Option<&str> {
+        self.manifest.script.as_deref()
+    }
+
     pub fn definition(&self) -> Result<ClusterDef> {
         self.manifest.definition.parse()
     }

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, ChildStdin};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::book::{Book, JobDir};
@@ -101,6 +101,8 @@ pub struct Step {
     news: mpsc::Receiver<News>,
     tell: mpsc::Sender<News>,
     complaints: Complaints,
+    /// What the scheduler has said of its end, for who waits for that.
+    word: watch::Sender<Option<Ended>>,
     /// Tasks whose connection has ended, and when the rest of what they said is here.
     gone: VecDeque<(Instant, u32)>,
     logging_in: bool,
@@ -130,6 +132,7 @@ impl Step {
             news,
             tell,
             complaints: Complaints::default(),
+            word: watch::Sender::new(None),
             gone: VecDeque::new(),
             logging_in: false,
             store: None,
@@ -234,7 +237,10 @@ impl Step {
                 News::Report(report) => return book.report(report).await,
                 News::Trouble(rank, error) => book.trouble(rank, &error),
                 News::Gone(rank) => self.gone.push_back((Instant::now() + REPORT_TIME, rank)),
-                News::Said(line) => self.complaints.hear(&line, &self.met),
+                News::Said(line) => {
+                    self.complaints.hear(&line, &self.met);
+                    self.word.send_replace(self.complaints.ended());
+                }
                 // Kept until it is done: who waits for news may be interrupted.
                 News::Store(store) => self.store = Some(store?),
             }
@@ -285,6 +291,11 @@ impl Step {
     /// Why Slurm ends the step, if it has said so.
     pub fn ended(&self) -> Option<Ended> {
         self.complaints.ended()
+    }
+
+    /// The same, as soon as it is heard.
+    pub fn word(&self) -> watch::Receiver<Option<Ended>> {
+        self.word.subscribe()
     }
 
     /// Ends the step and removes what the launcher made.

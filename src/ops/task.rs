@@ -18,7 +18,7 @@ use crate::host::{cgroup, crash};
 use crate::model::vm::{Accel, VmSpec};
 use crate::vm::channel::{Identity, Listener};
 use crate::vm::link::{self, Hello};
-use crate::vm::process;
+use crate::vm::process::{self, Launcher};
 
 /// How long srun may take to hand the bootstrap over.
 const BOOTSTRAP_LIMIT: Duration = Duration::from_secs(60);
@@ -33,8 +33,9 @@ const OVERHEAD_SHARE: u64 = 32;
 /// With less than this no guest boots.
 const LEAST_MIB: u64 = 64;
 
-/// Runs the VM of this task to its end. `input` is the step's standard input.
-pub async fn main(input: OwnedFd, environment: &Environment) -> Result<()> {
+/// Runs the VM of this task to its end. `input` is the step's standard input. One that is `led`
+/// does not end by the scheduler's signals, but when the launcher says so or is gone.
+pub async fn main(input: OwnedFd, environment: &Environment, led: bool) -> Result<()> {
     crash::point("task.begin")?;
     let task = environment.task()?;
     let (bootstrap, life_line) = link::read_bootstrap(input, BOOTSTRAP_LIMIT).await?;
@@ -58,7 +59,8 @@ pub async fn main(input: OwnedFd, environment: &Environment) -> Result<()> {
     let dir = host.scratch.join(format!("vm{}", task.rank));
     let spec = VmSpec { dir, dial: Some(run_dir(task.job, task.step)), ..spec };
     let unanswered = guard::unanswered(task.job, task.step, host.node);
-    process::task(spec, (sender, receiver), life_line, Some(control), unanswered).await?;
+    let launcher = Launcher { link: (sender, receiver), life: life_line, leads: led };
+    process::task(spec, launcher, Some(control), unanswered).await?;
     crash::point("task.end")
 }
 

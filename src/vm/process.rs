@@ -58,14 +58,25 @@ pub async fn main(stream: std::os::unix::net::UnixStream) -> Result<()> {
     let wishes = tokio::spawn(wishes(receiver, stop.clone(), read));
     let (report, reports) = mpsc::channel(16);
     let writing = tokio::spawn(write_reports(Sender::new(writer), reports));
-    let signals = tokio::spawn(Signals::catch()?.pass_on(stop, Stop::Now));
+    let signals = tokio::spawn(Signals::catch()?.pass_on(stop, Some(Stop::Now)));
     let outcome = driver::run(spec, report, stops, None).await;
     farewell(writing, &[wishes, signals]).await;
     outcome
 }
 
+/// What a task has of its launcher.
+#[derive(Debug)]
+pub struct Launcher {
+    pub link: (Sender, Receiver),
+    pub life: LifeLine,
+    /// Whether the scheduler's wish that it ends is the launcher's to follow: it may take a
+    /// checkpoint first. The scheduler kills whoever does not end in time.
+    pub leads: bool,
+}
+
 /// Runs the VM that a launcher, on whatever host, gave to this task of its step, until it
-/// has ended: also when the connection or the life line does. Signals as in [`main`].
+/// has ended: also when the connection or the life line does. Signals as in [`main`], unless
+/// the launcher leads.
 /// On `remote`, other members of the cluster control the VM. What `trouble` ends with is
 /// told to the launcher, too.
 ///
@@ -73,11 +84,11 @@ pub async fn main(stream: std::os::unix::net::UnixStream) -> Result<()> {
 /// Why the VM failed; the launcher has been told.
 pub async fn task(
     spec: VmSpec,
-    (sender, receiver): (Sender, Receiver),
-    mut life: LifeLine,
+    launcher: Launcher,
     remote: Option<Listener>,
     trouble: impl Future<Output = Error> + Send + 'static,
 ) -> Result<()> {
+    let Launcher { link: (sender, receiver), mut life, leads } = launcher;
     let (stop, stops) = mpsc::channel(4);
     let read = |line: &[u8]| match serde_json::from_slice(line)? {
         ToTask::Stop(wish) => Ok(wish.into()),
@@ -96,7 +107,8 @@ pub async fn task(
     let writing = tokio::spawn(tell_launcher(sender, reports, trouble));
     // Slurm says it more than once, and then does not ask any more.
     let again = Stop::Graceful { deadline: GRACE };
-    let signals = tokio::spawn(Signals::catch()?.pass_on(stop, again));
+    let terminated = if leads { None } else { Some(again) };
+    let signals = tokio::spawn(Signals::catch()?.pass_on(stop, terminated));
     let outcome = driver::run(spec, report, stops, remote).await;
     farewell(writing, &[wishes, life, signals]).await;
     outcome
@@ -152,8 +164,8 @@ impl Signals {
         })
     }
 
-    /// Passes them on; a SIGTERM that is not the first means `again`.
-    async fn pass_on(mut self, orders: mpsc::Sender<Order>, again: Stop) {
+    /// Passes them on; a SIGTERM that is not the first means `again`, or none means anything.
+    async fn pass_on(mut self, orders: mpsc::Sender<Order>, again: Option<Stop>) {
         let mut stop = Stop::Graceful { deadline: GRACE };
         loop {
             let order = tokio::select! {
@@ -161,7 +173,10 @@ impl Signals {
                 biased;
                 _ = self.suspend.recv() => Order::Hold,
                 _ = self.go_on.recv() => Order::Release,
-                _ = self.terminate.recv() => Order::Stop(std::mem::replace(&mut stop, again)),
+                _ = self.terminate.recv() => match again {
+                    Some(again) => Order::Stop(std::mem::replace(&mut stop, again)),
+                    None => continue,
+                },
             };
             if orders.send(order).await.is_err() {
                 return;

@@ -64,7 +64,8 @@ async fn task(input: OwnedFd) -> Result<()> {
     };
     let (spec, sender, receiver) =
         link::join(&bootstrap.addresses, &identity, hello, PATIENCE).await?;
-    process::task(spec, (sender, receiver), life, Some(remote), std::future::pending()).await
+    let launcher = process::Launcher { link: (sender, receiver), life, leads: false };
+    process::task(spec, launcher, Some(remote), std::future::pending()).await
 }
 
 /// A VM that runs, and its launcher's ends of what leads to it.

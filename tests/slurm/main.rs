@@ -15,6 +15,7 @@ mod ipv6;
 mod luck;
 mod node;
 mod power;
+mod rescue;
 mod secrets;
 mod snapshot;
 mod sweep;

@@ -295,7 +295,7 @@ fn credit_is_given_for_what_this_stream_has_typed_and_no_more() {
     }
     agent.say(stream, Kind::Close, []);
     agent.until_end(stream);
-    let stream = agent.open(Opening::Attach { id: started.id });
+    let stream = agent.open(Opening::Attach { id: started.id, unseen: false });
     agent.say(stream, Kind::Data, b"12345".as_slice());
     agent.say(stream, Kind::End, []);
     std::fs::write(&go, "go\n").unwrap();
@@ -317,8 +317,8 @@ fn a_command_that_is_left_goes_on_and_is_come_back_to() {
     assert_eq!((command.id, command.pid, command.attached), (started.id, started.pid, false));
     // It did not wait for us: what it wrote is there, the newest of it.
     std::thread::sleep(Duration::from_millis(300));
-    let stream = agent.open(Opening::Attach { id: started.id });
-    let other = agent.open(Opening::Attach { id: started.id });
+    let stream = agent.open(Opening::Attach { id: started.id, unseen: false });
+    let other = agent.open(Opening::Attach { id: started.id, unseen: false });
     let (mut said, mut refused) = (Said::default(), Said::default());
     while !said.output.ends_with(b"end\n") || refused.failure.is_none() {
         let frame = agent.frame();
@@ -346,11 +346,35 @@ fn who_comes_back_is_shown_output_and_errors_apart() {
     }
     agent.say(stream, Kind::Close, []);
     assert_eq!(agent.until_end(stream).exit, Some(Exit::Left));
-    let stream = agent.open(Opening::Attach { id: started.id });
+    let stream = agent.open(Opening::Attach { id: started.id, unseen: false });
     agent.say(stream, Kind::Data, b"go\n".as_slice());
     let said = agent.until_end(stream);
     assert_eq!((&*said.output, &*said.errors), (&b"out\nmore\n"[..], &b"err\n"[..]), "{said:?}");
     assert_eq!(said.exit, Some(Exit::Code(3)));
+}
+
+#[test]
+fn a_command_of_which_all_is_to_be_seen_waits_for_who_comes_back() {
+    let mut agent = Agent::start();
+    // More than is kept, and than may be on its way.
+    let line = "echo first; read go; seq 100000; echo over >&2; exit 4";
+    let (stream, started) =
+        agent.sh(line, |exec| (exec.keep, exec.whole, exec.input) = (true, true, true));
+    assert_eq!(agent.frame().payload, b"first\n");
+    agent.say(stream, Kind::Credit, Credit(6).encode());
+    // What of this has arrived nobody tells: all of it comes again.
+    agent.say(stream, Kind::Data, b"go\n".as_slice());
+    let hello = agent.begin([3; 16]);
+    assert_eq!(hello.version, pavo_agent::VERSION);
+    std::thread::sleep(Duration::from_millis(500));
+    let [command] = &*agent.list() else { panic!("it is kept") };
+    assert_eq!((command.exit, command.attached), (None, false), "it waits");
+    let stream = agent.open(Opening::Attach { id: started.id, unseen: true });
+    let said = agent.until_end(stream);
+    let numbers: String = (1..=100_000).map(|number| format!("{number}\n")).collect();
+    assert!(text(&said.output) == numbers, "{} bytes", said.output.len());
+    assert_eq!((&*said.errors, said.exit), (&b"over\n"[..], Some(Exit::Code(4))));
+    assert_eq!(agent.list(), []);
 }
 
 #[test]
@@ -364,7 +388,7 @@ fn a_command_that_is_left_at_once_is_known_however_short_it_is() {
     while agent.list()[0].exit != Some(Exit::Code(3)) {
         assert!(Instant::now() < end);
     }
-    let stream = agent.open(Opening::Attach { id: started.id });
+    let stream = agent.open(Opening::Attach { id: started.id, unseen: false });
     let said = agent.until_end(stream);
     assert_eq!((text(&said.output).as_str(), said.exit), ("short\n", Some(Exit::Code(3))));
 }
@@ -383,7 +407,7 @@ fn a_command_that_was_left_is_ended_by_a_signal_and_still_tells_how() {
     while agent.list()[0].exit.is_none() {
         assert!(Instant::now() < end);
     }
-    let stream = agent.open(Opening::Attach { id: started.id });
+    let stream = agent.open(Opening::Attach { id: started.id, unseen: false });
     let said = agent.until_end(stream);
     assert_eq!((text(&said.output).as_str(), said.exit), ("here\n", Some(Exit::Signal(15))));
     let stream = agent.open(Opening::Kill { id: 99, signal: 15 });

@@ -79,6 +79,10 @@ pub struct Conduct {
     /// The same of those where something did not
     #[arg(long, value_name = "FILE")]
     pub ko_file: Option<PathBuf>,
+
+    /// The script of a job, which outlives us with its guest: this file tells that it has begun
+    #[arg(long, hide = true, value_name = "FILE")]
+    pub begun: Option<PathBuf>,
 }
 
 /// Who gets standard input.
@@ -141,11 +145,13 @@ impl Conduct {
         rank: u32,
         id: u64,
     ) -> Result<u8> {
-        let opening = Opening::Attach { id };
+        // Of a job's script is shown what was not before.
+        let unseen = self.begun.is_some();
+        let opening = Opening::Attach { id, unseen };
         let commands = Commands::start(known.shared_store(), job, vec![(rank, opening)]);
         let names = vec![format!("vm{rank}")];
         let mut performance = Performance::new(app, self, commands, names, false);
-        performance.leaves = true;
+        performance.leaves = !unseen;
         // It was begun without one.
         performance.perform(Input::None).await
     }
@@ -311,6 +317,10 @@ impl<'a> Performance<'a> {
         match heard {
             Heard::Started(started) => {
                 self.stages[index] = Stage::Runs;
+                if let Some(path) = &self.conduct.begun {
+                    let written = std::fs::write(path, "");
+                    written.while_doing(|| format!("writing `{}`", path.display()))?;
+                }
                 if self.conduct.detach {
                     self.left.push((rank, started.id));
                     // An older agent was not told so at once.
@@ -375,6 +385,13 @@ impl<'a> Performance<'a> {
         if self.leaves && [HUP, TERM].contains(&number) {
             return true;
         }
+        let number = match number {
+            // Slurm's, which it sends to all of a job that is to end: the launcher decides
+            // what becomes of the script, and says it in another way.
+            TERM if self.conduct.begun.is_some() => return false,
+            HUP if self.conduct.begun.is_some() => TERM,
+            number => number,
+        };
         self.tell(Order::Signal(number)).await;
         twice || nothing_runs
     }

@@ -123,6 +123,7 @@ impl Conversation {
             Opening::Kill { id, signal } => self.kill(id, signal).await,
             Opening::Copy(_) => Err(lacks("copies no files")),
             Opening::Attach { .. } => Err(lacks("lets no command be left")),
+            Opening::Assume => Err(lacks("cannot become another guest")),
         }
     }
 
