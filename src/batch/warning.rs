@@ -6,16 +6,9 @@ use super::slurm::JobWish;
 use super::{parse_memory, parse_time};
 use crate::error::{Error, Result};
 
-/// Those that can be caught, and mean nothing else to a launcher.
-const SIGNALS: [Signal; 7] = [
-    Signal::SIGUSR1,
-    Signal::SIGUSR2,
-    Signal::SIGHUP,
-    Signal::SIGINT,
-    Signal::SIGQUIT,
-    Signal::SIGALRM,
-    Signal::SIGTERM,
-];
+/// Those that can be caught, and mean nothing else to a launcher; SIGTERM means that anyway.
+const SIGNALS: [Signal; 5] =
+    [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGQUIT, Signal::SIGALRM, Signal::SIGTERM];
 /// What Slurm takes where no time is given, and the longest.
 const USUAL: u32 = 60;
 const LONGEST: u32 = 65_535;
@@ -60,9 +53,8 @@ impl Warning {
     /// Reads `[{R|B}:]SIGNAL[@SECONDS]`.
     fn parse(text: &str) -> Result<Self> {
         let wrong = |why: &str| {
-            Error::usage(format!("`--signal={}` {why}", text.escape_debug())).help(
-                "write `--signal=USR1@300`, with one of USR1, USR2, HUP, INT, QUIT, ALRM, TERM",
-            )
+            Error::usage(format!("`--signal={}` {why}", text.escape_debug()))
+                .help("write `--signal=USR1@300`, with one of USR1, USR2, QUIT, ALRM, TERM")
         };
         let (how, rest) = text.split_once(':').unwrap_or(("", text));
         let how = how.to_uppercase();
@@ -139,7 +131,9 @@ mod tests {
         assert_eq!(own(&["-p", "a", "--signal=USR1@9"]), both("--signal=B:USR1@9", "-p a"));
         assert_eq!(own(&["--signal", "B:sigterm", "-N2"]), both("--signal=B:TERM@60", "-N2"));
         assert_eq!(own(&["--signal=r:10@5", "--signal=R:12@7"]), both("--signal=RB:USR2@7", ""));
-        for wrong in ["KILL@5", "B:TSTP", "X:USR1", "USR1@", "USR1@0", "NOSUCH", "", "USR1@70000"] {
+        for wrong in
+            ["KILL@5", "B:TSTP", "HUP", "X:USR1", "USR1@", "USR1@0", "NOSUCH", "", "USR1@70000"]
+        {
             assert!(of(None, None, &[&format!("--signal={wrong}")]).is_err(), "{wrong}");
         }
         of(None, None, &["--signal"]).unwrap_err();

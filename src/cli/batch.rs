@@ -33,8 +33,8 @@ use crate::ops::series::Series;
 /// With `--ckpt-on-signal DIR` the cluster is written down before it has to end: when Slurm warns
 /// the job (pavo asks it to, `--signal=B:USR2@SECONDS`, unless you do), preempts it with a grace
 /// time, or its time is up. The checkpoint is DIR/JOB-WORD.N; the one before goes once it is
-/// whole. With sbatch's `--requeue` the job then goes back into the queue. Whenever it starts
-/// again, it goes on from its newest checkpoint that is whole, or says that there is none. A script
+/// whole. With sbatch's `--requeue`, or after a preemption, the job then goes back into the queue.
+/// Whenever it starts again, it goes on from its newest checkpoint that is whole, or says that there is none. A script
 /// of `-b` goes on where it was, and its exit code is the job's; a command of `-E` begins anew,
 /// with PAVO_RESUMED naming the checkpoint. Where no checkpoint can be taken, the reason is said and the
 /// cluster goes on to its end.

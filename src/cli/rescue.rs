@@ -211,7 +211,10 @@ impl Rescue {
         signals: &mut Signals,
     ) -> Result<Rescued> {
         let (record, store) = (cluster.book.record.clone(), cluster.book.store());
-        let dir = self.series.next()?;
+        let dir = match self.series.next() {
+            Ok(dir) => dir,
+            Err(error) => return Ok(not(app, record.owner.job, error)),
+        };
         let vms = fold(&record.vms.iter().map(|vm| vm.rank).collect::<Vec<_>>());
         app.out.status(&format!("Writing {vms} down to {}...", dir.display()));
         let id = record.owner.job;
@@ -264,21 +267,31 @@ impl Rescue {
                 Ok(Rescued::Saved(dir.clone()))
             }
             (Err(_), Some(status)) => Ok(Rescued::Script(status)),
-            (Err(error), None) => {
-                let doing = || format!("taking a checkpoint of job {id}");
-                let error = Err::<(), _>(error).while_doing(doing).unwrap_err();
-                app.out.warn(error.report().trim_start_matches("error: "));
-                Ok(Rescued::Not)
-            }
+            (Err(error), None) => Ok(not(app, id, error)),
         }
     }
-    /// The last word, once the cluster has ended: the exit code.
+    /// The last word, once the cluster has ended: the exit code. Whether it was preempted, and
+    /// why Slurm has ended it meanwhile.
     ///
     /// # Errors
     /// When the job is over, with how to go on from there; or it should not be.
-    pub async fn finish(&self, app: &App, dir: &Path) -> Result<u8> {
+    pub async fn finish(
+        &self,
+        app: &App,
+        dir: &Path,
+        (preempted, ended): (bool, Option<Ended>),
+    ) -> Result<u8> {
         let dir = dir.display();
-        let (Some(job), true) = (self.job, self.requeue) else {
+        // Whom Slurm preempts it would put back into the queue, if we did not end before.
+        let wanted = self.job.filter(|_| self.requeue || preempted);
+        let job = match (wanted, ended) {
+            // It may have been cancelled while it was written down.
+            (Some(job), Some(Ended::Cancelled)) => {
+                queue::runs(job).await.unwrap_or(true).then_some(job)
+            }
+            (job, _) => job,
+        };
+        let Some(job) = job else {
             let verb = if self.job.is_some() { "batch" } else { "alloc" };
             let error =
                 Error::new(Kind::Interrupted, "the cluster was written down, and has ended");
@@ -290,6 +303,14 @@ impl Rescue {
         app.out.status(&format!("Job {job} is in the queue again, and goes on from there"));
         Ok(0)
     }
+}
+
+/// Says why there is no checkpoint.
+fn not(app: &App, job: u32, error: Error) -> Rescued {
+    let doing = || format!("taking a checkpoint of job {job}");
+    let error = Err::<(), _>(error).while_doing(doing).unwrap_err();
+    app.out.warn(error.report().trim_start_matches("error: "));
+    Rescued::Not
 }
 
 /// Waits until the scheduler says why it ends the step.

@@ -140,7 +140,10 @@ enum Outcome {
     ShutDown,
     TimeLimit,
     /// It was written down first.
-    Saved(PathBuf),
+    Saved {
+        dir: PathBuf,
+        preempted: bool,
+    },
 }
 
 /// A cluster's life from its first process to its last, and the reason for its end.
@@ -182,7 +185,7 @@ impl Session<'_> {
             (Ok(Outcome::ShutDown | Outcome::Signal(_)) | Err(_), Some(why)) => Err(why.error()),
             (outcome, _) => outcome,
         };
-        if !matches!(outcome, Ok(Outcome::ShutDown | Outcome::Saved(_))) {
+        if !matches!(outcome, Ok(Outcome::ShutDown | Outcome::Saved { .. })) {
             // It may be the last that we have the time to say.
             let why = match (&outcome, cluster.ended()) {
                 (_, Some(why)) => format!(" ({})", why.error()),
@@ -197,13 +200,14 @@ impl Session<'_> {
                 ));
             }
         }
+        let why = cluster.ended();
         let ended = cluster.end(grace).await.while_doing(|| "ending the cluster".into());
         if let (Err(_), Err(leftover)) = (&outcome, &ended) {
             app.out.warn(leftover.report().trim_start_matches("error: "));
         }
-        if let (Ok(Outcome::Saved(dir)), Some(rescue)) = (&outcome, &self.rescue) {
+        if let (Ok(Outcome::Saved { dir, preempted }), Some(rescue)) = (&outcome, &self.rescue) {
             ended?;
-            return rescue.finish(app, dir).await;
+            return rescue.finish(app, dir, (*preempted, why)).await;
         }
         let code = report(app, outcome)?;
         ended.map(|()| code)
@@ -396,7 +400,9 @@ impl Session<'_> {
         let begun = name.map(|name| rescue::begun(&record.dir, &name));
         let company = (beside, begun.as_deref());
         Ok(match rescue.take(self.app, cluster, company, signals).await? {
-            Rescued::Saved(dir) => Some(Outcome::Saved(dir)),
+            Rescued::Saved(dir) => {
+                Some(Outcome::Saved { dir, preempted: matches!(call, Call::Word(_)) })
+            }
             Rescued::Script(status) => Some(Outcome::Script(status)),
             Rescued::Not => None,
         })
@@ -448,7 +454,7 @@ pub async fn follow(
 /// The exit code of a session, or its error.
 fn report(app: &App, outcome: Result<Outcome>) -> Result<u8> {
     match outcome? {
-        Outcome::ShutDown | Outcome::Saved(_) => Ok(0),
+        Outcome::ShutDown | Outcome::Saved { .. } => Ok(0),
         Outcome::Signal(why) => Err(Error::new(Kind::Interrupted, why)),
         Outcome::TimeLimit => Err(Error::new(Kind::Interrupted, "the time limit was reached")
             .help("ask for more with `-t`")),

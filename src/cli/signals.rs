@@ -37,6 +37,8 @@ impl Signals {
     /// The same, with one by which a scheduler warns.
     pub fn warned_by(mut self, warning: Option<nix::sys::signal::Signal>) -> Result<Self> {
         let listen = |number| signal(SignalKind::from_raw(number as i32));
+        // SIGTERM is heard as what it is.
+        let warning = warning.filter(|it| *it != nix::sys::signal::Signal::SIGTERM);
         self.warning = warning.map(listen).transpose().while_doing(|| "listening for it".into())?;
         Ok(self)
     }

@@ -13,6 +13,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::checkpoint::remove;
+use super::reach::is_ours;
 use super::restart::Checkpoint;
 use crate::error::{Context, Error, Result};
 
@@ -64,7 +65,9 @@ impl Series {
     pub fn newest(&self) -> Result<(Option<PathBuf>, Vec<Error>)> {
         let mut others = Vec::new();
         for (_, path) in self.all()?.into_iter().rev() {
-            match Checkpoint::open(&path) {
+            // Where others may write, they could have put one there.
+            let ours = if is_ours(&path) { Ok(()) } else { Err(foreign(&path)) };
+            match ours.and_then(|()| Checkpoint::open(&path)) {
                 Ok(_) => return Ok((Some(path), others)),
                 Err(error) => others.push(error),
             }
@@ -91,6 +94,12 @@ impl Series {
         let older = all.iter().take_while(|(_, path)| path != newest);
         older.filter_map(|(_, path)| remove(path).err()).collect()
     }
+}
+
+fn foreign(path: &Path) -> Error {
+    let path = path.display();
+    Error::usage(format!("`{path}` is another user's: it is not gone on from"))
+        .help("name a folder for checkpoints where only you may write")
 }
 
 #[cfg(test)]
@@ -120,6 +129,12 @@ mod tests {
         assert!(reports[0].contains("42-ab.10") && reports[0].contains("it has no"), "{reports:?}");
         assert!(reports[1].contains("42-ab.9") && reports[1].contains("not finished"));
         assert!(reports[2].contains("42-ab.1`") && reports[2].contains("damaged"));
+
+        // A link may lead to what is another's.
+        std::os::unix::fs::symlink(dir.path(), inside.join("42-ab.11")).unwrap();
+        let (_, others) = series.newest().unwrap();
+        assert!(others[0].report().contains("42-ab.11` is another user's"), "{others:?}");
+        fs::remove_file(inside.join("42-ab.11")).unwrap();
 
         let left = series.keep_from(&inside.join("42-ab.10"));
         assert!(left.is_empty(), "{left:?}");

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tempfile::TempPath;
 use tokio::sync::{Mutex, OwnedMutexGuard, mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::devices::Node;
 use super::qmp;
@@ -35,6 +35,7 @@ use crate::model::checkpoint::{SavedVm, Stored};
 use crate::model::job::{VmState, VmStatus};
 use crate::model::vm::{MountKind, VmSpec};
 
+mod awake;
 mod machine;
 mod pack;
 mod restore;
@@ -49,6 +50,9 @@ const FAST: u64 = 1 << 40;
 const GIVE_UP: Duration = Duration::from_secs(30);
 /// How often a guest is told to go on that does not, and how long after.
 const TRIES: (u32, Duration) = (50, Duration::from_millis(200));
+
+/// What a guest that has stood still is told the time after.
+const LATE: Duration = Duration::from_secs(1);
 
 /// What the command says next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,7 +137,17 @@ impl Subject {
         blocked(&qmp).await?;
         let dir = dir.to_owned();
         let (subject, files) = (self.clone(), Vec::new());
-        Ok(Held { subject, dir, qmp, status, stopped: false, paused: false, files, _turn: turn })
+        Ok(Held {
+            subject,
+            dir,
+            qmp,
+            status,
+            stopped: None,
+            paused: false,
+            wrote: false,
+            files,
+            _turn: turn,
+        })
     }
 
     /// What is outside of the VM, and would not be what the guest remembers.
@@ -194,10 +208,12 @@ pub struct Held {
     dir: PathBuf,
     qmp: qmp::Client,
     status: watch::Receiver<VmStatus>,
-    /// Whether its guest stands still because of us.
-    stopped: bool,
+    /// Whether its guest stands still because of us, and since when.
+    stopped: Option<Instant>,
     /// Whether it did before.
     paused: bool,
+    /// Whether QEMU has begun to write it: then it has let its disks go.
+    wrote: bool,
     /// What we have made; removed unless it is kept.
     files: Vec<TempPath>,
     _turn: (Claim, OwnedMutexGuard<u64>),
@@ -216,7 +232,7 @@ impl Held {
     pub async fn pause(&mut self) -> Result<()> {
         self.subject.held.store(true, Ordering::Relaxed);
         self.paused = self.status.borrow().state == VmState::Paused;
-        self.stopped = true;
+        self.stopped = Some(Instant::now());
         self.call("stop", json!({})).await?;
         let moment = Duration::from_secs(5);
         let stands = timeout(moment, self.status.wait_for(|now| !now.state.is_up())).await;
@@ -231,11 +247,12 @@ impl Held {
     /// # Errors
     /// When there is no room, or the guest was let go on meanwhile.
     pub async fn write(&mut self, tell: mpsc::Sender<Progress>) -> Result<SavedVm> {
-        if !self.stopped {
+        if self.stopped.is_none() {
             return Err(Error::bug("a guest is to be written that does not stand still"));
         }
         let spec = self.subject.spec.clone();
         self.status.borrow_and_update();
+        self.wrote = true;
         let machine = machine::of(&self.qmp, &spec, &self.subject.nodes).await?;
         let name = |what: &str| format!("{}.{what}.zst", spec.name());
         let dir = &self.dir;
@@ -340,6 +357,12 @@ impl Held {
         }
     }
 
+    /// Whether its guest has stood still for so long that it does not know the time.
+    pub fn is_late(&self) -> bool {
+        let late = |since: Instant| since.elapsed() >= LATE;
+        !self.paused && self.stopped.is_some_and(late)
+    }
+
     /// Ends our part: the guest goes on if it did before, and what is not to be kept is removed.
     ///
     /// # Errors
@@ -350,16 +373,21 @@ impl Held {
     }
 
     async fn go_on(&mut self) -> Result<()> {
-        if !std::mem::take(&mut self.stopped) {
+        if self.stopped.take().is_none() {
             return Ok(());
         }
         // Nobody reads what QEMU still writes.
         let _ = timeout(GIVE_UP, self.give_up()).await;
+        if self.paused {
+            let woken = match self.wrote {
+                true => awake::disks(&self.qmp, &self.subject.spec).await,
+                false => Ok(()),
+            };
+            self.subject.held.store(false, Ordering::Relaxed);
+            return woken;
+        }
         let mut outcome = Ok(());
         for _ in 0..TRIES.0 {
-            if self.paused {
-                break;
-            }
             match self.qmp.execute(qapi::qmp::cont {}).await {
                 Ok(_) => {
                     outcome = Ok(());

@@ -199,7 +199,7 @@ impl Driver {
         self.tasks.spawn(served.serve(line, opened));
         self.tasks.spawn(pcoccs.serve(pcoccs_line, pcoccs_opened));
         if spec.restore.as_ref().is_some_and(|restore| restore.former.is_none()) {
-            self.tasks.spawn(prepare::set_clock(agent.clone(), self.status.subscribe()));
+            self.tasks.spawn(agent.clone().keep_time(self.status.subscribe()));
         }
         let beginning = Beginning::of(spec, &agent, self.restored.take());
         self.serve(console, agent, remote)?;

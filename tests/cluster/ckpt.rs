@@ -12,7 +12,7 @@ use super::running::Running;
 use super::world::{NOBODY, World, prepared_world, world};
 
 /// Seconds since the epoch.
-fn now() -> i64 {
+pub fn now() -> i64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     i64::try_from(now.unwrap().as_secs()).unwrap()
 }
@@ -62,14 +62,14 @@ fn a_cluster_goes_on_where_it_was() {
 }
 
 /// The states of the VMs, as their processes know them.
-fn states(world: &World) -> Vec<String> {
+pub fn states(world: &World) -> Vec<String> {
     let status = world.ok(&["status", "-o", "json"]);
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
     let vms = status.as_array().unwrap().iter();
     vms.map(|vm| vm["state"].as_str().unwrap().to_owned()).collect()
 }
 
-fn all_run(world: &World) -> bool {
+pub fn all_run(world: &World) -> bool {
     let said = world.ok(&["qmp", "all", "query-status"]);
     let said: serde_json::Value = serde_json::from_str(&said).unwrap();
     let running = |vm: &serde_json::Value| vm["status"] == "running";
@@ -78,7 +78,7 @@ fn all_run(world: &World) -> bool {
 }
 
 /// What is in a folder, by name.
-fn names(dir: &std::path::Path) -> Vec<String> {
+pub fn names(dir: &std::path::Path) -> Vec<String> {
     let entries = fs::read_dir(dir).unwrap();
     let mut names: Vec<String> =
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -214,7 +214,7 @@ fn a_vm_is_killed(world: &World) {
 }
 
 /// Starts VMs of 512 MiB, of which 320 are not zero, nor anything that packs well.
-fn laden(world: &World, cluster: &str) -> Running {
+pub fn laden(world: &World, cluster: &str) -> Running {
     let mut state = 1_u64;
     let bytes = (0..320 << 17).flat_map(|_| {
         state ^= state << 13;

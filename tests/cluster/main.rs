@@ -25,6 +25,7 @@ mod probe;
 mod processes;
 mod recipe;
 mod refused;
+mod rescue;
 mod run;
 mod running;
 mod save;

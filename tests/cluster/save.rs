@@ -15,7 +15,7 @@ use super::world::{World, world};
 const DISK: &str = "/machine/peripheral/disk-dev/virtio-backend";
 
 /// Gives the world a copy of the images that may be written to.
-fn own_images(world: &World) {
+pub fn own_images(world: &World) {
     let bound = world.path("images");
     let from = if bound.exists() { bound } else { shared_images() };
     let to = world.folder("own");

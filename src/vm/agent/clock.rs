@@ -1,14 +1,27 @@
-//! What time it is: a guest that goes on from a checkpoint does not know.
+//! What time it is: a guest that stood still for a checkpoint, or goes on from one, does not know.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pavo_agent::{Decoder, Event, Exec, Exit, Failure, Frame, Kind, Opening};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
 
 use super::{Agent, LONGEST};
 use crate::error::{Context, Error, Result};
+use crate::model::job::VmStatus;
 
 impl Agent {
+    /// Tells the guest what time it is, once it goes on.
+    pub async fn keep_time(self, mut status: watch::Receiver<VmStatus>) {
+        if status.wait_for(|now| now.state.is_up()).await.is_err() {
+            return;
+        }
+        if let Err(error) = self.set_clock().await {
+            // Most guests find out by themselves, and some have no agent.
+            tracing::info!("the guest's clock is not set: {}", error.report());
+        }
+    }
+
     /// Sets the guest's clock, as soon as an agent answers.
     ///
     /// # Errors
@@ -17,7 +30,9 @@ impl Agent {
         self.hello(LONGEST).await?;
         let relay = self.connect().await?;
         let (mut ours, mut theirs) = tokio::io::duplex(64 << 10);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        // To the nearest second.
+        let now = SystemTime::now() + Duration::from_millis(500);
+        let now = now.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         let words = ["date", "-u", "-s", &format!("@{now}")];
         let argv = words.map(|word| word.as_bytes().to_vec()).into();
         let opening = Opening::Exec(Exec { argv, ..Exec::default() });

@@ -111,7 +111,7 @@ pub(super) async fn take_part(
                 return;
             }
             Step::Resume => {
-                let gone_on = held.release().await.map(|()| Value::Null);
+                let gone_on = go_on(held, endpoint).await.map(|()| Value::Null);
                 let _ = say(stream, &answer_of(gone_on)).await;
                 return;
             }
@@ -120,9 +120,19 @@ pub(super) async fn take_part(
             break;
         }
     }
-    if let Err(error) = held.release().await {
+    if let Err(error) = go_on(held, endpoint).await {
         tracing::warn!("{}: {}", endpoint.name, error.report());
     }
+}
+
+/// Lets a guest go on, which is told the time then.
+async fn go_on(held: Held, endpoint: &Endpoint) -> Result<()> {
+    let late = held.is_late();
+    held.release().await?;
+    if late {
+        tokio::spawn(endpoint.agent.clone().keep_time(endpoint.status.clone()));
+    }
+    Ok(())
 }
 
 /// Writes, as long as somebody is at the other end; `None` if nobody is any more.

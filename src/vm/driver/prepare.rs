@@ -4,9 +4,8 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
-use super::super::agent::Agent;
 use super::super::checkpoint::{self, Restored};
 use super::super::devices::Node;
 use super::super::machine::{Event, Order, State};
@@ -15,7 +14,7 @@ use super::super::{overlay, seed};
 use super::Driver;
 use crate::error::{Context, Result};
 use crate::model::checkpoint::Restore;
-use crate::model::job::{VmState, VmStatus};
+use crate::model::job::VmState;
 use crate::model::vm::VmSpec;
 
 impl Driver {
@@ -86,17 +85,6 @@ pub(super) fn check_shape(spec: &VmSpec, nodes: &[Node]) -> Result<()> {
     match &spec.restore {
         Some(restore) => checkpoint::check_shape(restore, spec.cores, nodes),
         None => Ok(()),
-    }
-}
-
-/// Tells a guest what time it is, once it goes on.
-pub(super) async fn set_clock(agent: Agent, mut status: watch::Receiver<VmStatus>) {
-    if status.wait_for(|now| now.state.is_up()).await.is_err() {
-        return;
-    }
-    if let Err(error) = agent.set_clock().await {
-        // Most guests find out by themselves, and some have no agent.
-        tracing::info!("the guest's clock is not set: {}", error.report());
     }
 }
 
