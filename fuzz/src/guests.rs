@@ -312,7 +312,7 @@ pub fn pcocc(data: &[u8]) -> bool {
     let mut lines = Lines::default();
     let mut hear = |piece: &[u8]| {
         lines.push(piece);
-        while let Some(bytes) = lines.next()? {
+        while let Some(bytes) = lines.next_line()? {
             exchange.hear(Message::decode(&bytes)?)?;
         }
         Ok::<_, pavo_agent::Malformed>(())
@@ -356,7 +356,7 @@ pub fn pcocc_seeds() -> Vec<Vec<u8>> {
     let mut inner = Lines::default();
     lines.iter().for_each(|line| inner.push(line));
     let mut seeds: Vec<_> = lines.iter().map(|line| [&[50], &line[..]].concat()).collect();
-    while let Ok(Some(message)) = inner.next() {
+    while let Ok(Some(message)) = inner.next_line() {
         seeds.push([&[200], &message[..]].concat());
     }
     seeds

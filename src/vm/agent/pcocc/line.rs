@@ -120,7 +120,7 @@ impl Reader {
 
     fn take_all(&mut self) -> Result<(), Malformed> {
         loop {
-            let message = match self.lines.next() {
+            let message = match self.lines.next_line() {
                 Ok(None) => return Ok(()),
                 Ok(Some(bytes)) => Message::decode(&bytes),
                 Err(wrong) => Err(wrong),

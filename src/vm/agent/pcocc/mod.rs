@@ -345,7 +345,7 @@ mod tests {
         }
 
         /// All that comes until the last word, without giving credit.
-        async fn to_end(&mut self) -> (usize, Frame) {
+        async fn until_end(&mut self) -> (usize, Frame) {
             let mut bytes = 0;
             loop {
                 let frame = self.hear().await;
@@ -379,7 +379,7 @@ mod tests {
         vm.say(Kind::StreamReply, "attach", tag, "AttachResult", Fields::default()).await;
         let status = Fields::default().number(1, 7);
         vm.say(Kind::Reply, "attach", tag, "ExitStatus", status).await;
-        let (_, last) = client.to_end().await;
+        let (_, last) = client.until_end().await;
         assert_eq!(Exit::decode(&last.payload).unwrap(), Exit::Code(7));
     }
 
@@ -409,7 +409,7 @@ mod tests {
                     }
                 }
             }
-            let (bytes, last) = client.to_end().await;
+            let (bytes, last) = client.until_end().await;
             let why = Failure::decode(&last.payload).unwrap().why;
             assert!(why.starts_with("the guest's agent has sent "), "{lie}: {why}");
             assert!(bytes <= WINDOW as usize);
@@ -441,7 +441,7 @@ mod tests {
         vm.piece(tag, 1, b"still here").await;
         assert_eq!(client.hear().await.payload, b"still here");
         vm.port.send_modify(|port| *port = Port { changes: 2, open: false });
-        let (_, last) = client.to_end().await;
+        let (_, last) = client.until_end().await;
         assert_eq!(Failure::decode(&last.payload).unwrap().why, "the guest's agent has ended");
         assert!(vm.agent.connect().await.unwrap_err().report().contains("no agent answers"));
     }

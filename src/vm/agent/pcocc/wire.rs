@@ -382,7 +382,7 @@ impl Lines {
     ///
     /// # Errors
     /// When it is too long, or no base64. The next one may be right.
-    pub fn next(&mut self) -> Result<Option<Vec<u8>>, Malformed> {
+    pub fn next_line(&mut self) -> Result<Option<Vec<u8>>, Malformed> {
         loop {
             let end = self.bytes[self.seen..].iter().position(|byte| *byte == b'\n');
             let Some(end) = end.map(|end| self.seen + end) else {
@@ -420,7 +420,7 @@ mod tests {
         let mut lines = Lines::default();
         lines.push(line.as_bytes());
         lines.push(b"\n");
-        Message::decode(&lines.next()?.expect("a line"))
+        Message::decode(&lines.next_line()?.expect("a line"))
     }
 
     /// The texts are what `protoc` 3.21 makes of the same messages.
@@ -488,22 +488,22 @@ mod tests {
         for byte in b"\n\r\nYWI=\r\nYQ==\n" {
             lines.push(&[*byte]);
         }
-        assert_eq!(lines.next(), Ok(Some(b"ab".to_vec())));
-        assert_eq!(lines.next(), Ok(Some(b"a".to_vec())));
-        assert_eq!(lines.next(), Ok(None));
+        assert_eq!(lines.next_line(), Ok(Some(b"ab".to_vec())));
+        assert_eq!(lines.next_line(), Ok(Some(b"a".to_vec())));
+        assert_eq!(lines.next_line(), Ok(None));
         for wrong in ["YWI\n", "Y WI=\n", "\u{e9}\n"] {
             lines.push(wrong.as_bytes());
-            lines.next().expect_err(wrong);
+            lines.next_line().expect_err(wrong);
         }
         // It is told once, and takes no memory.
         let mut errors = 0;
         for _ in 0..100 {
             lines.push(&[b'A'; 32 << 10]);
-            errors += usize::from(lines.next().is_err());
+            errors += usize::from(lines.next_line().is_err());
             assert!(lines.bytes.capacity() <= 4 * MAX_LINE);
         }
         assert_eq!(errors, 1);
         lines.push(b"AAAA\nYQ==\n");
-        assert_eq!(lines.next(), Ok(Some(b"a".to_vec())));
+        assert_eq!(lines.next_line(), Ok(Some(b"a".to_vec())));
     }
 }
