@@ -232,3 +232,134 @@ fn two_writers_at_once_lose_nothing() {
     assert!(done >= 1);
     assert_eq!(world.ok("node list").lines().count(), 801);
 }
+
+/// The older system's lines on networks, password records and interfaces.
+#[test]
+fn the_older_systems_other_lines_run() {
+    let world = World::new();
+    let line = "net create c920 subnet=10.0.0.0 netmask=255.0.0.0 gateway=10.0.0.103 \
+        dhcpserver=10.4.40.22 dynamic_range=10.5.107.100-10.5.107.200 nameservers=10.0.0.103 \
+        domain=cluster.com";
+    assert_eq!(world.ok(line), "c920: ok\n\nSuccess: 1  Total: 1\n");
+    assert_eq!(world.ok("net list"), "c920 (network)\n");
+    assert_eq!(
+        world.ok("net update c920 gateway= domain=pok.example"),
+        "c920: updated\n\nSuccess: 1  Total: 1\n"
+    );
+    let rows: serde_json::Value =
+        serde_json::from_str(&world.ok("net show c920 --fields gateway,dynamic_range")).unwrap();
+    let attr = serde_json::json!({"dynamic_range": "10.5.107.100-10.5.107.200"});
+    assert_eq!(rows, serde_json::json!([{"net": "c920", "attr": attr}]));
+    let run = world.run("net delete c920,c921");
+    assert_eq!(run.code, 1);
+    let text = "c920: deleted\nc921: Could not be found.\n\nSuccess: 1  Total: 2\n";
+    assert_eq!(run.stdout, text);
+
+    world.ok("passwd create system username=root password=cluster-zq crypt_method=sha512");
+    assert_eq!(world.ok("passwd list"), "system (passwd)\n");
+    let text = world.ok("passwd show system");
+    assert!(text.contains("sha512") && !text.contains("cluster-zq"), "{text}");
+    assert_eq!(world.ok("passwd update system username=admin").lines().count(), 3);
+    assert!(world.ok("passwd delete system").starts_with("system: deleted\n"));
+
+    world.ok("node create node[0-1] mgt=ipmi");
+    let line = "nic create mac=42:87:0a:05:65:0 node=node0 ip=12.0.0.1 uuid=153c7c44";
+    assert!(world.ok(line).starts_with("node0/eth0: ok\n"));
+    world.ok("nic create mac=43:87:0a:05:65:0 node=node0 name=ib0");
+    world.ok("nic create mac=43:87:0a:05:65:1 node=node0");
+    assert_eq!(
+        world.ok("nic list"),
+        "node0/eth0 (nic) 42:87:0a:05:65:00 (mac)\nnode0/eth1 (nic) 43:87:0a:05:65:01 (mac)\n\
+         node0/ib0 (nic) 43:87:0a:05:65:00 (mac)\n"
+    );
+    let text = world.ok("nic show --mac 43-87-0A-05-65-00 --fields node");
+    let rows: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(rows, serde_json::json!([{"nic": "node0/ib0", "attr": {"node": "node0"}}]));
+    assert!(world.ok("nic update node0/ib0 ip=13.0.0.1").starts_with("node0/ib0: updated\n"));
+    assert_eq!(
+        world.ok("nic list --mac 43:87:0a:05:65:00 --fields ip"),
+        "NAME\tIP\nnode0/ib0\t13.0.0.1\n"
+    );
+    let run = world.run("nic delete node[0-2]/ib0");
+    let text = "node0/ib0: deleted\nnode1/ib0: Could not be found.\nnode2/ib0: Could not be found.\n\
+        \nSuccess: 1  Total: 3\n";
+    assert_eq!((run.code, run.stdout.as_str()), (1, text));
+    let run = world.run("nic create mac=44:87:0a:05:65:1 node=node0 name=eth1");
+    assert_eq!(
+        (run.code, run.stdout.lines().next()),
+        (1, Some("node0/eth1: Error: duplicate name"))
+    );
+    let stderr = world.refused("nic create mac=42:87:0a:05:65:00 node=node1", 2);
+    assert!(stderr.contains("the MAC address 42:87:0a:05:65:00 is `node0`'s, too"), "{stderr}");
+    world.refused("nic create mac=1 ip=10.0.0.1", 2);
+    world.refused("nic delete node0", 2);
+    world.refused("nic show --mac 02:00:00:00:00:09", 4);
+}
+
+#[test]
+fn nodes_inherit_and_lists_show_it() {
+    let world = World::new();
+    assert_eq!(world.run("group list").stdout, "");
+    world.ok("passwd create bmc username=admin password=hunter2-zq");
+    world.ok("profile create base netboot=pxe control/passwd=bmc");
+    world.ok("group create rack[1-2] mgt=ipmi profiles=base");
+    world.ok("node create n[1-4] arch=x86_64 groups=rack1");
+    world.ok("node update n4 mgt=redfish groups=rack2,gpu");
+    assert_eq!(world.ok("group list"), "gpu (group)\nrack1 (group)\nrack2 (group)\n");
+    assert_eq!(
+        world.ok("group list --fields members"),
+        "NAME\tMEMBERS\ngpu\tn4\nrack1\tn[1-3]\nrack2\tn4\n"
+    );
+    assert_eq!(
+        world.ok("node list --fields mgt,netboot,control/passwd n[3-4]"),
+        "NAME\tMGT\tNETBOOT\tCONTROL/PASSWD\nn3\tipmi\tpxe\tbmc\nn4\tredfish\tpxe\tbmc\n"
+    );
+    assert_eq!(world.ok("node list --own --fields mgt n3"), "NAME\tMGT\nn3\t\n");
+    let text = world.ok("node list -o ndjson --fields mgt mgt=ipmi");
+    assert_eq!(text.lines().next(), Some(r#"{"mgt":"ipmi","name":"n1"}"#));
+    assert_eq!(text.lines().count(), 3);
+    assert_eq!(world.ok("node list -o yaml n1"), "- name: n1\n");
+    // Nothing is changed by a look at what would be.
+    let run = world.run("node update all mgt=kvm --dry-run");
+    assert!(run.stdout.ends_with("\nSuccess: 4  Total: 4\n"));
+    assert_eq!(run.stderr, "Dry run: nothing was changed.\n");
+    assert!(world.refused("node list mgt=kvm", 2).contains("a set without any node"));
+}
+
+#[test]
+fn secrets_leave_sealed_to_a_passphrase_and_come_back() {
+    let world = World::new();
+    fs::write(world.path("secret"), "hunter2-zq,\"{}\n").unwrap();
+    fs::write(world.path("phrase"), "correct horse\n").unwrap();
+    fs::write(world.path("wrong"), "wrong horse\n").unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    let private = |name: &str, mode| {
+        fs::set_permissions(world.path(name), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let stderr = world.refused("node create n1 control/bmc_password=@secret", 5);
+    assert!(stderr.contains("others may read it"), "{stderr}");
+    ["secret", "phrase", "wrong"].iter().for_each(|name| private(name, 0o600));
+    world.ok("node create n1 mgt=ipmi control/bmc_password=@secret");
+    world.ok("node create n2 control/bmc_password=@@literal");
+    for ending in ["json", "yaml"] {
+        let file = format!("all.{ending}");
+        world.ok(&format!("node export all --with-secrets --passphrase-file phrase -o {file}"));
+        let text = fs::read_to_string(world.path(&file)).unwrap();
+        assert!(text.contains("locked:15:") && !text.contains("hunter2"), "{text}");
+        world.ok(&format!("node import {file} --passphrase-file phrase"));
+        world.ok("node delete all");
+        let stderr = world.refused(&format!("node import {file} --passphrase-file wrong"), 2);
+        assert!(stderr.contains("the passphrase is another"), "{stderr}");
+        let stderr = world.refused(&format!("node import {file}"), 2);
+        assert!(stderr.contains("no terminal to ask"), "{stderr}");
+        world.ok(&format!("node import {file} --passphrase-file phrase"));
+    }
+    let same = r#"{"nodes": [{"name": "n1", "mgt": "ipmi",
+        "control_info": {"bmc_password": "hunter2-zq,\"{}"}}]}"#;
+    fs::write(world.path("same.json"), same).unwrap();
+    world.ok("node import same.json");
+    world.refused("node export all --with-secrets --format csv", 2);
+    let line = "node create n3 --control bmc_password=abc,hunter2-zq,bmc_username=x";
+    assert!(world.ok(line).starts_with("n3: ok"));
+    assert_eq!(world.show("n3")["control"]["bmc_username"], "x");
+}

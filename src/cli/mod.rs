@@ -27,10 +27,12 @@ mod dump;
 mod forward;
 mod image;
 mod internal;
+mod inventory;
 mod job;
 mod launcher;
 mod live;
 mod monitor;
+mod nic;
 mod node;
 mod nodeset;
 mod op;
@@ -38,9 +40,11 @@ pub mod out;
 mod passing;
 mod power;
 mod ps;
+mod records;
 mod rescue;
 mod run;
 mod save;
+mod secrets;
 mod service;
 mod session;
 mod setup;
@@ -107,6 +111,12 @@ enum Command {
     Config(config::Config),
     Image(image::Image),
     Node(node::Node),
+    Group(records::Group),
+    Profile(records::Profile),
+    Net(records::Net),
+    Nic(nic::Nic),
+    Passwd(records::Passwd),
+    Project(records::Project),
     Power(power::Power),
     Bootdev(power::Bootdev),
     Nodeset(nodeset::Nodeset),
@@ -159,6 +169,12 @@ impl Command {
             Self::Internal(verb) => verb.run(app),
             Self::Image(verb) => verb.run(app),
             Self::Node(verb) => verb.run(app),
+            Self::Group(verb) => verb.run(app),
+            Self::Profile(verb) => verb.run(app),
+            Self::Net(verb) => verb.run(app),
+            Self::Nic(verb) => verb.run(app),
+            Self::Passwd(verb) => verb.run(app),
+            Self::Project(verb) => verb.run(app),
             Self::Power(verb) => verb.run(app),
             Self::Bootdev(verb) => verb.run(app),
             Self::Nodeset(verb) => verb.run(app),

@@ -190,14 +190,22 @@ impl Out {
     pub fn table<T>(&self, rows: &[T], columns: &[Column<T>]) -> String {
         let cells: Vec<Vec<String>> = rows
             .iter()
-            .map(|row| columns.iter().map(|column| printable(&(column.text)(row))).collect())
+            .map(|row| columns.iter().map(|column| (column.text)(row)).collect())
             .collect();
+        let titles: Vec<String> = columns.iter().map(|column| column.title.to_owned()).collect();
+        self.cells(&titles, cells)
+    }
+
+    /// A list as a table, whose columns are known only now.
+    pub fn cells(&self, titles: &[String], rows: Vec<Vec<String>>) -> String {
+        let titles: Vec<String> = titles.iter().map(|title| title.to_uppercase()).collect();
+        let rows: Vec<Vec<String>> =
+            rows.into_iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
         if !self.stdout_is_terminal {
-            let title: Vec<_> = columns.iter().map(|column| column.title.to_uppercase()).collect();
             let line = |cells: &Vec<String>| cells.join("\t") + "\n";
-            return std::iter::once(&title).chain(&cells).map(line).collect();
+            return std::iter::once(&titles).chain(&rows).map(line).collect();
         }
-        draw(columns.iter().map(|column| column.title.to_uppercase()).collect(), cells)
+        draw(titles, rows)
     }
 }
 

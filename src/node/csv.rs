@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{Draft, Give, Mistake, plain, shown, without_mark};
+use super::{Draft, Give, Mistake, Trees, plain, without_mark};
 use crate::error::{Error, Result};
 use crate::model::node::Tree;
-use crate::model::node::records::Record;
 use crate::model::node::request::Noun;
 use crate::model::node::schema::{Found, Kind, canonical, find};
 
@@ -17,7 +16,11 @@ use crate::model::node::schema::{Found, Kind, canonical, find};
 /// When a column is no setting.
 pub fn read(noun: Noun, text: &str, give: &mut Give<'_>) -> Result<()> {
     let mut rows = Rows { text: without_mark(text), at: 0, line: 1 };
-    let (_, titles) = rows.next().unwrap_or_default();
+    let (line, titles, wrong) = rows.next().unwrap_or_default();
+    if let Some(what) = wrong {
+        give(Err(Mistake { line, what }));
+        return Ok(());
+    }
     let paths: Vec<Vec<String>> = titles.iter().map(|title| canonical(title.trim())).collect();
     if paths.first().is_none_or(|path| *path != ["name"]) {
         return Err(Error::usage("the first line names no columns")
@@ -40,8 +43,12 @@ pub fn read(noun: Noun, text: &str, give: &mut Give<'_>) -> Result<()> {
     if wrong {
         return Ok(());
     }
-    for (line, cells) in rows {
+    for (line, cells, broken) in rows {
         let mut wrong = |what: String| give(Err(Mistake { line, what }));
+        if let Some(what) = broken {
+            wrong(what);
+            continue;
+        }
         if cells.len() == 1 && cells[0].is_empty() {
             continue;
         }
@@ -80,7 +87,7 @@ fn put(tree: &mut Tree, path: &[String], value: Value) {
     }
 }
 
-/// Lines of cells, with the numbers of the lines they begin in.
+/// Lines of cells, with the numbers of the lines they begin in, and what is wrong there.
 struct Rows<'a> {
     text: &'a str,
     at: usize,
@@ -88,7 +95,7 @@ struct Rows<'a> {
 }
 
 impl Iterator for Rows<'_> {
-    type Item = (usize, Vec<String>);
+    type Item = (usize, Vec<String>, Option<String>);
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.at >= self.text.len() {
@@ -96,43 +103,48 @@ impl Iterator for Rows<'_> {
         }
         let (begun, mut cells, mut cell) = (self.line, Vec::new(), String::new());
         let mut letters = self.text[self.at..].char_indices().peekable();
-        let mut quoted = false;
+        let (mut quoted, mut closed, mut wrong) = (None, false, None);
         let mut end = self.text.len() - self.at;
         while let Some((at, letter)) = letters.next() {
             self.line += usize::from(letter == '\n');
             match letter {
-                '"' if quoted && letters.next_if(|(_, next)| *next == '"').is_some() => {
+                '"' if quoted.is_some() && letters.next_if(|(_, next)| *next == '"').is_some() => {
                     cell.push('"')
                 }
-                '"' if quoted => quoted = false,
-                '"' if cell.is_empty() => quoted = true,
-                ',' if !quoted => cells.push(std::mem::take(&mut cell)),
-                '\r' if !quoted && letters.peek().is_some_and(|(_, next)| *next == '\n') => {}
-                '\n' if !quoted => {
+                '"' if quoted.is_some() => (quoted, closed) = (None, true),
+                '"' if cell.is_empty() && !closed => quoted = Some(self.line),
+                ',' if quoted.is_none() => {
+                    cells.push(std::mem::take(&mut cell));
+                    closed = false;
+                }
+                '\r' if quoted.is_none() && letters.peek().is_some_and(|it| it.1 == '\n') => {}
+                '\n' if quoted.is_none() => {
                     end = at + 1;
                     break;
                 }
+                _ if closed => wrong = Some("something is behind a closing quote".to_owned()),
                 letter => cell.push(letter),
             }
         }
+        if let Some(line) = quoted {
+            wrong = Some(format!("the quote of line {line} is not closed"));
+        }
         self.at += end;
         cells.push(cell);
-        Some((begun, cells))
+        Some((begun, cells, wrong))
     }
 }
 
 /// The records as such a file.
 ///
 /// # Errors
-/// Never for what was checked.
-pub fn write<'a>(
-    noun: Noun,
-    records: &mut dyn Iterator<Item = (&'a str, Record)>,
-) -> Result<String> {
+/// Those of the trees.
+pub fn write(noun: Noun, records: &mut Trees<'_, '_>) -> Result<String> {
     let mut rows: Vec<(&str, BTreeMap<String, String>)> = Vec::new();
-    for (name, record) in records {
+    for record in records {
+        let (name, tree) = record?;
         let mut row = BTreeMap::new();
-        flatten(noun, &mut Vec::new(), &Value::Object(shown(noun, &record)?), &mut row);
+        flatten(noun, &mut Vec::new(), &Value::Object(tree), &mut row);
         rows.push((name, row));
     }
     let mut columns: Vec<&String> = rows.iter().flat_map(|(_, row)| row.keys()).collect();

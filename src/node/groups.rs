@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use super::{Mistake, told, without_mark};
 use crate::error::{Error, Result};
+use crate::model::nearest::nearest;
 use crate::model::node::Settings;
 use crate::model::node::inventory::Inventory;
-use crate::model::node::schema::is_name;
+use crate::model::node::kinds::is_group;
+use crate::model::node::request::Noun;
 use crate::model::nodeset::NodeSet;
 use crate::model::nodeset::expr::Want;
 use crate::model::nodeset::fold::Style;
@@ -57,14 +59,20 @@ pub fn read(text: &str, what: &str, inventory: &Inventory) -> Result<BTreeMap<St
             continue;
         };
         let group = group.trim();
-        if !is_name(group) {
+        if !is_group(group) {
             wrong(format!("`{}` cannot be a group's name", group.escape_debug()));
             continue;
         }
         let mut give = |want: &Want| match want {
-            Want::Group { source: None, name } => {
-                Ok(groups.get(name).cloned().unwrap_or_else(|| inventory.members(name)))
-            }
+            Want::Group { source: None, name } => match groups.get(name) {
+                Some(nodes) => Ok(nodes.clone()),
+                None if inventory.get(Noun::Group, name).is_some() => Ok(inventory.members(name)),
+                None => {
+                    let near = nearest(name, groups.keys().map(String::as_str));
+                    let near = near.map_or(String::new(), |it| format!("; did you mean `@{it}`?"));
+                    Err(Error::not_found(format!("there is no group `{name}` above{near}")))
+                }
+            },
             Want::File(_) | Want::Group { .. } => {
                 Err(Error::usage(format!("`{want}` cannot be in a file of groups")))
             }

@@ -8,10 +8,9 @@ use serde::de::{
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::{Draft, Give, Mistake, older, shown, titles, without_mark};
+use super::{Draft, Give, Mistake, Trees, older, titles, without_mark};
 use crate::error::{Error, Result};
 use crate::model::node::Tree;
-use crate::model::node::records::Record;
 use crate::model::node::request::Noun;
 
 /// Reads a file.
@@ -128,15 +127,13 @@ fn record(noun: Noun, text: &str, line: usize) -> Result<Draft, Mistake> {
 /// The records as such a file: a line for each.
 ///
 /// # Errors
-/// Never for what was checked.
-pub fn write<'a>(
-    noun: Noun,
-    records: &mut dyn Iterator<Item = (&'a str, Record)>,
-) -> Result<String> {
+/// Those of the trees.
+pub fn write(noun: Noun, records: &mut Trees<'_, '_>) -> Result<String> {
     let mut text = format!("{{\"{}\": [", noun.plural());
-    for (index, (name, record)) in records.enumerate() {
+    for (index, record) in records.enumerate() {
         text += if index == 0 { "\n" } else { ",\n" };
-        let tree = older::write(noun, name, shown(noun, &record)?);
+        let (name, tree) = record?;
+        let tree = older::write(noun, name, tree);
         text += &Value::Object(tree).to_string();
     }
     Ok(text + "\n]}\n")

@@ -17,6 +17,8 @@ use crate::error::{Error, Result};
 use crate::model::node::records::{Record, check_name};
 use crate::model::node::request::{Format, Noun};
 use crate::model::node::{Tree, schema};
+use crate::model::nodeset::MAX_NAMES;
+use crate::store::secret::vault::LOCKED;
 
 pub mod csv;
 pub mod groups;
@@ -27,6 +29,9 @@ pub mod yaml;
 
 /// How many mistakes are told; the rest are counted.
 const TOLD: usize = 20;
+
+/// How many mistakes are remembered: what is no list of records at all may have millions.
+const MAX_MISTAKES: usize = 1000;
 
 /// A record as a file has it.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,6 +78,7 @@ pub fn take(
             Ok(None) => {}
             Err(mistake) => read.mistakes.push(Mistake { line, ..mistake }),
         }
+        read.mistakes.truncate(MAX_MISTAKES);
     };
     match format {
         Format::Json => json::read(noun, text, &mut give)?,
@@ -93,12 +99,19 @@ fn check(
     let wrong = |what: String| Mistake { line, what };
     let failed = |error: Error| wrong(format!("`{name}`: {error}"));
     check_name(noun, &name).map_err(|error| wrong(error.to_string()))?;
+    if read.lines.len() == MAX_NAMES {
+        return Err(wrong(format!("there are more than {MAX_NAMES} of them")));
+    }
     if let Some(first) = read.lines.get(&name) {
         return Err(wrong(format!("`{name}` is in line {first}, too")));
     }
     read.lines.insert(name.clone(), line);
     // Whatever it looks like: no file has sealed ones.
-    schema::secrets(noun, &mut tree, &mut |_, secret| seal(secret).map(Some)).map_err(failed)?;
+    schema::secrets(noun, &mut tree, &mut |path, secret| match secret.starts_with(LOCKED) {
+        false => seal(secret).map(Some),
+        true => Err(Error::usage(format!("{path}: it is sealed to a passphrase"))),
+    })
+    .map_err(failed)?;
     match schema::check(noun, tree) {
         Ok(tree) => match Record::from_tree(noun, tree) {
             Ok(record) => Ok(Some((name, record))),
@@ -121,10 +134,21 @@ pub fn write<'a>(
     format: Format,
     records: &mut dyn Iterator<Item = (&'a str, Record)>,
 ) -> Result<String> {
+    write_trees(noun, format, &mut records.map(|(name, it)| Ok((name, shown(noun, &it)?))))
+}
+
+/// Who gives the trees of records, one after the other.
+pub type Trees<'a, 't> = dyn Iterator<Item = Result<(&'a str, Tree)>> + 't;
+
+/// Records as a file, with all that is in these trees.
+///
+/// # Errors
+/// Those of the trees.
+pub fn write_trees(noun: Noun, format: Format, trees: &mut Trees<'_, '_>) -> Result<String> {
     match format {
-        Format::Json => json::write(noun, records),
-        Format::Yaml => yaml::write(noun, records),
-        Format::Csv => csv::write(noun, records),
+        Format::Json => json::write(noun, trees),
+        Format::Yaml => yaml::write(noun, trees),
+        Format::Csv => csv::write(noun, trees),
         Format::Groups => Err(Error::bug("groups are no records")),
     }
 }
@@ -138,7 +162,11 @@ pub fn told(mistakes: &mut [Mistake], what: &str) -> Error {
         texts.push(format!("and {} more", mistakes.len() - TOLD));
     }
     let count = mistakes.len();
-    let many = if count == 1 { "a mistake".to_owned() } else { format!("{count} mistakes") };
+    let many = match count {
+        1 => "a mistake".to_owned(),
+        MAX_MISTAKES.. => format!("{count} mistakes or more"),
+        _ => format!("{count} mistakes"),
+    };
     Error::usage(format!("{what} has {many}; nothing of it is taken")).because(texts.join("\n"))
 }
 

@@ -28,16 +28,23 @@ pub fn read(noun: Noun, tree: &mut Tree) {
     if !matches!(noun, Noun::Node | Noun::Group | Noun::Profile) {
         return;
     }
-    for (theirs, ours) in [("control_info", "control"), ("console_info", "console")] {
-        if let Some(value) = tree.remove(theirs) {
-            tree.insert(ours.into(), value);
+    // Where both names are used, theirs stays, and is said not to be known.
+    for (theirs, ours) in
+        [("control_info", "control"), ("console_info", "console"), ("nics_info", "nics")]
+    {
+        match tree.remove(theirs) {
+            Some(value) if tree.contains_key(ours) => drop(tree.insert(theirs.into(), value)),
+            Some(value) => drop(tree.insert(ours.into(), value)),
+            None => {}
         }
     }
-    let nics = match tree.remove("nics_info") {
-        Some(Value::Object(mut info)) => info.remove("nics"),
+    let nics = match tree.remove("nics") {
+        Some(Value::Object(mut info)) if info.len() == 1 && info.contains_key("nics") => {
+            info.remove("nics")
+        }
         other => other,
     };
-    if let Some(nics) = nics.or_else(|| tree.remove("nics")) {
+    if let Some(nics) = nics {
         tree.insert("nics".into(), by_name(nics));
     }
 }

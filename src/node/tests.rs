@@ -139,6 +139,7 @@ fn text() -> impl Strategy<Value = String> {
 fn tree() -> impl Strategy<Value = Tree> {
     let name = "[a-z][a-z0-9.+-]{0,5}[a-z0-9]";
     let names = proptest::collection::btree_set(name, 0..4);
+    let groups = proptest::collection::btree_set("[a-z][a-z0-9_+-]{0,5}[a-z0-9]", 0..4);
     let free = prop_oneof![
         Just(serde_json::json!({"slot": 7, "on": true, "none": null})),
         text().prop_map(|text| serde_json::json!({"a": {"b": [text, 1.5]}})),
@@ -153,7 +154,7 @@ fn tree() -> impl Strategy<Value = Tree> {
         })
     });
     let nics = proptest::collection::btree_map("eth[0-3]|ib0", nic, 0..3);
-    let words = (text(), text(), name, any::<u16>(), names.clone(), names);
+    let words = (text(), text(), name, any::<u16>(), names, groups);
     (words, nics, any::<[bool; 6]>()).prop_map(
         |((notes, user, arch, port, tags, groups), nics, some)| {
             let port = (port > 0).then_some(port);
@@ -214,4 +215,30 @@ fn files_of_groups_may_name_each_other() {
     ] {
         assert!(report.contains(line), "{line}\n{report}");
     }
+}
+
+#[test]
+fn nothing_of_a_file_is_lost_without_a_word() {
+    for (format, text, why) in [
+        (Format::Csv, "name,notes\nn1,\"24 inch rack\nn2,x\n", "the quote of line 2 is not closed"),
+        (Format::Csv, "name,notes\nn1,\"a\"b\n", "something is behind a closing quote"),
+        (
+            Format::Json,
+            r#"[{"name": "n1", "control": {}, "control_info": {"bmc_port": 1}}]"#,
+            "there is no setting `control_info`",
+        ),
+        (
+            Format::Json,
+            r#"[{"name": "n1", "nics_info": {"nics": [], "eth0": {"ip": "10.0.0.1"}}}]"#,
+            "`n1`: nics/nics: it has settings of its own",
+        ),
+    ] {
+        let report = take(format, text).unwrap_err().report();
+        assert!(report.contains(why), "{text}: {report}");
+    }
+    let named = r#"[{"name": "n1", "nics_info": {"eth0": {"ip": "10.0.0.1"}}}]"#;
+    assert!(take(Format::Json, named).unwrap()["n1"].nics["eth0"].ip.is_some());
+    let ones = format!("[{}1]", "1,".repeat(5000));
+    let report = take(Format::Json, &ones).unwrap_err().report();
+    assert!(report.contains("1000 mistakes or more"), "{report}");
 }

@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{Draft, Give, Mistake, older, shown, titles, without_mark};
+use super::{Draft, Give, Mistake, Trees, older, titles, without_mark};
 use crate::config::yaml::{self, Body, Node};
 use crate::error::{Context, Error, Result};
 use crate::model::node::Tree;
-use crate::model::node::records::Record;
 use crate::model::node::request::Noun;
 
 /// Reads a file.
@@ -87,14 +86,12 @@ fn value(node: &Node) -> Value {
 /// The records as such a file.
 ///
 /// # Errors
-/// Never for what was checked.
-pub fn write<'a>(
-    noun: Noun,
-    records: &mut dyn Iterator<Item = (&'a str, Record)>,
-) -> Result<String> {
+/// Those of the trees.
+pub fn write(noun: Noun, records: &mut Trees<'_, '_>) -> Result<String> {
     let mut named: BTreeMap<&str, Tree> = BTreeMap::new();
-    for (name, record) in records {
-        named.insert(name, shown(noun, &record)?);
+    for record in records {
+        let (name, tree) = record?;
+        named.insert(name, tree);
     }
     let whole = BTreeMap::from([(noun.plural(), named)]);
     serde_yaml::to_string(&whole).while_doing(|| "writing YAML".into())

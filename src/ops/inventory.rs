@@ -29,7 +29,7 @@ mod plan;
 mod shown;
 
 pub use journal::Ids;
-pub use shown::{export, rows};
+pub use shown::{export, export_locked, rows};
 
 /// How often a change is decided anew, when others have changed what it was decided on.
 const TRIES: usize = 5;
@@ -64,8 +64,11 @@ async fn load(store: &dyn Store) -> Result<(Inventory, Option<Revision>)> {
     for noun in Noun::ALL {
         let mut take = |entry: &Entry| {
             let Some(name) = keys::parse_record(noun, &entry.key) else { return Ok(()) };
-            let record = Record::from_json(noun, &entry.value);
-            let record = record.while_doing(|| format!("reading the stored `{}`", entry.key))?;
+            // One that cannot be read can be deleted, and is not the end of all others.
+            let record = Record::from_json(noun, &entry.value).or_else(|error| {
+                let what = format!("what is stored of it cannot be read: {}", error.report());
+                Record::from_tree(noun, [("notes".to_owned(), what.into())].into_iter().collect())
+            })?;
             inventory.put_record(noun, &name, record);
             Ok(())
         };
@@ -169,6 +172,8 @@ impl Book {
     /// When it cannot be done; then nothing was. When the store fails while it is done: then
     /// some of it was, if it takes several commits, and an operation says how much.
     pub async fn apply(&mut self, request: &Request) -> Result<Vec<Outcome>> {
+        // Others may have changed it, unless a fence keeps them from that.
+        self.in_doubt |= self.fence.is_none();
         for _ in 0..TRIES {
             self.settle().await.while_doing(|| "reading the inventory anew".into())?;
             self.bury().await;
@@ -327,3 +332,6 @@ fn batch(
         (taken, _) => Ok((batch, taken)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,11 +19,34 @@ use crate::store::secret::vault::Vault;
 /// When the inventory does not say what it takes, with the command that would.
 pub fn bmc(inventory: &Inventory, vault: &Vault, node: &str, own: &Settings) -> Result<Bmc> {
     let settings = inventory.effective(own)?;
-    let control = control(&settings, vault, node)?;
+    let account = account(inventory, &settings)?;
+    let control = control(&settings, account, vault, node)?;
     Ok(Bmc { node: node.to_owned(), control })
 }
 
-fn control(settings: &Settings, vault: &Vault, node: &str) -> Result<Control> {
+/// The name and the sealed password that a controller is asked with: what is said of the node
+/// itself, and else what the password record says that it names.
+fn account<'a>(
+    inventory: &'a Inventory,
+    settings: &'a Settings,
+) -> Result<(Option<&'a str>, Option<&'a str>)> {
+    let of = &settings.control;
+    let own = (of.bmc_username.as_deref(), of.bmc_password.as_deref());
+    let Some(name) = &of.passwd else { return Ok(own) };
+    let record = inventory.passwords.get(name).ok_or_else(|| {
+        Error::config(format!("there is no password record `{name}`"))
+            .help(format!("make it: `pavo passwd create {name} username=… password=@-`"))
+    })?;
+    let (user, password) = own;
+    Ok((user.or(record.username.as_deref()), password.or(record.password.as_deref())))
+}
+
+fn control(
+    settings: &Settings,
+    (user, password): (Option<&str>, Option<&str>),
+    vault: &Vault,
+    node: &str,
+) -> Result<Control> {
     let missing = |path: &str| {
         Error::config(format!("`{path}` is not set"))
             .help(format!("set it: `pavo node update {node} {path}=…`"))
@@ -31,10 +54,14 @@ fn control(settings: &Settings, vault: &Vault, node: &str) -> Result<Control> {
     let driver = settings.mgt.as_deref().ok_or_else(|| missing("mgt"))?;
     let of = &settings.control;
     let address = of.bmc_address.clone().ok_or_else(|| missing("control/bmc_address"));
-    let user = of.bmc_username.clone().unwrap_or_default();
+    if user.is_none() && password.is_none() && of.bmc_address.is_some() {
+        return Err(missing("control/bmc_username").help(format!(
+            "or name a password record: `pavo node update {node} control/passwd=…`"
+        )));
+    }
+    let user = user.unwrap_or_default().to_owned();
     let password = || -> Result<Secret> {
-        let sealed = of.bmc_password.as_deref();
-        sealed.map_or_else(|| Ok(Secret::from(String::new())), |sealed| vault.unseal(sealed))
+        password.map_or_else(|| Ok(Secret::from(String::new())), |sealed| vault.unseal(sealed))
     };
     Ok(match driver {
         "ipmi" => {

@@ -9,12 +9,15 @@ use std::sync::Arc;
 
 use super::Settings;
 
+/// Of IPMI, and of Redfish.
+const DEFAULT_PORTS: [u16; 2] = [623, 443];
+
 /// Something that no two nodes have.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Claim {
     Mac(Box<str>),
     Address(IpAddr),
-    /// Address and port of a controller.
+    /// Address of a controller, port and which of its systems.
     Bmc(Box<str>),
 }
 
@@ -34,11 +37,28 @@ pub fn of(node: &Settings) -> impl Iterator<Item = Claim> {
     let macs = macs.map(|mac| Claim::Mac(mac.into()));
     // Two interfaces of a node may share an address.
     let mut addresses: Vec<IpAddr> = node.nics.values().filter_map(|nic| nic.ip).collect();
+    let of = &node.control;
+    let plain =
+        of.bmc_system.is_none() && of.bmc_port.is_none_or(|port| DEFAULT_PORTS.contains(&port));
+    if let Some(ip) = of.bmc_address.as_deref().filter(|_| plain) {
+        addresses.extend(ip.parse::<IpAddr>());
+    }
     addresses.sort_unstable();
     addresses.dedup();
-    let bmc = node.control.bmc_address.as_deref().map(|address| {
-        let port = node.control.bmc_port.map_or(String::new(), |port| format!(":{port}"));
-        Claim::Bmc(format!("{}{port}", address.to_lowercase()).into())
+    let bmc = of.bmc_address.as_deref().map(|address| {
+        let mut name = match address.parse::<IpAddr>() {
+            Ok(ip) => ip.to_string(),
+            Err(_) => address.to_lowercase(),
+        };
+        // One controller, whichever of its protocols is spoken.
+        if let Some(port) = of.bmc_port.filter(|port| !DEFAULT_PORTS.contains(port)) {
+            name += &format!(" port {port}");
+        }
+        // A service of several systems: each is another machine.
+        if let Some(system) = &of.bmc_system {
+            name += &format!(" system {system}");
+        }
+        Claim::Bmc(name.into())
     });
     macs.chain(addresses.into_iter().map(Claim::Address)).chain(bmc)
 }

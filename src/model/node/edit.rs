@@ -35,9 +35,10 @@ impl Edit {
     /// When there is no such setting, naming the nearest, or it cannot have that value.
     pub fn parse(noun: Noun, text: &str) -> Result<Self> {
         let Some((left, value)) = text.split_once('=') else {
-            let shown: String = text.chars().take(60).collect();
-            let shown = shown.escape_debug();
-            return Err(Error::usage(format!("`{shown}` is no change of a setting"))
+            // What is no setting may be a piece of a secret: it is not repeated.
+            let known = schema::find(noun, &schema::canonical(text)).is_ok();
+            let shown = if known { format!("`{text}`") } else { "this".into() };
+            return Err(Error::usage(format!("{shown} is no change of a setting"))
                 .help("write `path=value`, `path=` to remove, `path+=value` to add"));
         };
         // The value may be a secret: it is not repeated.

@@ -161,10 +161,21 @@ impl Inventory {
     /// When there is no such setting, or the expression is none.
     pub fn having(&self, noun: Noun, path: &str, test: Test, value: &str) -> Result<Vec<&str>> {
         let parts = schema::canonical(path);
-        let found = schema::find(noun, &parts).map_err(Error::usage)?;
-        if let Found::Setting(Attribute { kind: Kind::Secret, .. }) = found {
-            let what = format!("`{path}` is a secret: nothing is found by it");
-            return Err(Error::usage(what));
+        let wrong =
+            |what: String| Error::usage(format!("nothing is found by `{path}`")).because(what);
+        let found = schema::find(noun, &parts).map_err(wrong)?;
+        match found {
+            Found::Setting(Attribute { kind: Kind::Secret, .. }) => {
+                return Err(wrong("it is a secret".into()));
+            }
+            Found::Group | Found::Setting(Attribute { kind: Kind::Free, .. }) => {
+                return Err(wrong("it is several settings: name one below it".into()));
+            }
+            // `project!=$P` with nothing in P would be all there are.
+            _ if value.is_empty() => {
+                return Err(wrong(format!("there is nothing behind the `{}`", test.as_str())));
+            }
+            _ => {}
         }
         let regex = match test {
             Test::Matches => {
@@ -174,9 +185,8 @@ impl Inventory {
         };
         // As it is kept: a MAC address in capitals is the same one.
         let wanted = match found {
-            Found::Setting(it) if !it.kind.is_list() => {
-                it.kind.keep(value.into()).map_or_else(|_| value.to_owned(), |it| plain(&it))
-            }
+            _ if test == Test::Matches => String::new(),
+            Found::Setting(it) => plain(&it.kind.part().keep(value.into()).map_err(wrong)?),
             _ => value.to_owned(),
         };
         let fits = |value: &Value| match (&regex, value) {

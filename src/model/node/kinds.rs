@@ -1,5 +1,6 @@
 //! What a setting may be, and how it is kept.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use serde_json::Value;
@@ -32,6 +33,10 @@ pub enum Kind {
     Range,
     /// Names, each once.
     Names,
+    /// The name of a group, as sets of nodes can have it.
+    Group,
+    /// Names of groups, each once.
+    Groups,
     /// Addresses, each once.
     Ips,
     /// Addresses or hosts' names, each once.
@@ -43,9 +48,20 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Of a list, what its parts are.
+    pub fn part(self) -> Self {
+        match self {
+            Self::Names => Self::Name,
+            Self::Groups => Self::Group,
+            Self::Ips => Self::Ip,
+            Self::Hosts => Self::Host,
+            other => other,
+        }
+    }
+
     /// Whether it is a list, to which `+=` adds.
     pub fn is_list(self) -> bool {
-        matches!(self, Self::Names | Self::Ips | Self::Hosts)
+        matches!(self, Self::Names | Self::Groups | Self::Ips | Self::Hosts)
     }
 
     /// The value as it is kept: MACs in lower case, texts that are numbers as texts.
@@ -61,11 +77,10 @@ impl Kind {
         let wrong = |what: &str| Err(format!("`{}` is not {what}", short.escape_debug()));
         let text = || Value::String(shown.clone());
         match self {
+            Self::Free if super::schema::is_deep(&value, 0) => Err("it is too deep".into()),
             Self::Free if value.is_object() => Ok(value),
             Self::Free => wrong("`{…}`"),
-            Self::Names => list(value, Self::Name),
-            Self::Ips => list(value, Self::Ip),
-            Self::Hosts => list(value, Self::Host),
+            _ if self.is_list() => list(value, self.part()),
             Self::Secret if shown.starts_with(SEALED) => Ok(text()),
             // The text itself must not be repeated.
             Self::Secret => Err("this secret is not sealed".into()),
@@ -77,6 +92,8 @@ impl Kind {
             Self::Text => Ok(text()),
             Self::Name if is_name(&shown) => Ok(text()),
             Self::Name => wrong("a name"),
+            Self::Group if is_group(&shown) => Ok(text()),
+            Self::Group => wrong("a group's name, of letters, digits and `-_+`"),
             Self::Choice(words) if words.contains(&shown.as_str()) => Ok(text()),
             Self::Choice(words) => match nearest(&shown, words.iter().copied()) {
                 Some(near) => wrong(&format!("known; did you mean `{near}`?")),
@@ -110,6 +127,7 @@ impl Kind {
                 "false" | "no" | "off" | "0" => Ok(false.into()),
                 _ => wrong("`true` or `false`"),
             },
+            Self::Names | Self::Groups | Self::Ips | Self::Hosts => wrong("a list"),
         }
     }
 }
@@ -126,6 +144,11 @@ fn mac(text: &str) -> Option<String> {
         return None;
     }
     Some(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":"))
+}
+
+/// Whether a set of nodes can name a group of this name: `@a.b` is a file, `@a:b` a source.
+pub fn is_group(word: &str) -> bool {
+    is_name(word) && word != "all" && !word.contains(['.', ':']) && !word.starts_with(['-', '@'])
 }
 
 /// The ends of a range of addresses.
@@ -145,10 +168,10 @@ fn list(value: Value, kind: Kind) -> Result<Value, String> {
         }
         other => vec![other],
     };
-    let mut kept: Vec<Value> = Vec::new();
+    let (mut kept, mut seen) = (Vec::new(), HashSet::new());
     for part in parts {
         let part = kind.keep(part)?;
-        if !kept.contains(&part) {
+        if seen.insert(part.to_string()) {
             kept.push(part);
         }
     }

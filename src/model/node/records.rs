@@ -259,6 +259,8 @@ pub fn check_name(noun: Noun, name: &str) -> Result<()> {
     let wrong = match noun {
         Noun::Node => wrong_with(name).map(|(_, what)| what),
         _ if name == "all" => Some("it means all of them".to_owned()),
+        Noun::Group if kinds::is_group(name) => None,
+        Noun::Group => Some("a group's name is of letters, digits and `-_+`".to_owned()),
         _ if super::schema::is_name(name) && !name.starts_with('@') => None,
         _ => Some("a name is of letters, digits and `-_.+:@`".to_owned()),
     };

@@ -9,6 +9,12 @@ use crate::model::nodeset::name;
 
 pub use super::kinds::Kind;
 
+/// How deep what may be anything may be: it lies in others, and is read again.
+const MAX_DEPTH: usize = 16;
+
+/// The most bytes of a record: several fit into a commit.
+const MAX_RECORD: usize = 64 << 10;
+
 /// What a sealed secret begins with.
 pub const SEALED: &str = "sealed:";
 
@@ -74,7 +80,7 @@ pub const ATTRIBUTES: &[Attribute] = &[
     one("tags", Kind::Names),
     one("notes", Kind::Text),
     one("project", Kind::Name),
-    one("groups", Kind::Names),
+    one("groups", Kind::Groups),
     one("profiles", Kind::Names),
 ];
 
@@ -159,6 +165,9 @@ fn refused(noun: Noun, attribute: &Attribute) -> bool {
 pub fn find(noun: Noun, path: &[impl AsRef<str>]) -> Result<Found, String> {
     let shown =
         |depth: usize| path[..depth].iter().map(AsRef::as_ref).collect::<Vec<&str>>().join("/");
+    if path.len() > MAX_DEPTH {
+        return Err("it is too deep".into());
+    }
     let mut under = attributes(noun);
     for (depth, part) in path.iter().enumerate() {
         // Anything below is everybody's own business.
@@ -253,10 +262,35 @@ pub fn secrets<E>(
     Ok(())
 }
 
+/// How many levels a value has; at most one more than it may.
+pub(super) fn is_deep(value: &Value, above: usize) -> bool {
+    match value {
+        _ if above > MAX_DEPTH => true,
+        Value::Object(tree) => tree.values().any(|it| is_deep(it, above + 1)),
+        Value::Array(list) => list.iter().any(|it| is_deep(it, above + 1)),
+        _ => false,
+    }
+}
+
+/// About how many bytes a value has.
+fn size(value: &Value) -> usize {
+    match value {
+        Value::Object(tree) => tree.iter().map(|(key, it)| key.len() + 4 + size(it)).sum(),
+        Value::Array(list) => list.iter().map(|it| 1 + size(it)).sum(),
+        Value::String(text) => text.len() + 2,
+        _ => 8,
+    }
+}
+
 /// Checks a tree of settings and brings it into the form in which it is kept; says all
 /// that is wrong, each with its path.
 pub fn check(noun: Noun, tree: Tree) -> Result<Tree, Vec<(String, String)>> {
     let mut wrong = Vec::new();
+    let bytes: usize = tree.iter().map(|(key, it)| key.len() + size(it)).sum();
+    if bytes > MAX_RECORD {
+        let what = format!("{bytes} bytes, and {MAX_RECORD} are the most");
+        return Err(vec![("all of it".into(), what)]);
+    }
     let tree = check_below(noun, &mut Vec::new(), tree, &mut wrong);
     if wrong.is_empty() { Ok(tree) } else { Err(wrong) }
 }

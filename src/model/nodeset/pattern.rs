@@ -6,6 +6,9 @@ use super::name::{self, Number};
 use super::{Builder, MAX_NAMES};
 use crate::error::{Error, Result};
 
+/// The most texts and brackets in a name: each takes room on the stack.
+const MAX_PIECES: usize = 256;
+
 /// The names that one text with brackets stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern {
@@ -86,6 +89,9 @@ impl Pattern {
         let (mut pieces, mut at) = (Vec::new(), 0);
         let mut count = 1_u64;
         while at < text.len() {
+            if pieces.len() == MAX_PIECES {
+                return Err(Wrong::new(at, "there are too many brackets"));
+            }
             let rest = &text[at..];
             let plain = rest.find(|c| !name::is_letter(c) && !more.contains(&c));
             match plain.unwrap_or(rest.len()) {

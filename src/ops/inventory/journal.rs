@@ -115,7 +115,11 @@ impl Book {
             // What the last commit did may be known only now.
             let mut operation = self.ops.get(&operation.id).cloned().unwrap_or(operation);
             if operation.state == State::Running {
-                end(&mut operation, State::Failed, Some(error.to_string()));
+                end(
+                    &mut operation,
+                    State::Failed,
+                    Some(error.report().trim_start_matches("error: ").to_owned()),
+                );
                 self.tell(&operation).await;
             }
         }

@@ -102,12 +102,19 @@ impl Book {
         let (mut outcomes, mut new) = (Vec::new(), BTreeMap::new());
         for name in self.inventory.names(noun, names)? {
             check_name(noun, &name)?;
-            if self.inventory.is_stored(noun, &name) {
-                outcomes.push(Outcome::failed(name, "Error: duplicate name"));
-                continue;
+            let record = edited(noun, &name, Tree::new(), edits)?;
+            let stored = self.inventory.is_stored(noun, &name);
+            match self.inventory.get(noun, &name).filter(|_| stored) {
+                None => {
+                    new.insert(name.clone(), record);
+                    outcomes.push(Outcome::ok(name, "ok"));
+                }
+                // Who was interrupted, and asks again, finds it as it was to be.
+                Some(old) if self.same(noun, &old, &record) && !edits.is_empty() => {
+                    outcomes.push(Outcome::ok(name, "ok"));
+                }
+                Some(_) => outcomes.push(Outcome::failed(name, "Error: duplicate name")),
             }
-            new.insert(name.clone(), edited(noun, &name, Tree::new(), edits)?);
-            outcomes.push(Outcome::ok(name, "ok"));
         }
         self.refuse_problems(noun, &new)?;
         Ok(Plan::of(outcomes, new))

@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::error::{Error, Result};
+use super::Book;
+use crate::error::{Context, Error, Result};
 use crate::model::node::inventory::Inventory;
 use crate::model::node::records::Record;
 use crate::model::node::request::{Format, Noun, Outcome};
 use crate::model::node::{Tree, edit, schema};
 use crate::model::nodeset::NodeSet;
 use crate::node::{self, groups};
+use crate::store::secret::vault::Lock;
 
 /// Records as a file, and those that are not there.
 ///
@@ -37,6 +39,33 @@ pub fn export(
         (Format::Groups, _) => return Err(Error::usage("only nodes are in groups")),
         (format, noun) => node::write(noun, format, &mut there.into_iter())?,
     };
+    Ok((text, missing))
+}
+
+/// Records as a file with their secrets, sealed to a passphrase: the administrator's.
+///
+/// # Errors
+/// Those of [`export`], and when a secret cannot be opened.
+pub fn export_locked(
+    book: &Book,
+    noun: Noun,
+    names: &str,
+    format: Format,
+    passphrase: &str,
+) -> Result<(String, Vec<Outcome>)> {
+    let lock = Lock::new(passphrase)?;
+    let names = book.inventory.names(noun, names)?;
+    let (there, missing) = found(&names, |name| book.inventory.get(noun, name));
+    let mut locked = Vec::new();
+    for (name, record) in there {
+        let mut tree = record.tree()?;
+        schema::secrets(noun, &mut tree, &mut |_, sealed| {
+            lock.seal(book.vault.unseal(sealed)?.expose()).map(Some)
+        })
+        .while_doing(|| format!("opening the secrets of `{name}`"))?;
+        locked.push((name, tree));
+    }
+    let text = node::write_trees(noun, format, &mut locked.into_iter().map(Ok))?;
     Ok((text, missing))
 }
 

@@ -43,10 +43,13 @@ impl Vault {
             create(&file, &encode_key(&key.to_bytes(), MARK), 0o600)?;
         }
         let key = || decode_key(&read_private(&file)?, MARK);
-        let key = SecretKey::from(key().while_doing(|| reading(&file))?);
+        Ok(Self::of(&SecretKey::from(key().while_doing(|| reading(&file))?)))
+    }
+
+    fn of(key: &SecretKey) -> Self {
         let digest = Sha256::digest(key.public_key().as_bytes());
         let mark = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self(SalsaBox::new(&key.public_key(), &key), mark))
+        Self(SalsaBox::new(&key.public_key(), key), mark)
     }
 
     /// By which its key is told from others.
@@ -83,9 +86,108 @@ impl Vault {
     }
 }
 
+/// What a secret begins with that is sealed to a passphrase.
+pub const LOCKED: &str = "locked:";
+
+/// How much work a passphrase takes: 2^15 steps, 32 MiB, a tenth of a second.
+const WORK: u8 = 15;
+
+/// Seals secrets to a passphrase, for a file that leaves the machine.
+///
+/// ```text
+/// locked:15:<salt>:<nonce and box>
+/// ```
+///
+/// Each says how its key is made of the passphrase (scrypt, with r = 8, p = 1). All of a file
+/// have one salt, so that the work is done once.
+#[derive(Debug)]
+pub struct Lock {
+    vault: Vault,
+    /// `locked:15:<salt>:`
+    head: String,
+}
+
+impl Lock {
+    /// A new one.
+    ///
+    /// # Errors
+    /// When there are no random numbers.
+    pub fn new(passphrase: &str) -> Result<Self> {
+        let mut salt = [0; 16];
+        getrandom::fill(&mut salt).while_doing(|| "asking for random numbers".into())?;
+        Self::made(passphrase, WORK, &Base64::encode_string(&salt))
+    }
+
+    /// The one that has sealed this.
+    ///
+    /// # Errors
+    /// When nothing has.
+    pub fn of(locked: &str, passphrase: &str) -> Result<Self> {
+        let (work, salt, _) = Self::parts(locked)?;
+        Self::made(passphrase, work, salt)
+    }
+
+    fn parts(locked: &str) -> Result<(u8, &str, &str)> {
+        let parts = || {
+            let (work, rest) = locked.strip_prefix(LOCKED)?.split_once(':')?;
+            let (salt, sealed) = rest.split_once(':')?;
+            // More is somebody's wish to keep us busy.
+            let work = work.parse().ok().filter(|work| (10..=20).contains(work))?;
+            Some((work, salt, sealed))
+        };
+        parts().ok_or_else(|| Error::usage("a secret is not as `export --with-secrets` writes it"))
+    }
+
+    fn made(passphrase: &str, work: u8, salt: &str) -> Result<Self> {
+        let bug = || Error::bug("no key can be made of a passphrase");
+        let parameters = scrypt::Params::new(work, 8, 1, 32).map_err(|_| bug())?;
+        let mut key = [0; 32];
+        scrypt::scrypt(passphrase.as_bytes(), salt.as_bytes(), &parameters, &mut key)
+            .map_err(|_| bug())?;
+        let vault = Vault::of(&SecretKey::from(key));
+        Ok(Self { vault, head: format!("{LOCKED}{work}:{salt}:") })
+    }
+
+    /// A secret as a file may have it.
+    ///
+    /// # Errors
+    /// When it cannot be sealed.
+    pub fn seal(&self, secret: &str) -> Result<String> {
+        let sealed = self.vault.seal(secret)?;
+        Ok(format!("{}{}", self.head, sealed.trim_start_matches(SEALED)))
+    }
+
+    /// What was sealed.
+    ///
+    /// # Errors
+    /// When it was sealed to another passphrase, or in another file.
+    pub fn open(&self, locked: &str) -> Result<Secret> {
+        let (_, _, sealed) = Self::parts(locked)?;
+        let ours = locked.starts_with(&self.head);
+        let opened = self.vault.unseal(&format!("{SEALED}{sealed}")).ok().filter(|_| ours);
+        opened.ok_or_else(|| Error::usage("the passphrase is another"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_locked_is_opened_by_the_passphrase_alone() {
+        let lock = Lock::new("correct horse").unwrap();
+        let locked = lock.seal("hunter2").unwrap();
+        assert!(locked.starts_with("locked:15:") && !locked.contains("hunter2"));
+        assert_eq!(
+            Lock::of(&locked, "correct horse").unwrap().open(&locked).unwrap().expose(),
+            "hunter2"
+        );
+        assert!(Lock::of(&locked, "wrong horse").unwrap().open(&locked).is_err());
+        assert!(Lock::new("correct horse").unwrap().open(&locked).is_err(), "another salt");
+        for wrong in ["locked:", "locked:15:a", "locked:60:a:b", "locked:x:a:b", "hunter2"] {
+            assert!(Lock::of(wrong, "correct horse").is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn what_is_sealed_is_opened_with_the_same_key_alone() {
