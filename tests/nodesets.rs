@@ -298,6 +298,16 @@ fn what_cannot_be_is_said_and_nothing_is_printed() {
 }
 
 #[test]
+fn a_group_of_very_many_brackets_is_a_mistake() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("set");
+    fs::write(&file, format!("@g{}\n", "[1][1]".repeat(100_000))).unwrap();
+    let run = pavo(&["count", &format!("@{}", file.display())], "", None);
+    assert_eq!(run.code, 2, "{}", run.stderr);
+    assert!(run.stderr.contains("a group's name of more than 64 pieces"), "{}", run.stderr);
+}
+
+#[test]
 fn files_and_slurm_are_asked_for_their_nodes() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();

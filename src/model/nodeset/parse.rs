@@ -14,6 +14,9 @@ const MAX_DEPTH: usize = 50;
 /// The most groups that one pattern of groups, `@rack[1-9]`, names.
 const MAX_GROUPS: usize = 10_000;
 
+/// The most brackets and texts between them in such a pattern.
+const MAX_PIECES: usize = 64;
+
 /// How much of a long text is shown, on each side of the mistake.
 const SHOWN: usize = 30;
 
@@ -203,6 +206,10 @@ impl<'a> Parser<'a> {
             }
             None if self.at == start => return self.wrong("the name of a group is missing"),
             None => {}
+        }
+        if pattern.pieces() > MAX_PIECES {
+            let what = format!("a group's name of more than {MAX_PIECES} pieces");
+            return Err(Wrong::new(start, what));
         }
         if pattern.count() > MAX_GROUPS {
             let what = format!("{} groups, more than {MAX_GROUPS}", pattern.count());

@@ -116,6 +116,11 @@ impl Pattern {
         Ok((Self { pieces }, at))
     }
 
+    /// Of how many brackets, and texts between them, it is made.
+    pub fn pieces(&self) -> usize {
+        self.pieces.len()
+    }
+
     /// How many names it stands for, each as often as it is written.
     pub fn count(&self) -> usize {
         let of = |piece: &Piece| match piece {
