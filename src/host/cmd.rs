@@ -63,9 +63,19 @@ async fn attempt(command: &Command<'_>) -> Result<Vec<u8>> {
         return Ok(output.stdout);
     }
     let complaint = String::from_utf8_lossy(&output.stderr);
-    let complaint: String = complaint.trim().chars().take(MAX_COMPLAINT).collect();
+    // What moves a terminal's cursor is not for ours.
+    let complaint: String = complaint.trim().chars().take(MAX_COMPLAINT).map(shown).collect();
     let status = output.status.to_string();
     Err(Error::system(if complaint.is_empty() { status } else { format!("{status}: {complaint}") }))
+}
+
+/// A letter as one that a terminal shows and does not obey. Lines stay lines.
+fn shown(letter: char) -> char {
+    match letter {
+        '\n' | '\t' => letter,
+        _ if letter.is_control() => '·',
+        _ => letter,
+    }
 }
 
 fn spawn(command: &Command<'_>) -> Result<tokio::process::Child> {
@@ -120,6 +130,12 @@ mod tests {
             "error: running `sh -c echo no such luck >&2; exit 3`\
              \n  because: exit status: 3: no such luck"
         );
+    }
+
+    #[test]
+    fn a_complaint_does_not_move_the_cursor() {
+        let report = sh("printf 'a\\033[2Jb\\nc' >&2; exit 1", b"", LONG).unwrap_err().report();
+        assert!(report.ends_with(": a·[2Jb\n    c"), "{report:?}");
     }
 
     #[test]
