@@ -170,15 +170,15 @@ async fn finish(shared: &Shared, stop: impl Future<Output = ()>) {
 
 /// Makes sure that what is sealed can be opened by us: every daemon has the same key.
 async fn own_vault(store: &dyn Store, vault: &Vault, fence: &Check) -> Result<()> {
-    let (key, mark) = (keys::vault_mark(), vault.mark());
+    let key = keys::vault_mark();
     match get_json::<String>(store, &key).await? {
-        Some((known, _)) if known == mark => Ok(()),
+        Some((known, _)) if vault.mark()?.as_ref() == Some(&known) => Ok(()),
         Some(_) => Err(Error::config("the inventory's secrets are sealed with another key").help(
             "copy `inventory.key` from the state of the daemon that was active before (0600)",
         )),
         None => {
             let checks = [fence.clone(), Check::Absent(key.clone())];
-            match store.commit(&checks, &[Change::put_json(key, &mark)?]).await? {
+            match store.commit(&checks, &[Change::put_json(key, &vault.make()?)?]).await? {
                 Commit::Done(_) => Ok(()),
                 Commit::Conflict(_) => Err(Error::system("another daemon has taken over")),
             }
