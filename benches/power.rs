@@ -5,10 +5,10 @@
 #![expect(clippy::print_stdout, reason = "a bench prints its table")]
 #![expect(clippy::print_stderr, reason = "it says aloud that it cannot run")]
 
-use std::future::pending;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use futures_util::stream::pending;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::{TimeVal, TimeValLike};
 use pavo::node::power::action::{Action, Patience};

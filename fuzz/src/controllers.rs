@@ -52,7 +52,7 @@ pub fn redfish(data: &[u8]) -> bool {
     let Ok(reset) = system.reset() else { return offered.is_some() };
     assert!(is_here(&reset.target) && reset.info.as_deref().is_none_or(is_here));
     for change in [Change::On, Change::Off, Change::Soft, Change::Reset] {
-        if let (Ok(word), Some(offered)) = (reset.choose(change), &reset.offered) {
+        if let (Ok(word), Some(offered)) = (reset.choose(change, system.state), &reset.offered) {
             assert!(offered.iter().any(|it| it == word));
         }
     }

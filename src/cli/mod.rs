@@ -42,6 +42,7 @@ mod power;
 mod ps;
 mod records;
 mod rescue;
+mod results;
 mod run;
 mod save;
 mod secrets;

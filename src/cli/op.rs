@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::out::{Column, OutputArgs};
 use super::signals::Signals;
-use super::{App, daemon, duration};
+use super::{App, daemon, duration, results as told};
 use crate::error::{Error, Kind, Result};
 use crate::model::node::operation::{Operation, State};
 use crate::model::node::request::Outcome;
@@ -55,6 +55,9 @@ pub struct Show {
 pub struct Watch {
     #[arg(value_name = "ID")]
     id: u64,
+
+    #[command(flatten)]
+    results: told::ResultArgs,
 }
 
 /// Do an operation again with the nodes that it did not go well with, and follow it
@@ -62,6 +65,9 @@ pub struct Watch {
 pub struct Retry {
     #[arg(value_name = "ID")]
     id: u64,
+
+    #[command(flatten)]
+    results: told::ResultArgs,
 }
 
 /// Stop an operation
@@ -88,16 +94,20 @@ impl Op {
             Self::Show(show) => show.run(app),
             Self::Watch(watch) => {
                 let remote = required(app)?;
-                app.block_on(follow(app, &remote, watch.id, &mut |_| {}))
+                let mut told = told::Results::new(&app.out, &watch.results, 0)?;
+                let code = app.block_on(follow(app, &remote, watch.id, &mut told))?;
+                told.end(code)
             }
             Self::Retry(retry) => {
                 let remote = required(app)?;
-                app.block_on(async {
+                let mut told = told::Results::new(&app.out, &retry.results, 0)?;
+                let code = app.block_on(async {
                     let path = format!("/v1/ops/{}/retry", retry.id);
                     let operation: Operation = remote.send(Method::POST, &path, &()).await?;
                     app.out.status(&format!("Operation {}: {}", operation.id, operation.what));
-                    follow(app, &remote, operation.id, &mut |_| {}).await
-                })
+                    follow(app, &remote, operation.id, &mut told).await
+                })?;
+                told.end(code)
             }
             Self::Abort(abort) => {
                 let remote = required(app)?;
@@ -170,7 +180,7 @@ impl Show {
     }
 }
 
-/// Tells each result as it comes, and the sum at the end; the exit code. `also` hears of each.
+/// Tells each result as it comes; the exit code.
 ///
 /// # Errors
 /// When the daemon cannot be asked any more: the operation goes on.
@@ -178,14 +188,10 @@ pub async fn follow(
     app: &App,
     remote: &Remote,
     id: u64,
-    also: &mut dyn FnMut(&Outcome),
+    told: &mut told::Results<'_>,
 ) -> Result<u8> {
     let mut signals = Signals::new()?;
-    let mut tell = |outcome: &Outcome| {
-        also(outcome);
-        app.out.data(&format!("{}: {}\n", outcome.name, outcome.text))
-    };
-    let work = results(remote, id, &mut tell);
+    let work = results(remote, id, told);
     let operation = tokio::select! {
         operation = work => operation.map_err(|error| {
             error.help(format!("it goes on: `pavo op watch {id}`"))
@@ -197,7 +203,6 @@ pub async fn follow(
             return Ok(Kind::Interrupted.exit_code());
         }
     };
-    app.out.data(&format!("\nSuccess: {}  Total: {}\n", operation.done, operation.total))?;
     if let Some(reason) = &operation.reason {
         app.out.status(&format!("{}: {reason}", operation.state.as_str()));
     }
@@ -223,17 +228,19 @@ struct News {
 async fn results(
     remote: &Remote,
     id: u64,
-    tell: &mut dyn FnMut(&Outcome) -> Result<()>,
+    told: &mut told::Results<'_>,
 ) -> Result<Operation> {
     let path = format!("/v1/ops/{id}/results");
     let mut news = News { after: 0, wait: WAIT };
     loop {
         let found: Results = remote.get(&path, &news).await?;
         news.after += found.results.len();
-        for result in &found.results {
-            tell(result)?;
+        let is_all = found.results.is_empty();
+        told.expect(found.operation.total);
+        for Outcome { name, ok, text } in found.results {
+            told.tell(&name, if ok { Ok(text) } else { Err(text) });
         }
-        if found.operation.state != State::Running && found.results.is_empty() {
+        if found.operation.state != State::Running && is_all {
             return Ok(found.operation);
         }
     }

@@ -1,19 +1,20 @@
 //! `pavo power`, `pavo bootdev`
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
+use futures_util::stream;
 
 use super::App;
 use super::op::follow;
+use super::results::{ResultArgs, Results};
 use super::signals::Signals;
 use crate::config::BatchManager;
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::model::node::operation::Operation;
 use crate::model::node::request::Outcome as Missing;
-use crate::model::nodeset::NodeSet;
 use crate::model::order::{self, Order};
 use crate::node::power::action::{Action, Patience};
 use crate::node::power::fanout::{FailLimit, Outcome, Plan, Stop, Window, run};
@@ -21,16 +22,19 @@ use crate::node::power::{Bmc, Boot, Device, Hub};
 use crate::ops::inventory;
 use crate::ops::keeper::Keeper;
 use crate::ops::nodesets::{self, Known};
-use crate::ops::power::{bmc, busy};
+use crate::ops::power::{Jobs, bmc};
 use crate::ops::remote::Remote;
+use crate::store::embedded;
 use crate::store::secret::vault::Vault;
 use hyper::Method;
 
 /// Switch nodes on and off, or see whether they are
 ///
 /// By their controllers, which the inventory knows: `mgt` (`redfish`, `ipmi` or `ipmitool`),
-/// `control/bmc_address`, `bmc_username`, `bmc_password`; see `pavo node`. Each node has a line
-/// as soon as it has answered. Nodes on which jobs of Slurm run are left alone.
+/// `control/bmc_address`, `bmc_username`, `bmc_password`; `qmp` and `control/qmp_socket`; `exec`
+/// and `control/exec`; see `pavo node`. Each node has a line as soon as it has answered. Nodes on
+/// which jobs of Slurm run are left alone; Slurm is asked again as long as nodes start. A reset
+/// whose answer is lost is not done again.
 #[derive(Debug, Args)]
 pub struct Power {
     /// The nodes
@@ -112,31 +116,40 @@ enum Wanted {
     Default,
 }
 
+/// The longest time that may be asked for, in seconds: a day.
+const DAY: u64 = 86_400;
+
 /// How it is done to many.
 #[derive(Debug, Args)]
 struct Conduct {
     /// So many controllers are asked at once
-    #[arg(short, long, value_name = "COUNT", default_value_t = 256)]
-    fanout: usize,
+    #[arg(short, long, value_name = "COUNT", default_value_t = 256, value_parser = counts(1))]
+    fanout: u32,
 
     /// How many seconds an answer may take
-    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = seconds(1))]
     timeout: u64,
 
     /// How often a controller that does not answer is asked again
-    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = counts(0))]
     retries: u32,
 
     /// How many seconds `soft` and `cycle` wait for a machine to be off
-    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = seconds(0))]
     settle: u64,
 
     /// So many start in each interval, for what their power comes through
-    #[arg(long, value_name = "COUNT")]
-    window: Option<usize>,
+    #[arg(long, value_name = "COUNT", value_parser = counts(1))]
+    window: Option<u32>,
 
     /// The seconds of an interval
-    #[arg(long, value_name = "SECONDS", default_value_t = 10, requires = "window")]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 10,
+        value_parser = seconds(0),
+        requires = "window"
+    )]
     interval: u64,
 
     /// So many nodes, or `5%`, may fail; after one more, no other is started
@@ -155,13 +168,16 @@ struct Conduct {
     #[arg(long)]
     force: bool,
 
-    /// Write the nodes with which it went well to this file
-    #[arg(long, value_name = "FILE")]
-    ok_file: Option<PathBuf>,
+    #[command(flatten)]
+    results: ResultArgs,
+}
 
-    /// Write the others to this file
-    #[arg(long, value_name = "FILE")]
-    ko_file: Option<PathBuf>,
+fn seconds(least: u64) -> RangedU64ValueParser<u64> {
+    RangedU64ValueParser::new().range(least..=DAY)
+}
+
+fn counts(least: u64) -> RangedU64ValueParser<u32> {
+    RangedU64ValueParser::new().range(least..=100_000)
 }
 
 impl Power {
@@ -188,25 +204,20 @@ impl Bootdev {
     }
 }
 
-/// Nodes by what became of them.
-#[derive(Debug, Default)]
-struct Sorted {
-    ok: BTreeSet<String>,
-    ko: BTreeSet<String>,
-}
-
 impl Conduct {
     fn plan(&self, action: Action) -> Plan {
         let seconds = Duration::from_secs;
-        let window = self.window.map(|size| Window { size, interval: seconds(self.interval) });
+        let count = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
+        let interval = seconds(self.interval);
+        let window = self.window.map(|size| Window { size: count(size), interval });
         let patience = Patience {
-            answer: seconds(self.timeout.max(1)),
+            answer: seconds(self.timeout),
             tries: self.retries.saturating_add(1),
             settle: seconds(self.settle),
             ..Patience::default()
         };
         Plan {
-            at_once: self.fanout,
+            at_once: count(self.fanout),
             patience,
             window,
             fail_limit: self.fail_limit,
@@ -239,31 +250,26 @@ impl Conduct {
         let known = Known::by(Keeper::Daemon(remote.clone()));
         let order = Order {
             always: matches!(action, Action::SetBootDevice(it) if it.always),
-            fanout: self.fanout,
+            fanout: self.fanout as usize,
             timeout: self.timeout,
             retries: self.retries,
             settle: self.settle,
-            window: self.window,
+            window: self.window.map(|it| it as usize),
             interval: self.interval,
             fail_limit: self.fail_limit.map(|limit| limit.to_string()),
             dry_run: self.dry_run,
             force: self.force,
             ..Order::new(nodesets::fill_in(names, Some(&known)).await?, wanted)
         };
+        // Which opens the files, before anything is done.
+        let mut results = Results::new(&app.out, &self.results, 0)?;
         let operation: Operation = remote.send(Method::POST, "/v1/ops", &order).await?;
         if self.no_wait {
             app.out.data(&format!("{}\n", operation.id))?;
             return Ok(0);
         }
-        let mut sorted = Sorted::default();
-        let code = follow(app, remote, operation.id, &mut |outcome| {
-            let side = if outcome.ok { &mut sorted.ok } else { &mut sorted.ko };
-            side.insert(outcome.name.clone());
-        })
-        .await;
-        write(self.ok_file.as_ref(), &sorted.ok)?;
-        write(self.ko_file.as_ref(), &sorted.ko)?;
-        code
+        let code = follow(app, remote, operation.id, &mut results).await?;
+        results.end(code)
     }
 
     fn run(&self, app: &App, nodes: &str, action: Action) -> Result<u8> {
@@ -274,106 +280,75 @@ impl Conduct {
             return Err(Error::usage("`--no-wait` without a daemon: nobody would go on"));
         }
         let dir = app.env.state_dir();
-        let config = super::config::load(app)?;
-        let slurm = config.batch.manager == BatchManager::Slurm;
-        let (code, sorted) = app.block_on(async {
+        app.block_on(async {
             let known = Known::stored(dir.clone());
             let names = nodesets::union(&[nodes.to_owned()], &known).await?.names();
             let (inventory, vault) = (inventory::read(&dir).await?, Vault::open(&dir)?);
-            let all: BTreeSet<String> = names.iter().cloned().collect();
-            let busy = match slurm && !self.force && !action.only_looks() {
-                true => busy(&all).await.map_err(|error| {
-                    error.help("to do it without knowing what runs there: `--force`")
-                })?,
-                false => BTreeSet::new(),
-            };
-            let mut sorted = Sorted::default();
+            let mut plan = self.plan(action);
+            if !self.force && !action.only_looks() {
+                plan.guard = Some(Arc::new(jobs(app).await?));
+            }
+            let mut results = Results::new(&app.out, &self.results, names.len())?;
             let mut bmcs = Vec::new();
             for name in &names {
                 let Some(own) = inventory.nodes.get(name) else {
-                    sorted.ko.insert(name.clone());
-                    app.out.data(&format!("{name}: {}\n", Missing::missing(name).text))?;
+                    results.tell(name, Err(Missing::missing(name).text));
                     continue;
                 };
-                let found = match busy.contains(name) {
-                    true => Err(Error::system("a job runs there").help("all the same: `--force`")),
-                    false => bmc(&inventory, &vault, name, own),
+                let allowed = match &plan.guard {
+                    Some(guard) => guard.check(name).await,
+                    None => Ok(()),
                 };
-                match found {
+                match allowed.and_then(|()| bmc(&inventory, &vault, name, own)) {
                     Ok(bmc) => bmcs.push(bmc),
-                    Err(error) => fail(app, &mut sorted, name, &error)?,
+                    Err(error) => results.fail(name, &error),
                 }
             }
-            let code = self.act(app, &bmcs, action, &mut sorted).await?;
-            app.out.data(&format!("\nSuccess: {}  Total: {}\n", sorted.ok.len(), names.len()))?;
-            Ok((code, sorted))
-        })?;
-        write(self.ok_file.as_ref(), &sorted.ok)?;
-        write(self.ko_file.as_ref(), &sorted.ko)?;
-        Ok(match code {
-            0 if !sorted.ko.is_empty() => Kind::Partial.exit_code(),
-            code => code,
-        })
-    }
-
-    /// Does it to those that have a controller; 0, or why it ended early.
-    async fn act(
-        &self,
-        app: &App,
-        bmcs: &[Bmc],
-        action: Action,
-        sorted: &mut Sorted,
-    ) -> Result<u8> {
-        let mut signals = Signals::new()?;
-        let stop = async {
-            let why = signals.next().await;
-            app.out.status(&format!("{why}: no other node is started"));
-        };
-        let mut told = Ok(());
-        let hub = Hub::default();
-        let report = run(bmcs, &self.plan(action), &hub, stop, &mut |bmc, outcome| {
-            let line = match outcome {
-                Outcome::Done(done) => {
-                    sorted.ok.insert(bmc.node.clone());
-                    app.out.data(&format!("{}: {done}\n", bmc.node))
-                }
-                Outcome::Failed(error) => fail(app, sorted, &bmc.node, error),
-                Outcome::NotStarted => Ok(()),
-            };
-            if told.is_ok() {
-                told = line;
-            }
-        })
-        .await;
-        told?;
-        for (bmc, outcome) in bmcs.iter().zip(&report.outcomes) {
-            if matches!(outcome, Outcome::NotStarted) {
-                sorted.ko.insert(bmc.node.clone());
-                app.out.data(&format!("{}: not started\n", bmc.node))?;
-            }
-        }
-        Ok(match report.stop {
-            Some(Stop::TooManyFailed) => Kind::FailLimit.exit_code(),
-            Some(Stop::Interrupted) => Kind::Interrupted.exit_code(),
-            None => 0,
+            plan.failed_before = results.failed();
+            let code = act(app, &bmcs, &plan, &mut results).await?;
+            results.end(code)
         })
     }
 }
 
-/// A line of what kept a node from it, and why.
-fn fail(app: &App, sorted: &mut Sorted, node: &str, error: &Error) -> Result<()> {
-    sorted.ko.insert(node.to_owned());
-    let report = error.report();
-    let lines = report.trim_start_matches("error: ").trim_end();
-    app.out.data(&format!("{node}: {lines}\n"))
-}
-
-/// A set of nodes as a file.
-fn write(file: Option<&PathBuf>, nodes: &BTreeSet<String>) -> Result<()> {
-    let Some(file) = file else { return Ok(()) };
-    let text = match nodes.is_empty() {
-        true => String::new(),
-        false => format!("{}\n", nodes.iter().collect::<NodeSet>()),
+/// Who knows where something runs that must not be switched off.
+async fn jobs(app: &App) -> Result<Jobs> {
+    if super::config::load(app)?.batch.manager == BatchManager::Slurm {
+        return Jobs::of_slurm()
+            .await
+            .map_err(|error| error.help("to do it without knowing what runs there: `--force`"));
+    }
+    app.out
+        .status("what runs on these nodes is not looked at: batch.yaml has no `type: slurm` here");
+    let Some(store) = embedded::open_existing(&app.env.state_dir()).await? else {
+        return Ok(Jobs::of_clusters([]));
     };
-    std::fs::write(file, text).while_doing(|| format!("writing `{}`", file.display()))
+    let clusters = super::job::running(app, &store).await?;
+    Ok(Jobs::of_clusters(clusters.into_iter().map(|job| job.host)))
+}
+
+/// Does it to those that have a controller; 0, or why it ended early.
+async fn act(app: &App, bmcs: &[Bmc], plan: &Plan, results: &mut Results<'_>) -> Result<u8> {
+    let stop =
+        stream::unfold((Signals::new()?, "; again: at once"), |(mut signals, more)| async move {
+            let why = signals.next().await;
+            app.out.status(&format!("{why}: no other node is started, others end{more}"));
+            Some(((), (signals, "")))
+        });
+    let report = run(bmcs, plan, &Hub::default(), stop, &mut |bmc, outcome| match outcome {
+        Outcome::Done(done) => results.tell(&bmc.node, Ok(done.to_string())),
+        Outcome::Failed(error) => results.fail(&bmc.node, error),
+        Outcome::NotStarted => {}
+    })
+    .await;
+    for (bmc, outcome) in bmcs.iter().zip(&report.outcomes) {
+        if matches!(outcome, Outcome::NotStarted) {
+            results.tell(&bmc.node, Err("not started".into()));
+        }
+    }
+    Ok(match report.stop {
+        Some(Stop::TooManyFailed) => Kind::FailLimit.exit_code(),
+        Some(Stop::Interrupted) => Kind::Interrupted.exit_code(),
+        None => 0,
+    })
 }

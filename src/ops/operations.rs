@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::stream;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -358,10 +359,10 @@ fn run(running: &Running, work: &Prepared) -> Ended {
     };
     let mut stop = running.stop.subscribe();
     let report = runtime.block_on(async {
-        let told = async {
+        let told = stream::once(async {
             // Its sender lives as long as we do.
             let _ = stop.wait_for(|stop| *stop).await;
-        };
+        });
         let hub = Hub::default();
         fanout::run(&work.bmcs, &work.plan, &hub, told, &mut |bmc, outcome| {
             let (ok, text) = match outcome {

@@ -1,11 +1,11 @@
 //! An order for machines, made ready: whom it concerns, who is spared, and how it is gone about.
 
-use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::book::now;
-use super::power::{bmc, busy};
+use super::power::{Jobs, bmc};
 use crate::error::{Error, Result};
 use crate::model::node::inventory::Inventory;
 use crate::model::node::operation::{Operation, State};
@@ -60,28 +60,26 @@ pub async fn prepare(
     vault: &Vault,
     jobs: bool,
 ) -> Result<Prepared> {
-    let plan = plan(&order)?;
+    let mut plan = plan(&order)?;
     // As they are now: who does it again later means the same ones.
     order.names = names.to_string();
-    let all: BTreeSet<String> = names.names().into_iter().collect();
-    let busy = match jobs && !order.force && !plan.action.only_looks() {
-        true => busy(&all)
-            .await
-            .map_err(|error| error.help("to do it without knowing what runs there: `--force`"))?,
-        false => BTreeSet::new(),
-    };
+    if jobs && !order.force && !plan.action.only_looks() {
+        let jobs = Jobs::of_slurm().await;
+        plan.guard = Some(Arc::new(jobs.map_err(|error| {
+            error.help("to do it without knowing what runs there: `--force`")
+        })?));
+    }
     let (mut bmcs, mut refused) = (Vec::new(), Vec::new());
     for name in names.names() {
-        let found = match inventory.nodes.get(&name) {
-            None => {
-                refused.push(Outcome::missing(name));
-                continue;
-            }
-            Some(_) if busy.contains(&name) => {
-                Err(Error::system("a job runs there").help("all the same: `--force`"))
-            }
-            Some(own) => bmc(inventory, vault, &name, own),
+        let Some(own) = inventory.nodes.get(&name) else {
+            refused.push(Outcome::missing(name));
+            continue;
         };
+        let allowed = match &plan.guard {
+            Some(guard) => guard.check(&name).await,
+            None => Ok(()),
+        };
+        let found = allowed.and_then(|()| bmc(inventory, vault, &name, own));
         match found {
             Ok(bmc) => bmcs.push(bmc),
             Err(error) => {
@@ -91,6 +89,7 @@ pub async fn prepare(
             }
         }
     }
+    plan.failed_before = refused.len();
     Ok(Prepared { order, plan, bmcs, refused, names })
 }
 

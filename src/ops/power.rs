@@ -2,14 +2,19 @@
 //! must not be switched off.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
-use super::queue::{self, Hosts};
+use tokio::sync::Mutex;
+
+use super::queue;
 use crate::error::{Context, Error, Result};
-use crate::model::hostlist;
 use crate::model::node::Settings;
 use crate::model::node::inventory::Inventory;
+use crate::node::power::fanout::{Checked, Guard};
+use crate::node::power::ipmi::{Privilege, Suite, SuiteChoice};
 use crate::node::power::redfish::{self, Trust};
-use crate::node::power::{Bmc, Control, ipmi, ipmitool};
+use crate::node::power::{Bmc, Control, exec, ipmi, ipmitool, qmp};
 use crate::store::secret::Secret;
 use crate::store::secret::vault::Vault;
 
@@ -54,37 +59,77 @@ fn control(
     let driver = settings.mgt.as_deref().ok_or_else(|| missing("mgt"))?;
     let of = &settings.control;
     let address = of.bmc_address.clone().ok_or_else(|| missing("control/bmc_address"));
-    if user.is_none() && password.is_none() && of.bmc_address.is_some() {
-        return Err(missing("control/bmc_username").help(format!(
-            "or name a password record: `pavo node update {node} control/passwd=…`"
-        )));
-    }
-    let user = user.unwrap_or_default().to_owned();
-    let password = || -> Result<Secret> {
-        password.map_or_else(|| Ok(Secret::from(String::new())), |sealed| vault.unseal(sealed))
+    let user = || {
+        user.map(str::to_owned).ok_or_else(|| {
+            missing("control/bmc_username").help(format!(
+                "or name a password record: `pavo node update {node} control/passwd=…`"
+            ))
+        })
+    };
+    let secret = || -> Result<Secret> {
+        let unset = || {
+            missing("control/bmc_password").help(format!(
+                "give it where nobody reads along: `pavo node update {node} control/bmc_password=@-`"
+            ))
+        };
+        vault.unseal(password.ok_or_else(unset)?)
     };
     Ok(match driver {
         "ipmi" => {
-            let mut settings = ipmi::Settings::new(address?, user, password()?);
+            let mut settings = ipmi::Settings::new(address?, user()?, secret()?);
             settings.port = of.bmc_port.unwrap_or(settings.port);
+            settings.key = of.bmc_key.as_deref().map(|key| vault.unseal(key)).transpose()?;
+            settings.efi = of.bmc_efi.unwrap_or_default();
+            settings.suite = match of.bmc_cipher.as_deref() {
+                Some("3") => SuiteChoice::Only(Suite::Three),
+                Some(_) => SuiteChoice::Only(Suite::Seventeen),
+                None => SuiteChoice::Best,
+            };
+            settings.privilege = match of.bmc_privilege.as_deref() {
+                Some("user") => Privilege::User,
+                Some("administrator") => Privilege::Administrator,
+                _ => Privilege::Operator,
+            };
             Control::Ipmi(settings)
         }
         "ipmitool" => {
-            let mut settings = ipmitool::Settings::new(address?, user, password()?);
+            let mut settings = ipmitool::Settings::new(address?, user()?, secret()?);
             settings.port = of.bmc_port.unwrap_or(settings.port);
+            settings.efi = of.bmc_efi.unwrap_or_default();
+            let cipher = of.bmc_cipher.clone().map(|suite| ["-C".to_owned(), suite]);
+            settings.options = cipher.into_iter().flatten().collect();
             Control::Ipmitool(settings)
         }
         "redfish" => {
-            let mut settings = redfish::Settings::new(address?, user, password()?);
+            let mut settings = redfish::Settings::new(address?, user()?, secret()?);
             settings.trust = trust(of.bmc_trust.as_deref())?;
             settings.port = of.bmc_port.unwrap_or(settings.port);
             settings.system.clone_from(&of.bmc_system);
             Control::Redfish(settings)
         }
+        "qmp" => {
+            let socket = of.qmp_socket.clone().ok_or_else(|| missing("control/qmp_socket"))?;
+            let (net, disk, cdrom) =
+                (of.qmp_net.clone(), of.qmp_disk.clone(), of.qmp_cdrom.clone());
+            Control::Qmp(qmp::Settings { socket: socket.into(), net, disk, cdrom })
+        }
+        "exec" => {
+            let words = of.exec.as_deref().ok_or_else(|| missing("control/exec"))?;
+            let mut words = words.split_ascii_whitespace().map(str::to_owned);
+            let program = words.next().filter(|program| program.starts_with('/'));
+            let program = program.ok_or_else(|| {
+                Error::config("`control/exec` is no path of a program")
+                    .help("write it from the root on, `/usr/local/sbin/relay --board 3`")
+            })?;
+            let password = password.map(|it| vault.unseal(it)).transpose()?;
+            let (arguments, node) = (words.collect(), node.to_owned());
+            Control::Exec(exec::Settings { program, arguments, node, password })
+        }
         other => {
             let text = format!("the driver `{other}` is not there yet");
             return Err(Error::config(text).help(format!(
-                "`redfish`, `ipmi` and `ipmitool` are: `pavo node update {node} mgt=redfish`"
+                "`redfish`, `ipmi`, `ipmitool`, `qmp` and `exec` are: \
+                 `pavo node update {node} mgt=redfish`"
             )));
         }
     })
@@ -104,15 +149,75 @@ fn trust(said: Option<&str>) -> Result<Trust> {
     })
 }
 
-/// Those of these nodes on which jobs of Slurm run.
-///
-/// # Errors
-/// When Slurm does not answer.
-pub async fn busy(nodes: &BTreeSet<String>) -> Result<BTreeSet<String>> {
-    let running = queue::hosts(Hosts::WithJobs).await?;
-    let mut busy = BTreeSet::new();
-    for line in running.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        busy.extend(hostlist::expand(line)?.into_iter().filter(|name| nodes.contains(name)));
+/// How old an answer of Slurm may be when a node is touched.
+const FRESH: Duration = Duration::from_secs(5);
+
+/// Who keeps nodes on which something runs from being switched.
+#[derive(Debug)]
+pub enum Jobs {
+    /// Slurm is asked before the first node, and again whenever one starts later than
+    /// [`FRESH`]: when, and which were taken then.
+    Slurm(Mutex<(Instant, BTreeSet<String>)>),
+    /// Hosts of one's own clusters, where there is no Slurm.
+    Clusters(BTreeSet<String>),
+}
+
+impl Jobs {
+    /// Asks Slurm.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn of_slurm() -> Result<Self> {
+        Ok(Self::Slurm(Mutex::new(with_jobs().await?)))
     }
-    Ok(busy)
+
+    pub fn of_clusters(hosts: impl IntoIterator<Item = String>) -> Self {
+        Self::Clusters(hosts.into_iter().map(|host| bare(&host).to_owned()).collect())
+    }
+
+    /// What runs on the node.
+    async fn on(&self, node: &str) -> Result<Option<&'static str>> {
+        Ok(match self {
+            Self::Slurm(known) => {
+                let mut known = known.lock().await;
+                if known.0.elapsed() >= FRESH {
+                    *known = with_jobs().await?;
+                }
+                known.1.contains(bare(node)).then_some("a job")
+            }
+            Self::Clusters(hosts) => hosts.contains(bare(node)).then_some("a cluster of yours"),
+        })
+    }
+}
+
+async fn with_jobs() -> Result<(Instant, BTreeSet<String>)> {
+    let asked = Instant::now();
+    let busy = queue::hosts_with_jobs().await?;
+    Ok((asked, busy.iter().map(|name| bare(name).to_owned()).collect()))
+}
+
+impl Guard for Jobs {
+    fn check<'a>(&'a self, node: &'a str) -> Checked<'a> {
+        const ALL_THE_SAME: &str = "all the same: `--force`";
+        Box::pin(async move {
+            match self.on(node).await {
+                Ok(None) => Ok(()),
+                Ok(Some(what)) => {
+                    Err(Error::system(format!("{what} runs there")).help(ALL_THE_SAME))
+                }
+                Err(error) => Err(Error::system("whether a job runs there is not known")
+                    .because(error)
+                    .help(ALL_THE_SAME)),
+            }
+        })
+    }
+}
+
+/// A host's name without its domain, which Slurm may know and the inventory not, or the other
+/// way round.
+fn bare(name: &str) -> &str {
+    match name.parse::<IpAddr>() {
+        Ok(_) => name,
+        Err(_) => name.split('.').next().unwrap_or(name),
+    }
 }

@@ -41,6 +41,22 @@ fn what_is_lost_is_said_again() {
 }
 
 #[test]
+fn what_is_not_answered_is_done_once() {
+    let bmcs = with(Manner::Unconfirmed);
+    bmcs.with(0, |bmc| bmc.on = true);
+    let bmc = ipmi(settings(&bmcs, 0));
+    let mut many = impatient(Action::Reset);
+    many.patience.tries = 3;
+    let why = fails(&bmc, &many);
+    assert!(why.contains("whether it was done is not known"), "{why}");
+    assert_eq!(bmcs.with(0, |bmc| std::mem::take(&mut bmc.changes)), [3]);
+    // Off is off, however often it is said.
+    many.action = Action::Off;
+    fails(&bmc, &many);
+    assert!(bmcs.with(0, |bmc| bmc.changes.len() > 3 && !bmc.on));
+}
+
+#[test]
 fn who_answers_wrongly_is_as_good_as_dead() {
     for manner in [Manner::ForgedAnswers, Manner::WrongSession, Manner::Truncated, Manner::Mute] {
         let why = why(manner);

@@ -7,9 +7,9 @@ mod ipmi;
 mod many;
 mod redfish;
 
-use std::future::pending;
 use std::time::Duration;
 
+use futures_util::stream::pending;
 use pavo::node::power::action::{Action, Done, Patience};
 use pavo::node::power::fanout::{Outcome, Plan, Report, run};
 use pavo::node::power::ipmi::Settings;

@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
+use futures_util::stream::{once, pending};
 use pavo::node::power::action::Action;
-use pavo::node::power::fanout::{FailLimit, Outcome, Plan, Stop, Window, run};
+use pavo::node::power::fanout::{Checked, FailLimit, Guard, Outcome, Plan, Stop, Window, run};
 use pavo::node::power::ipmi::Settings;
 use pavo::node::power::{Bmc, Control, Hub};
 use pavo_fakes::{Bmcs, Manner};
@@ -46,7 +48,7 @@ fn the_dead_keep_nobody_waiting() {
         // Long before the dead are given up.
         tokio::time::sleep(Duration::from_secs(10)).await;
     };
-    block_on(run(&nodes, &plan, &Hub::default(), stop, &mut |bmc, outcome| {
+    block_on(run(&nodes, &plan, &Hub::default(), once(stop), &mut |bmc, outcome| {
         if matches!(outcome, Outcome::Done(_)) {
             living.push((bmc.node.clone(), begun.elapsed()));
         }
@@ -106,7 +108,7 @@ fn only_so_many_start_in_each_window() {
     let tell = &mut |_: &Bmc, _: &Outcome| {
         on.push((0..25).filter(|index| bmcs.with(*index, |bmc| bmc.on)).count());
     };
-    let report = block_on(run(&nodes, &plan, &Hub::default(), std::future::pending(), tell));
+    let report = block_on(run(&nodes, &plan, &Hub::default(), pending(), tell));
     assert_eq!(report.successes(), 25);
     assert!(begun.elapsed() >= 2 * interval, "{:?}", begun.elapsed());
     // When the tenth was done no eleventh was on, unless the machine slept between the two.
@@ -131,10 +133,89 @@ fn an_interrupt_leaves_no_machine_off_that_was_to_be_on_again() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         bmcs.with(0, |bmc| bmc.manner = Manner::Honest);
     };
-    let report = block_on(run(&nodes, &plan, &Hub::default(), stop, &mut |_, _| {}));
+    let report = block_on(run(&nodes, &plan, &Hub::default(), once(stop), &mut |_, _| {}));
     assert_eq!(report.stop, Some(Stop::Interrupted));
     assert_eq!(report.successes(), 1, "{}", text(&report.outcomes[0]));
     assert!(bmcs.with(0, |bmc| bmc.on), "it is left off");
+}
+
+#[test]
+fn a_second_interrupt_is_the_end_at_once() {
+    let bmcs = Bmcs::start(1, Duration::ZERO, 0).unwrap();
+    bmcs.with(0, |bmc| (bmc.on, bmc.shuts_down) = (true, None));
+    // It would be waited for an hour.
+    let mut plan = plan(Action::Soft);
+    plan.patience.answer = Duration::from_secs(3600);
+    plan.patience.settle = Duration::from_secs(3600);
+    let nodes = cluster(&bmcs, 1);
+    let pressed = async {
+        while bmcs.with(0, |bmc| bmc.changes.is_empty()) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let stop = once(pressed).chain(once(std::future::ready(())));
+    let report = block_on(run(&nodes, &plan, &Hub::default(), stop, &mut |_, _| {}));
+    assert_eq!(report.stop, Some(Stop::Interrupted));
+    assert!(text(&report.outcomes[0]).contains("is not known"), "{}", text(&report.outcomes[0]));
+}
+
+#[test]
+fn a_machine_that_is_left_off_is_said() {
+    // Time for a change between the two.
+    let bmcs = Bmcs::start(1, Duration::from_millis(200), 0).unwrap();
+    bmcs.with(0, |bmc| bmc.on = true);
+    let (plan, nodes) = (plan(Action::Cycle), cluster(&bmcs, 1));
+    let report = std::thread::scope(|scope| {
+        let all = scope.spawn(|| all(&nodes, &plan));
+        while bmcs.with(0, |bmc| bmc.on) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        bmcs.with(0, |bmc| bmc.manner = Manner::NoChange);
+        all.join().unwrap()
+    });
+    let why = text(&report.outcomes[0]);
+    assert!(why.contains("it is off, and was not switched on again\n  because: "), "{why}");
+}
+
+#[derive(Debug)]
+struct Only(&'static str);
+
+impl Guard for Only {
+    fn check<'a>(&'a self, node: &'a str) -> Checked<'a> {
+        Box::pin(async move {
+            match node == self.0 {
+                true => Ok(()),
+                false => Err(pavo::error::Error::system("hands off")),
+            }
+        })
+    }
+}
+
+#[test]
+fn who_is_guarded_is_not_even_asked() {
+    let bmcs = Bmcs::start(2, Duration::ZERO, 0).unwrap();
+    let guard: std::sync::Arc<dyn Guard> = std::sync::Arc::new(Only("n1"));
+    let plan = Plan { guard: Some(guard), ..plan(Action::On) };
+    let report = all(&cluster(&bmcs, 2), &plan);
+    assert_eq!(text(&report.outcomes[0]), "error: hands off");
+    assert_eq!(text(&report.outcomes[1]), "on");
+    assert_eq!(bmcs.with(0, |bmc| bmc.packets), 0);
+}
+
+#[test]
+fn who_failed_before_counts() {
+    let bmcs = Bmcs::start(10, Duration::ZERO, 0).unwrap();
+    let of = |limit: &str, failed_before| {
+        let fail_limit = Some(limit.parse().unwrap());
+        let plan = Plan { fail_limit, failed_before, ..plan(Action::Status) };
+        let report = all(&cluster(&bmcs, 10), &plan);
+        (report.successes(), report.stop)
+    };
+    assert_eq!(of("0", 1), (0, Some(Stop::TooManyFailed)));
+    assert_eq!(of("1", 1), (10, None));
+    // A share of all.
+    assert_eq!(of("50%", 10), (10, None));
+    assert_eq!(of("49%", 10), (0, Some(Stop::TooManyFailed)));
 }
 
 #[test]
@@ -160,7 +241,7 @@ fn an_interrupt_tells_done_failed_and_not_started_apart() {
         // Until some of the mute have been started.
         tokio::time::sleep(Duration::from_secs(1)).await;
     };
-    let report = block_on(run(&nodes, &plan, &Hub::default(), stop, tell));
+    let report = block_on(run(&nodes, &plan, &Hub::default(), once(stop), tell));
     assert_eq!(report.stop, Some(Stop::Interrupted));
     assert_eq!(report.successes(), 10);
     let unknown = text(&report.outcomes[10]);

@@ -71,6 +71,114 @@ fn what_makes_no_sense_is_an_error_in_time() {
 }
 
 #[test]
+fn what_is_not_answered_is_done_once() {
+    let bmcs = Bmcs::start(1, Duration::ZERO, 0).unwrap();
+    let redfish = bmcs.redfish(Tls::None).unwrap();
+    let node = bmc(at(&redfish, 0, Trust::Plain));
+    bmcs.with(0, |bmc| (bmc.on, bmc.manner) = (true, Manner::Unconfirmed));
+    let mut many = plan(Action::Reset);
+    many.patience.tries = 4;
+    let why = fails(&node, &many);
+    assert!(why.contains("whether it was done is not known"), "{why}");
+    assert_eq!(bmcs.with(0, |bmc| std::mem::take(&mut bmc.changes)), [3]);
+    // What comes of the button is seen all the same.
+    many.action = Action::Soft;
+    let went = crate::text(&crate::one(&node, &many));
+    assert!(went.starts_with("off (after "), "{went}");
+    assert_eq!(bmcs.with(0, |bmc| std::mem::take(&mut bmc.changes)), [5]);
+    // A second press would switch it off again.
+    bmcs.with(0, |bmc| bmc.resets = vec!["PushPowerButton"]);
+    many.action = Action::On;
+    fails(&node, &many);
+    assert_eq!(bmcs.with(0, |bmc| std::mem::take(&mut bmc.changes)), [1]);
+    // Done a second time this does no more.
+    bmcs.with(0, |bmc| {
+        bmc.resets = vec!["ForceOff"];
+        bmc.on = true;
+    });
+    many.action = Action::Off;
+    assert_eq!(crate::text(&crate::one(&node, &many)), "off");
+}
+
+#[test]
+fn one_that_is_going_off_is_switched_on_once_it_is() {
+    let bmcs = std::sync::Arc::new(Bmcs::start(1, Duration::ZERO, 0).unwrap());
+    let redfish = bmcs.redfish(Tls::None).unwrap();
+    let node = bmc(at(&redfish, 0, Trust::Plain));
+    bmcs.with(0, |bmc| bmc.said_state = Some("PoweringOff"));
+    let why = fails(&node, &impatient(Action::On));
+    assert!(why.contains("it is going off"), "{why}");
+    assert!(bmcs.with(0, |bmc| bmc.changes.is_empty()));
+    let later = bmcs.clone();
+    let thread = std::thread::spawn(move || {
+        let asked = |bmc: &mut pavo_fakes::Bmc| bmc.packets;
+        let before = later.with(0, asked);
+        while later.with(0, asked) < before + 3 {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        later.with(0, |bmc| bmc.said_state = None);
+    });
+    done(&node, Action::On);
+    thread.join().unwrap();
+    assert!(bmcs.with(0, |bmc| bmc.on && bmc.changes == [1]));
+    // Neither is what has power and does not run on.
+    bmcs.with(0, |bmc| (bmc.on, bmc.said_state) = (false, Some("Paused")));
+    done(&node, Action::On);
+    assert!(bmcs.with(0, |bmc| bmc.changes == [1, 1]));
+}
+
+#[test]
+fn the_button_is_not_pressed_blindly() {
+    let bmcs = Bmcs::start(1, Duration::ZERO, 0).unwrap();
+    let redfish = bmcs.redfish(Tls::None).unwrap();
+    let node = bmc(at(&redfish, 0, Trust::Plain));
+    bmcs.with(0, |bmc| {
+        (bmc.on, bmc.said_state, bmc.resets) = (true, Some(""), vec!["PushPowerButton"]);
+    });
+    let why = fails(&node, &plan(Action::On));
+    assert!(why.contains("the controller offers no On or ForceOn"), "{why}");
+    assert!(bmcs.with(0, |bmc| bmc.on && bmc.changes.is_empty()));
+}
+
+#[test]
+fn all_pages_of_systems_are_read() {
+    let bmcs = Bmcs::start(1, Duration::ZERO, 0).unwrap();
+    let redfish = bmcs.redfish(Tls::None).unwrap();
+    bmcs.with(0, |bmc| bmc.pages = 3);
+    done(&bmc(at(&redfish, 0, Trust::Plain)), Action::Status);
+    bmcs.with(0, |bmc| bmc.pages = 1_000_000);
+    let why = fails(&bmc(at(&redfish, 0, Trust::Plain)), &plan(Action::Status));
+    assert!(why.contains("more than 100 pages"), "{why}");
+}
+
+/// Takes connections, and ends each before it says anything; how many.
+fn hangs_up() -> (u16, std::sync::Arc<std::sync::atomic::AtomicU32>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let count = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let counted = count.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            drop(stream);
+            counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    });
+    (port, count)
+}
+
+#[test]
+fn who_hangs_up_in_the_middle_of_tls_is_asked_again() {
+    let (port, count) = hangs_up();
+    let usual = Settings::new("127.0.0.1", USER, PASSWORD.to_owned().into());
+    let node = bmc(Settings { port, trust: Trust::Anybody, ..usual });
+    let mut many = plan(Action::Status);
+    many.patience.tries = 3;
+    let why = fails(&node, &many);
+    assert!(why.contains("given up after 3 tries") && why.contains("agreeing on TLS"), "{why}");
+    assert_eq!(count.load(std::sync::atomic::Ordering::Relaxed), 3);
+}
+
+#[test]
 fn a_system_that_is_not_there_is_told_with_those_that_are() {
     let bmcs = Bmcs::start(1, Duration::ZERO, 0).unwrap();
     let redfish = bmcs.redfish(Tls::None).unwrap();

@@ -104,6 +104,31 @@ pub struct Control {
     /// Which system of a Redfish service it is, where there are several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bmc_system: Option<String>,
+    /// The controller's own key of IPMI ("Kg"), sealed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bmc_key: Option<String>,
+    /// The cipher suite of IPMI, where the best that there is does not do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bmc_cipher: Option<String>,
+    /// What a session of IPMI may do: `operator`, if it is not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bmc_privilege: Option<String>,
+    /// Its firmware is UEFI, and the controller wants to know that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bmc_efi: Option<bool>,
+    /// The socket of the QEMU that the node is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub qmp_socket: Option<String>,
+    /// The ids of QEMU's devices to boot from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub qmp_net: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub qmp_disk: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub qmp_cdrom: Option<String>,
+    /// A program of the site that controls it, and its arguments, with blanks between them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exec: Option<String>,
     /// The name of a password record.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub passwd: Option<String>,

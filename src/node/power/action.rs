@@ -113,22 +113,32 @@ struct Asked<'a> {
 
 impl Asked<'_> {
     async fn ask<'d, T>(&'d self, question: impl Fn(&'d dyn Driver) -> Answer<'d, T>) -> Result<T> {
+        self.try_to(true, question).await.map_err(|failure| failure.error)
+    }
+
+    /// Asks until there is an answer. What may have been done is asked again only where that
+    /// `may_be_repeated`.
+    async fn try_to<'d, T>(
+        &'d self,
+        may_be_repeated: bool,
+        question: impl Fn(&'d dyn Driver) -> Answer<'d, T>,
+    ) -> Result<T, Failure> {
         let limit = self.patience.answer + GRACE;
         let mut tried = 1;
         loop {
             let late = || {
                 let limit = self.patience.answer.as_secs_f32();
-                Failure::passing(Error::system(format!("no answer within {limit} s")))
+                Failure::unconfirmed(Error::system(format!("no answer within {limit} s")))
             };
             let answer = timeout(limit, question(self.driver)).await;
             match answer.unwrap_or_else(|_| Err(late())) {
                 Ok(answer) => return Ok(answer),
+                Err(failure) if failure.perhaps_done && !may_be_repeated => return Err(failure),
                 Err(failure) if failure.again && tried < self.patience.tries => tried += 1,
                 Err(failure) if failure.again && tried > 1 => {
-                    let what = format!("given up after {tried} tries");
-                    return Err(Error::new(failure.error.kind(), what).because(failure.error));
+                    return Err(failure.while_doing(format!("given up after {tried} tries")));
                 }
-                Err(failure) => return Err(failure.error),
+                Err(failure) => return Err(failure),
             }
         }
     }
@@ -138,7 +148,24 @@ impl Asked<'_> {
     }
 
     async fn change(&self, change: Change) -> Result<()> {
-        self.ask(|driver| driver.change(change)).await
+        let told = self.try_to(change.may_be_repeated(), |driver| driver.change(change)).await;
+        told.map_err(|Failure { perhaps_done, error, .. }| match perhaps_done {
+            true if !change.may_be_repeated() => {
+                Error::new(error.kind(), "it was told, and whether it was done is not known")
+                    .because(error)
+            }
+            _ => error,
+        })
+    }
+
+    /// Presses the power button. What comes of it is seen; so whether the controller said that
+    /// it did matters only where nothing does.
+    async fn press(&self) -> Result<Option<Error>> {
+        match self.try_to(false, |driver| driver.change(Change::Soft)).await {
+            Ok(()) => Ok(None),
+            Err(failure) if failure.perhaps_done => Ok(Some(failure.error)),
+            Err(failure) => Err(failure.error),
+        }
     }
 
     /// Waits until the machine is off.
@@ -211,8 +238,15 @@ async fn soft(asked: &Asked<'_>) -> Result<Done> {
     if asked.power().await? == Power::Off {
         return Ok(Done::Power(Power::Off));
     }
-    asked.change(Change::Soft).await?;
+    let unconfirmed = asked.press().await?;
     let took = asked.until_off("its power button was pressed").await.map_err(|error| {
+        let error = match unconfirmed {
+            None => error,
+            Some(why) => {
+                let what = format!("{error}, and whether it was is not known");
+                Error::new(error.kind(), what).because(why)
+            }
+        };
         error.help("its operating system may not listen to that; `off` does not ask it")
     })?;
     Ok(Done::Reached(Power::Off, took))
@@ -225,7 +259,11 @@ async fn cycle(asked: &Asked<'_>) -> Result<Done> {
     }
     asked.change(Change::Off).await?;
     let took = asked.until_off("it was switched off").await?;
-    asked.change(Change::On).await?;
+    asked.change(Change::On).await.map_err(|error| {
+        Error::new(error.kind(), "it is off, and was not switched on again")
+            .because(error)
+            .help("switch it on: `pavo power NODE on`")
+    })?;
     Ok(Done::Cycled(took))
 }
 

@@ -11,11 +11,13 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::pin::Pin;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{Stream, StreamExt};
 use tokio::time::{Instant, sleep_until};
 
 use super::action::{self, Action, Done, Patience};
@@ -35,9 +37,21 @@ pub struct Plan {
     pub window: Option<Window>,
     /// So many may fail; after one more, no other is started.
     pub fail_limit: Option<FailLimit>,
+    /// So many have failed already, before this.
+    pub failed_before: usize,
     /// Nothing is changed; what would be is said.
     pub dry_run: bool,
+    /// Asked of each node when its turn comes.
+    pub guard: Option<Arc<dyn Guard>>,
 }
+
+/// Who knows which nodes must be left alone. Hours may lie between the first and the last.
+pub trait Guard: fmt::Debug + Send + Sync {
+    fn check<'a>(&'a self, node: &'a str) -> Checked<'a>;
+}
+
+/// Why a node must be left alone, later.
+pub type Checked<'a> = Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
 
 impl Plan {
     /// The usual one.
@@ -48,7 +62,9 @@ impl Plan {
             patience: Patience::default(),
             window: None,
             fail_limit: None,
+            failed_before: 0,
             dry_run: false,
+            guard: None,
         }
     }
 }
@@ -230,25 +246,30 @@ impl Gate {
     }
 }
 
-/// Does it to all nodes, until it is done or `stop` ends. Each result is told to `tell` as it
-/// comes; the report has them in order. After `stop` those that are under way have the time of
-/// one answer to end, and who is switched off and on again the time that it takes.
+/// Does it to all nodes, until it is done or `stop` says something. Each result is told to `tell`
+/// as it comes; the report has them in order. After a word of `stop` those that are under way
+/// have the time of one answer to end, and who is switched off and on again the time that it
+/// takes; after a second word they are left as they are.
 pub async fn run(
     bmcs: &[Bmc],
     plan: &Plan,
     hub: &Hub,
-    stop: impl Future<Output = ()>,
+    stop: impl Stream<Item = ()>,
     tell: &mut dyn FnMut(&Bmc, &Outcome),
 ) -> Report {
     let begun = Instant::now();
     let mut outcomes: Vec<Outcome> = bmcs.iter().map(|_| Outcome::NotStarted).collect();
     let mut started = vec![false; bmcs.len()];
-    let allowed = plan.fail_limit.map(|limit| limit.of(bmcs.len()));
+    let allowed = plan.fail_limit.map(|limit| limit.of(bmcs.len() + plan.failed_before));
+    let too_many = |failed: usize| allowed.is_some_and(|allowed| failed > allowed);
     let mut gate = Gate::new(plan, bmcs.len());
     let mut under_way = FuturesUnordered::new();
     let mut waiting = (0..bmcs.len()).peekable();
-    let (mut failed, mut why, mut end) = (0, None, None);
-    let mut stop = std::pin::pin!(stop);
+    let (mut failed, mut why, mut end) = (plan.failed_before, None, None);
+    if too_many(failed) && waiting.peek().is_some() {
+        why = Some(Stop::TooManyFailed);
+    }
+    let mut stop = std::pin::pin!(stop.fuse());
     loop {
         let mut retry = None;
         while let Some(node) = waiting.peek().copied().filter(|_| why.is_none()) {
@@ -275,14 +296,15 @@ pub async fn run(
                 tell(&bmcs[node], &outcome);
                 outcomes[node] = outcome;
                 started[node] = false;
-                if allowed.is_some_and(|allowed| failed > allowed) && waiting.peek().is_some() {
+                if too_many(failed) && waiting.peek().is_some() {
                     why = why.or(Some(Stop::TooManyFailed));
                 }
             }
             () = at(retry), if retry.is_some() => {}
-            () = &mut stop, if end.is_none() => {
+            Some(()) = stop.next() => {
                 why = Some(Stop::Interrupted);
-                end = Some(Instant::now() + plan.farewell());
+                let farewell = if end.is_none() { plan.farewell() } else { Duration::ZERO };
+                end = Some(Instant::now() + farewell);
             }
             () = at(end), if end.is_some() => break,
         }
@@ -303,6 +325,11 @@ async fn at(when: Option<Instant>) {
 }
 
 async fn one(node: usize, bmc: &Bmc, plan: &Plan, hub: &Hub) -> (usize, Result<Done>) {
+    if let Some(guard) = &plan.guard {
+        if let Err(error) = guard.check(&bmc.node).await {
+            return (node, Err(error));
+        }
+    }
     let driver = open(&bmc.control, hub, plan.patience.answer);
     let result = if plan.dry_run {
         action::rehearse(&*driver, plan.action, &plan.patience).await

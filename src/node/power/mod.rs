@@ -78,6 +78,13 @@ pub enum Change {
     Reset,
 }
 
+impl Change {
+    /// Whether doing it a second time does no more than doing it once.
+    pub fn may_be_repeated(self) -> bool {
+        matches!(self, Self::On | Self::Off)
+    }
+}
+
 /// What a machine boots from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
@@ -132,20 +139,32 @@ pub struct Failure {
     /// Whether the same may succeed when it is tried again: nobody answered, or had no time. A
     /// wrong password is never tried twice, since controllers lock accounts.
     pub again: bool,
+    /// The controller may have heard what it was told, and done it.
+    pub perhaps_done: bool,
     pub error: Error,
 }
 
 impl Failure {
-    /// Nobody answered, or was too busy.
+    /// Nobody answered, or was too busy; nothing was done.
     pub fn passing(error: Error) -> Self {
-        Self { again: true, error }
+        Self { again: true, perhaps_done: false, error }
+    }
+
+    /// It was told, and nobody answered.
+    pub fn unconfirmed(error: Error) -> Self {
+        Self { again: true, perhaps_done: true, error }
+    }
+
+    /// The same, with what was being done.
+    fn while_doing(self, what: String) -> Self {
+        Self { error: Error::new(self.error.kind(), what).because(self.error), ..self }
     }
 }
 
 /// It was refused, and will be again.
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { again: false, error }
+        Self { again: false, perhaps_done: false, error }
     }
 }
 
@@ -202,6 +221,7 @@ async fn program(
     let command = cmd::Command { program, args, input, namespace: None, limit };
     let output = cmd::run(&command).await;
     // Who did not end in time may do so another time; who says no has been heard.
-    let output = output.map_err(|error| Failure { again: begun.elapsed() >= limit, error })?;
+    let late = begun.elapsed() >= limit;
+    let output = output.map_err(|error| Failure { again: late, perhaps_done: late, error })?;
     Ok(String::from_utf8_lossy(&output).into_owned())
 }

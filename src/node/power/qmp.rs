@@ -66,12 +66,9 @@ impl Qmp {
         };
         let result = timeout(self.limit, all).await.unwrap_or_else(|_| {
             let limit = self.limit.as_secs_f32();
-            Err(Failure::passing(Error::system(format!("no answer within {limit} s"))))
+            Err(Failure::unconfirmed(Error::system(format!("no answer within {limit} s"))))
         });
-        result.map_err(|Failure { again, error }| {
-            let what = format!("asking QEMU at `{socket}`");
-            Failure { again, error: Error::new(error.kind(), what).because(error) }
-        })
+        result.map_err(|failure| failure.while_doing(format!("asking QEMU at `{socket}`")))
     }
 
     async fn change(&self, change: Change) -> Result<(), Failure> {
@@ -114,7 +111,9 @@ impl Qmp {
         let known = self.settings.devices().any(|(device, _)| device == boot.device);
         if !known && boot.device != Device::Default {
             let what = format!("no id of a device is known for `{}`", boot.device);
-            return Err(Error::config(what).help("say it: `net`, `disk`, `cdrom`").into());
+            return Err(Error::config(what)
+                .help(format!("say it: `control/qmp_{}=ID`", boot.device))
+                .into());
         }
         self.talk(async |monitor| {
             // No two may have the same place, not even for a moment.
@@ -160,6 +159,7 @@ impl Monitor {
             if let Some(error) = said.get("error") {
                 let why = error.get("desc").and_then(Value::as_str).unwrap_or("no word of it");
                 let why: String = why.chars().take(500).collect();
+                let why = why.escape_debug();
                 return Err(Error::system(format!("QEMU refuses `{command}`: {why}")));
             }
         }

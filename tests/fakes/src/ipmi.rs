@@ -212,13 +212,19 @@ impl Sessions {
             .ok()?;
         let pads = usize::from(*text.last()?);
         text.truncate(text.len().checked_sub(pads + 1)?);
+        let changes = bmc.changes.len();
         let answer = message(bmc, session.role & 0xf, &text)?;
         let packet = seal(session, &signing, &encryption, &answer);
         // Closing, which is the last that is answered.
         if text.get(1)? >> 2 == 6 && text.get(5) == Some(&0x3c) {
             self.open.remove(&id);
         }
-        (bmc.manner != Manner::Mute).then_some(packet)
+        let is_mute = match bmc.manner {
+            Manner::Mute => true,
+            Manner::Unconfirmed => bmc.changes.len() > changes,
+            _ => false,
+        };
+        (!is_mute).then_some(packet)
     }
 }
 
@@ -288,6 +294,7 @@ fn complete(
     }
     match (function, command, data) {
         (0, 1, []) => Ok(vec![u8::from(bmc.on), 0, 0]),
+        (0, 2, _) if bmc.manner == Manner::NoChange => Err(0xd5),
         (0, 2, [number]) if bmc.change(number & 0xf) => Ok(Vec::new()),
         (0, 2, _) => Err(0xcc),
         (0, 8, [5, flags @ ..]) => {

@@ -52,6 +52,10 @@ pub enum Manner {
     Full,
     /// It takes commands, and never says so.
     Mute,
+    /// It changes its power, and never says so.
+    Unconfirmed,
+    /// It does not change its power by IPMI.
+    NoChange,
 }
 
 /// One BMC and its machine.
@@ -69,6 +73,12 @@ pub struct Bmc {
     pub suites: Suites,
     /// After which time the operating system has shut down; never where there is none.
     pub shuts_down: Option<Duration>,
+    /// What Redfish says of its power: `None` is the truth, an empty text nothing.
+    pub said_state: Option<&'static str>,
+    /// How Redfish can reset it.
+    pub resets: Vec<&'static str>,
+    /// On how many pages Redfish tells its systems; all but the last are empty.
+    pub pages: usize,
     /// Changes of power that were asked for, as IPMI numbers them.
     pub changes: Vec<u8>,
     /// Sessions that were opened and not closed.
@@ -89,6 +99,9 @@ impl Bmc {
             key: None,
             suites: Suites::Both,
             shuts_down: Some(Duration::from_millis(100)),
+            said_state: None,
+            resets: vec!["On", "ForceOff", "GracefulShutdown", "ForceRestart"],
+            pages: 1,
             changes: Vec::new(),
             sessions: 0,
             packets: 0,

@@ -178,6 +178,9 @@ where
         if manner == Manner::Dead {
             return std::future::pending().await;
         }
+        if manner == Manner::Unconfirmed && method == "POST" {
+            return Ok(());
+        }
         let text = if answer.is_null() { String::new() } else { answer.to_string() };
         say(&mut stream, manner, status, &text).await?;
     }
@@ -228,10 +231,25 @@ fn answer(bmc: &mut Bmc, method: &str, path: &str, login: &str, body: &Value) ->
         (Manner::WrongSession, ..) => {
             (200, json!({ "Members": [{ "@odata.id": "http://127.0.0.1:1/" }] }))
         }
-        (_, "GET", "/redfish/v1/Systems") => (200, json!({ "Members": [{ "@odata.id": SYSTEM }] })),
+        (_, "GET", path) if path.starts_with("/redfish/v1/Systems") && path != SYSTEM => {
+            page(bmc, path)
+        }
         (_, "GET", SYSTEM) => (200, system(bmc)),
         (_, "PATCH", SYSTEM) => boot(bmc, body),
         (_, "POST", RESET) => reset(bmc, body),
+        _ => refused(404, "there is no such page"),
+    }
+}
+
+/// A page of its systems, `…/Systems` or `…/Systems?page=2`.
+fn page(bmc: &Bmc, path: &str) -> (u16, Value) {
+    let page = path.split_once("?page=").map_or(Some(1), |(_, page)| page.parse().ok());
+    match page {
+        Some(page) if page == bmc.pages => (200, json!({ "Members": [{ "@odata.id": SYSTEM }] })),
+        Some(page) if page < bmc.pages => {
+            let next = format!("/redfish/v1/Systems?page={}", page + 1);
+            (200, json!({ "Members": [], "Members@odata.nextLink": next }))
+        }
         _ => refused(404, "there is no such page"),
     }
 }
@@ -248,7 +266,7 @@ fn system(bmc: &Bmc) -> Value {
     };
     let words: Vec<&str> = DEVICES.iter().map(|(word, _)| *word).collect();
     json!({
-        "PowerState": if bmc.on { "On" } else { "Off" },
+        "PowerState": bmc.said_state.unwrap_or(if bmc.on { "On" } else { "Off" }),
         "Boot": {
             "BootSourceOverrideEnabled": enabled,
             "BootSourceOverrideTarget": device.map_or("None", |(word, _)| word),
@@ -256,8 +274,7 @@ fn system(bmc: &Bmc) -> Value {
         },
         "Actions": { "#ComputerSystem.Reset": {
             "target": RESET,
-            "ResetType@Redfish.AllowableValues":
-                ["On", "ForceOff", "GracefulShutdown", "ForceRestart"],
+            "ResetType@Redfish.AllowableValues": bmc.resets,
         } },
     })
 }
@@ -286,6 +303,13 @@ fn reset(bmc: &mut Bmc, body: &Value) -> (u16, Value) {
         (Some("ForceOff"), true) => 0,
         (Some("ForceRestart"), true) => 3,
         (Some("GracefulShutdown"), true) => 5,
+        (Some("PushPowerButton"), on) => {
+            if on {
+                5
+            } else {
+                1
+            }
+        }
         // As many real ones do.
         _ => return refused(409, "it is so already"),
     };

@@ -167,7 +167,8 @@ impl Ipmi {
             Change::Soft => (5, "pressing the power button"),
         };
         let command = Command { function: CHASSIS, command: 2, data: &[number] };
-        run(&mut session, what, command).await.map(drop)
+        let once = !change.may_be_repeated();
+        completed(what, session.run(what, command, once).await?).map(drop)
     }
 
     async fn boot(&self) -> Result<Boot, Failure> {
@@ -182,7 +183,7 @@ impl Ipmi {
         let mut session = self.open_to_change().await?;
         // Not only within the next minute, where the controller can do that.
         let keep = Command { function: CHASSIS, command: 8, data: &[BOOT_KEEPS, 8] };
-        let _ = session.run("keeping the boot device", keep).await?;
+        let _ = session.run("keeping the boot device", keep, false).await?;
         let command = Command { function: CHASSIS, command: 8, data: &data };
         run(&mut session, "setting the boot device", command).await.map(drop)
     }
@@ -194,7 +195,11 @@ fn short(what: &str) -> Error {
 
 /// Runs a command that has to be completed.
 async fn run(session: &mut Session, what: &str, command: Command<'_>) -> Result<Vec<u8>, Failure> {
-    session.run(what, command).await?.map_err(|code| {
+    completed(what, session.run(what, command, false).await?)
+}
+
+fn completed(what: &str, answer: Result<Vec<u8>, u8>) -> Result<Vec<u8>, Failure> {
+    answer.map_err(|code| {
         let (again, why) = match code {
             0xc0 => (true, "the controller is busy"),
             0xc1 => (false, "the controller does not know this command"),
@@ -204,7 +209,9 @@ async fn run(session: &mut Session, what: &str, command: Command<'_>) -> Result<
             0xd5 => (false, "the controller cannot do this now"),
             _ => (false, "the controller refuses"),
         };
-        Failure { again, error: Error::system(format!("{what}: {why} (code {code:#04x})")) }
+        let error = Error::system(format!("{what}: {why} (code {code:#04x})"));
+        // Who gave up may have begun.
+        Failure { again, perhaps_done: code == 0xc3, error }
     })
 }
 

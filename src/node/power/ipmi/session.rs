@@ -50,6 +50,8 @@ struct Line {
     limit: Duration,
     /// Packets that were for us and of no use.
     odd: u32,
+    /// What is asked now is not said again.
+    once: bool,
 }
 
 impl Line {
@@ -66,7 +68,7 @@ impl Line {
             let sent = self.conversation.send(&question(asked)?).await;
             sent.while_doing(|| format!("sending to {}", self.conversation.peer()))
                 .map_err(Failure::passing)?;
-            let until = self.end.min(Instant::now() + patience);
+            let until = if self.once { self.end } else { self.end.min(Instant::now() + patience) };
             patience *= 2;
             while let Ok(bytes) = timeout_at(until, self.conversation.receive()).await {
                 let taken = Packet::read(&bytes).and_then(|packet| answer(asked, &packet));
@@ -90,7 +92,7 @@ impl Line {
             odd => format!(" ({odd} packets that came made no sense)"),
         };
         let error = Error::system(format!("no answer of {peer} to {what} within {limit} s{odd}"));
-        Failure::passing(error)
+        if self.once { Failure::unconfirmed(error) } else { Failure::passing(error) }
     }
 }
 
@@ -130,10 +132,10 @@ fn refused(what: &str, status: u8) -> Failure {
     let (again, why) = refusal(status);
     let error = Error::system(format!("{what}: {why} (status {status:#04x})"));
     let error = match status {
-        0x09 => error.help("ask for less, or give the user more: `privilege`"),
+        0x09 => error.help("give the user more, or ask for less: `control/bmc_privilege`"),
         _ => error,
     };
-    Failure { again, error }
+    Failure { again, ..error.into() }
 }
 
 /// What controllers say of a suite that they do not have.
@@ -148,7 +150,7 @@ pub async fn open(
     end: Instant,
     limit: Duration,
 ) -> Result<Session, Failure> {
-    let mut line = Line { conversation, end, limit, odd: 0 };
+    let mut line = Line { conversation, end, limit, odd: 0, once: false };
     let suites = settings.suite.candidates();
     for (index, suite) in suites.iter().enumerate() {
         match begin(&mut line, *suite, settings.privilege).await? {
@@ -183,7 +185,7 @@ async fn begin(
             suite.number()
         );
         return Err(Error::system(what)
-            .help("try another one: `cipher: 3` or `cipher: 17`")
+            .help("try another one: `control/bmc_cipher=3`, or `17`")
             .into());
     }
     match u32_at(&answer, 0).filter(|id| *id != 0) {
@@ -235,7 +237,7 @@ async fn log_in(
     match exchanged.keys(&code) {
         Some(keys) => Ok(Session { line, id: controller, keys, sequence: 0, number: 0 }),
         None => Err(Error::system("logging in: the controller's own key is another")
-            .help("say it: `key`, or `ipmitool -k` with the same")
+            .help("say it: `control/bmc_key=-`")
             .into()),
     }
 }
@@ -252,15 +254,20 @@ fn random() -> Result<[u8; 16], Error> {
 
 impl Session {
     /// Runs a command. What it answers, or the code that the controller completes it with.
+    ///
+    /// What must not be done twice is said `once`: said again it would be another command to the
+    /// controller, since each packet has a number of its own.
     pub async fn run(
         &mut self,
         what: &str,
         command: Command<'_>,
+        once: bool,
     ) -> Result<Result<Vec<u8>, u8>, Failure> {
         self.number = (self.number + 1) % 64;
         let Self { line, id, keys, sequence, number } = self;
         let message = command.message(*number);
         let question = |_| packet(keys, *id, sequence, &message);
+        line.once = once;
         let answer = line.ask(what, question, |_, packet| {
             let (signed, code) = packet.signed(keys.code_length())?;
             // Outside the session anybody may say anything.

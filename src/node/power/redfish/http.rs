@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -220,6 +221,8 @@ pub struct Connection<'a> {
     authorization: HeaderValue,
     /// The version of what was read last, which is what is changed.
     version: Option<HeaderValue>,
+    /// Whether a change has been sent, or part of it.
+    told: bool,
 }
 
 struct Line {
@@ -252,6 +255,7 @@ impl<'a> Connection<'a> {
             },
             authorization,
             version: None,
+            told: false,
         })
     }
 
@@ -265,10 +269,21 @@ impl<'a> Connection<'a> {
         let server = ServerName::try_from(name.to_owned());
         let server = server.while_doing(|| "reading the controller's name".into())?;
         let stream = TlsConnector::from(config).connect(server, stream).await;
-        let stream = stream.while_doing(|| "agreeing on TLS".into()).map_err(|error| {
-            error.help("say whom to believe: `ca`, `fingerprint`, or `insecure: yes`")
+        let stream = stream.map_err(|error| {
+            // Who hangs up may have more time later; who is not believed is not believed.
+            let again = error.kind() != io::ErrorKind::InvalidData;
+            let error = Error::system("agreeing on TLS").because(error).help(
+                "say whom to believe: `control/bmc_trust`, a file with authorities, \
+                 `sha256:…`, or `anybody`",
+            );
+            Failure { again, ..error.into() }
         })?;
         begin(TokioIo::new(stream)).await
+    }
+
+    /// Whether it was told to change something, and may have.
+    pub fn has_told(&self) -> bool {
+        self.told
     }
 
     /// The connection, where it is still one, or a new one.
@@ -324,15 +339,18 @@ impl<'a> Connection<'a> {
         let body = body.map_or(Bytes::new(), |body| Bytes::from(body.to_string()));
         let request = request.body(Full::new(body)).while_doing(what)?;
         let mut line = self.open().await?;
-        let answer = line.requests.send_request(request).await;
-        let answer = answer.while_doing(what).map_err(Failure::passing)?;
+        self.told = method != Method::GET;
+        let answer = line.requests.send_request(request).await.map_err(|error| {
+            // It was not sent where the connection had ended before.
+            let perhaps_done = self.told && !error.is_canceled();
+            let error = Error::system(what()).because(error);
+            Failure { again: true, perhaps_done, error }
+        })?;
         self.line = Some(line);
         if answer.status().is_success() {
             return Ok(answer);
         }
-        let mut failure = refusal(answer).await;
-        failure.error = Error::new(failure.error.kind(), what()).because(failure.error);
-        Err(failure)
+        Err(refusal(answer).await.while_doing(what()))
     }
 }
 
@@ -369,5 +387,5 @@ async fn refusal(answer: Response<hyper::body::Incoming>) -> Failure {
     if let Some(words) = words {
         what += &format!(": {}", words.escape_debug());
     }
-    Failure { again, error: Error::system(what) }
+    Failure { again, ..Error::system(what).into() }
 }

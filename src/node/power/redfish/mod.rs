@@ -11,12 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 pub use http::{Certificates, Trust, config as tls};
 
 use self::http::Connection;
-use self::model::{Reset, System};
+use self::model::{PRESS, Reset, State, System};
 use super::{Answer, Boot, Change, Device, Driver, Failure, Power, cannot_boot};
 use crate::error::Error;
 use crate::store::secret::Secret;
@@ -25,6 +25,12 @@ use crate::store::secret::Secret;
 pub const PORT: u16 = 443;
 
 const SYSTEMS: &str = "/redfish/v1/Systems";
+
+/// The most pages of systems that are read.
+const MAX_PAGES: usize = 100;
+
+/// How often one that is going off is looked at, before it is switched on.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// How a controller is reached and who we are there.
 #[derive(Clone, Debug)]
@@ -72,25 +78,42 @@ impl Redfish {
         &self,
         next: impl AsyncFnOnce(&mut Connection<'_>, System) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
+        let mut connection = Connection::new(&self.settings, &self.certificates)?;
         let all = async {
-            let mut connection = Connection::new(&self.settings, &self.certificates)?;
             let path = self.find(&mut connection).await?;
             let found = connection.get(&path).await?;
             next(&mut connection, System::read(path, &found)?).await
         };
         let result = timeout(self.limit, all).await.unwrap_or_else(|_| {
             let limit = self.limit.as_secs_f32();
-            Err(Failure::passing(Error::system(format!("no answer within {limit} s"))))
+            let error = Error::system(format!("no answer within {limit} s"));
+            Err(match connection.has_told() {
+                true => Failure::unconfirmed(error),
+                false => Failure::passing(error),
+            })
         });
-        result.map_err(|Failure { again, error }| {
+        result.map_err(|failure| {
             let (address, port) = (&self.settings.address, self.settings.port);
-            let what = format!("asking `{}:{port}` by Redfish", address.escape_debug());
-            Failure { again, error: Error::new(error.kind(), what).because(error) }
+            failure.while_doing(format!("asking `{}:{port}` by Redfish", address.escape_debug()))
         })
     }
 
+    /// The systems of the controller, page by page.
+    async fn systems(&self, connection: &mut Connection<'_>) -> Result<Vec<String>, Failure> {
+        let mut all = Vec::new();
+        let mut next = Some(SYSTEMS.to_owned());
+        for _ in 0..MAX_PAGES {
+            let Some(path) = next else { return Ok(all) };
+            let page = connection.get(&path).await?;
+            all.extend(model::members(&page));
+            next = model::next_page(&page);
+        }
+        Err(Error::system(format!("the controller has more than {MAX_PAGES} pages of systems"))
+            .into())
+    }
+
     async fn find(&self, connection: &mut Connection<'_>) -> Result<String, Failure> {
-        let all = model::members(&connection.get(SYSTEMS).await?);
+        let all = self.systems(connection).await?;
         let wanted = self.settings.system.as_deref();
         let is_wanted = |path: &&String| wanted.is_none_or(|id| model::id(path) == id);
         let mut found = all.iter().filter(is_wanted);
@@ -105,27 +128,40 @@ impl Redfish {
                     (None, Some(id)) => format!("there is no system `{}`", id.escape_debug()),
                     _ => format!("the controller has {} systems", all.len()),
                 };
-                let help = format!("say which: `system`, one of {}", ids.join(", "));
+                let help = format!("say which: `control/bmc_system`, one of {}", ids.join(", "));
                 Err(Error::config(what).help(help).into())
             }
         }
     }
 
     async fn change(&self, change: Change) -> Result<(), Failure> {
-        self.talk(async |connection, system| {
-            // Many refuse to do what is so already.
-            match (change, system.power) {
-                (Change::On, Some(Power::On)) | (Change::Off | Change::Soft, Some(Power::Off)) => {
-                    return Ok(());
+        let late = Instant::now() + self.limit * 3 / 4;
+        self.talk(async |connection, mut system| {
+            // Switched on now, it would be off in the end.
+            while change == Change::On && system.state == Some(State::PoweringOff) {
+                if Instant::now() > late {
+                    let what = "it is going off, and cannot be switched on before it is";
+                    return Err(Failure::passing(Error::system(what)));
                 }
-                _ => {}
+                sleep(LOOK).await;
+                let found = connection.get(&system.path).await?;
+                system = System::read(system.path, &found)?;
+            }
+            // Many refuse to do what is so already.
+            if system.state.is_some_and(|state| state.is_done(change)) {
+                return Ok(());
             }
             let mut reset: Reset = system.reset()?;
             if let (None, Some(info)) = (&reset.offered, &reset.info) {
                 reset.offered = model::offered_by(&connection.get(info).await?);
             }
-            let body = json!({ "ResetType": reset.choose(change)? });
-            connection.post(&reset.target, &body).await
+            let word = reset.choose(change, system.state)?;
+            let told = connection.post(&reset.target, &json!({ "ResetType": word })).await;
+            // A second press would undo the first.
+            told.map_err(|failure| match word == PRESS && failure.perhaps_done {
+                true => Failure { again: false, ..failure },
+                false => failure,
+            })
         })
         .await
     }
@@ -146,7 +182,7 @@ impl Driver for Redfish {
     fn power(&self) -> Answer<'_, Power> {
         Box::pin(self.talk(async |_, system| {
             let unsaid = || Error::system("the system does not say whether it is on");
-            Ok(system.power.ok_or_else(unsaid)?)
+            Ok(system.state.ok_or_else(unsaid)?.power())
         }))
     }
 

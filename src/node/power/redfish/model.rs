@@ -29,6 +29,11 @@ pub fn members(collection: &Value) -> Vec<String> {
     members.filter_map(|member| path(member.get("@odata.id"))).collect()
 }
 
+/// The link to the next part of a collection.
+pub fn next_page(collection: &Value) -> Option<String> {
+    path(collection.get("Members@odata.nextLink"))
+}
+
 /// What comes last in a link.
 pub fn id(path: &str) -> &str {
     let path = path.strip_suffix('/').unwrap_or(path);
@@ -52,11 +57,55 @@ pub fn offered_by(info: &Value) -> Option<Vec<String>> {
     texts(parameters.iter().find(is_type)?.get("AllowableValues"))
 }
 
+/// Whether it is on, in Redfish's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    On,
+    Off,
+    PoweringOn,
+    PoweringOff,
+    /// Neither: it has power, and nothing runs.
+    Paused,
+}
+
+impl State {
+    fn read(text: &str) -> Option<Self> {
+        Some(match text {
+            "On" => Self::On,
+            "Off" => Self::Off,
+            "PoweringOn" => Self::PoweringOn,
+            "PoweringOff" => Self::PoweringOff,
+            "Paused" => Self::Paused,
+            _ => return None,
+        })
+    }
+
+    /// Whether it has power.
+    pub fn power(self) -> Power {
+        if self == Self::Off { Power::Off } else { Power::On }
+    }
+
+    /// Whether nothing is left to do for this change. One that is going off by itself may take
+    /// for ever: `off` does not wait for that.
+    pub fn is_done(self, change: Change) -> bool {
+        match change {
+            Change::On => matches!(self, Self::On | Self::PoweringOn),
+            Change::Off => self == Self::Off,
+            Change::Soft => matches!(self, Self::Off | Self::PoweringOff),
+            Change::Reset => false,
+        }
+    }
+}
+
+/// What does the opposite of what it did before.
+pub const PRESS: &str = "PushPowerButton";
+
 /// A machine, as its controller describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct System {
     pub path: String,
-    pub power: Option<Power>,
+    /// None where it is not said.
+    pub state: Option<State>,
     pub boot: Boot,
     reset: Option<Reset>,
     boots: Option<Vec<String>>,
@@ -76,12 +125,15 @@ impl Reset {
     ///
     /// # Errors
     /// When none of them is that.
-    pub fn choose(&self, change: Change) -> Result<&'static str> {
-        let words: &[&str] = match change {
-            Change::On => &["On", "ForceOn", "PushPowerButton"],
-            Change::Off => &["ForceOff"],
-            Change::Soft => &["GracefulShutdown", "PushPowerButton"],
-            Change::Reset => &["ForceRestart", "PowerCycle"],
+    pub fn choose(&self, change: Change, state: Option<State>) -> Result<&'static str> {
+        // What a press of the button does depends on whether it is on.
+        let words: &[&str] = match (change, state) {
+            (Change::On, Some(State::Off)) => &["On", "ForceOn", PRESS],
+            (Change::On, _) => &["On", "ForceOn"],
+            (Change::Off, _) => &["ForceOff"],
+            (Change::Soft, Some(State::On)) => &["GracefulShutdown", PRESS],
+            (Change::Soft, _) => &["GracefulShutdown"],
+            (Change::Reset, _) => &["ForceRestart", "PowerCycle"],
         };
         let Some(offered) = &self.offered else { return Ok(words[0]) };
         let is_offered = |word: &&&str| offered.iter().any(|it| it == **word);
@@ -101,14 +153,10 @@ impl System {
         if !document.is_object() {
             return Err(Error::system("the controller's answer is no system"));
         }
-        let power = match document.get("PowerState").and_then(Value::as_str) {
-            Some("Off") => Some(Power::Off),
-            Some("On" | "PoweringOn" | "PoweringOff" | "Paused") => Some(Power::On),
-            _ => None,
-        };
+        let state = document.get("PowerState").and_then(Value::as_str).and_then(State::read);
         let boot = document.get("Boot").unwrap_or(&Value::Null);
         let boots = texts(boot.get("BootSourceOverrideTarget@Redfish.AllowableValues"));
-        Ok(Self { path, power, boot: read_boot(boot), reset: read_reset(document), boots })
+        Ok(Self { path, state, boot: read_boot(boot), reset: read_reset(document), boots })
     }
 
     /// How it is reset.
@@ -192,15 +240,38 @@ mod tests {
             .unwrap()
         };
         let some = reset(json!(["ForceOn", "PushPowerButton", "PowerCycle"]));
-        assert_eq!(some.choose(Change::On).unwrap(), "ForceOn");
-        assert_eq!(some.choose(Change::Soft).unwrap(), "PushPowerButton");
-        assert_eq!(some.choose(Change::Reset).unwrap(), "PowerCycle");
-        let why = some.choose(Change::Off).unwrap_err().to_string();
+        let on = Some(State::On);
+        assert_eq!(some.choose(Change::On, on).unwrap(), "ForceOn");
+        assert_eq!(some.choose(Change::Soft, on).unwrap(), "PushPowerButton");
+        assert_eq!(some.choose(Change::Reset, on).unwrap(), "PowerCycle");
+        let why = some.choose(Change::Off, on).unwrap_err().to_string();
         assert!(why.contains("no ForceOff, only: ForceOn, PushPowerButton, PowerCycle"), "{why}");
         // Who does not say gets the usual.
-        assert_eq!(reset(Value::Null).choose(Change::Off).unwrap(), "ForceOff");
+        assert_eq!(reset(Value::Null).choose(Change::Off, on).unwrap(), "ForceOff");
+        // The button is pressed only where it is known to do what is wanted.
+        let button = reset(json!(["PushPowerButton"]));
+        assert_eq!(button.choose(Change::On, Some(State::Off)).unwrap(), "PushPowerButton");
+        for state in [None, on, Some(State::PoweringOff), Some(State::Paused)] {
+            assert!(button.choose(Change::On, state).is_err(), "{state:?}");
+        }
+        for state in [None, Some(State::Off), Some(State::PoweringOff)] {
+            assert!(button.choose(Change::Soft, state).is_err(), "{state:?}");
+        }
         let info = json!({ "Parameters": [{ "Name": "ResetType", "AllowableValues": ["On"] }] });
         assert_eq!(offered_by(&info), Some(vec!["On".to_owned()]));
+    }
+
+    #[test]
+    fn only_what_is_so_already_is_left_alone() {
+        let done = |text: &str| {
+            let state = State::read(text).unwrap();
+            [Change::On, Change::Off, Change::Soft, Change::Reset].map(|it| state.is_done(it))
+        };
+        assert_eq!(done("On"), [true, false, false, false]);
+        assert_eq!(done("PoweringOn"), [true, false, false, false]);
+        assert_eq!(done("PoweringOff"), [false, false, true, false]);
+        assert_eq!(done("Paused"), [false; 4]);
+        assert_eq!(done("Off"), [false, true, true, false]);
     }
 
     #[test]
