@@ -32,7 +32,7 @@ use hyper::Method;
 ///
 /// By their controllers, which the inventory knows: `mgt` (`redfish`, `ipmi` or `ipmitool`),
 /// `control/bmc_address`, `bmc_username`, `bmc_password`; `qmp` and `control/qmp_socket`; `exec`
-/// and `control/exec`; see `pavo node`. Each node has a line as soon as it has answered. Nodes on
+/// and `control/exec`; `virsh` and `control/ssh_address`; see `pavo node`. Each node has a line as soon as it has answered. Nodes on
 /// which jobs of Slurm run are left alone; Slurm is asked again as long as nodes start. A reset
 /// whose answer is lost is not done again.
 #[derive(Debug, Args)]

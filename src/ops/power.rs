@@ -9,12 +9,12 @@ use tokio::sync::Mutex;
 
 use super::queue;
 use crate::error::{Context, Error, Result};
-use crate::model::node::Settings;
 use crate::model::node::inventory::Inventory;
+use crate::model::node::{self, Settings};
 use crate::node::power::fanout::{Checked, Guard};
 use crate::node::power::ipmi::{Privilege, Suite, SuiteChoice};
 use crate::node::power::redfish::{self, Trust};
-use crate::node::power::{Bmc, Control, exec, ipmi, ipmitool, qmp};
+use crate::node::power::{Bmc, Control, exec, ipmi, ipmitool, qmp, virsh};
 use crate::store::secret::Secret;
 use crate::store::secret::vault::Vault;
 
@@ -77,19 +77,8 @@ fn control(
     Ok(match driver {
         "ipmi" => {
             let mut settings = ipmi::Settings::new(address?, user()?, secret()?);
-            settings.port = of.bmc_port.unwrap_or(settings.port);
             settings.key = of.bmc_key.as_deref().map(|key| vault.unseal(key)).transpose()?;
-            settings.efi = of.bmc_efi.unwrap_or_default();
-            settings.suite = match of.bmc_cipher.as_deref() {
-                Some("3") => SuiteChoice::Only(Suite::Three),
-                Some(_) => SuiteChoice::Only(Suite::Seventeen),
-                None => SuiteChoice::Best,
-            };
-            settings.privilege = match of.bmc_privilege.as_deref() {
-                Some("user") => Privilege::User,
-                Some("administrator") => Privilege::Administrator,
-                _ => Privilege::Operator,
-            };
+            set_ipmi(&mut settings, of);
             Control::Ipmi(settings)
         }
         "ipmitool" => {
@@ -113,26 +102,56 @@ fn control(
                 (of.qmp_net.clone(), of.qmp_disk.clone(), of.qmp_cdrom.clone());
             Control::Qmp(qmp::Settings { socket: socket.into(), net, disk, cdrom })
         }
+        "virsh" | "kvm" => Control::Virsh(libvirt(of, node)),
         "exec" => {
             let words = of.exec.as_deref().ok_or_else(|| missing("control/exec"))?;
-            let mut words = words.split_ascii_whitespace().map(str::to_owned);
-            let program = words.next().filter(|program| program.starts_with('/'));
-            let program = program.ok_or_else(|| {
-                Error::config("`control/exec` is no path of a program")
-                    .help("write it from the root on, `/usr/local/sbin/relay --board 3`")
-            })?;
             let password = password.map(|it| vault.unseal(it)).transpose()?;
-            let (arguments, node) = (words.collect(), node.to_owned());
-            Control::Exec(exec::Settings { program, arguments, node, password })
+            Control::Exec(site_program(words, password, node)?)
         }
         other => {
             let text = format!("the driver `{other}` is not there yet");
             return Err(Error::config(text).help(format!(
-                "`redfish`, `ipmi`, `ipmitool`, `qmp` and `exec` are: \
+                "`redfish`, `ipmi`, `ipmitool`, `qmp`, `virsh` and `exec` are: \
                  `pavo node update {node} mgt=redfish`"
             )));
         }
     })
+}
+
+fn set_ipmi(settings: &mut ipmi::Settings, of: &node::Control) {
+    settings.port = of.bmc_port.unwrap_or(settings.port);
+    settings.efi = of.bmc_efi.unwrap_or_default();
+    settings.suite = match of.bmc_cipher.as_deref() {
+        Some("3") => SuiteChoice::Only(Suite::Three),
+        Some(_) => SuiteChoice::Only(Suite::Seventeen),
+        None => SuiteChoice::Best,
+    };
+    settings.privilege = match of.bmc_privilege.as_deref() {
+        Some("user") => Privilege::User,
+        Some("administrator") => Privilege::Administrator,
+        _ => Privilege::Operator,
+    };
+}
+
+fn libvirt(of: &node::Control, node: &str) -> virsh::Settings {
+    let host = of.ssh_address.clone().map(|address| virsh::Host {
+        user: of.ssh_username.clone(),
+        address,
+        port: of.ssh_port,
+        key: of.ssh_key_filename.clone(),
+    });
+    let uri = virsh::uri(host.as_ref());
+    virsh::Settings { program: "virsh".into(), uri, domain: node.to_owned() }
+}
+
+fn site_program(words: &str, password: Option<Secret>, node: &str) -> Result<exec::Settings> {
+    let mut words = words.split_ascii_whitespace().map(str::to_owned);
+    let program = words.next().filter(|program| program.starts_with('/')).ok_or_else(|| {
+        Error::config("`control/exec` is no path of a program")
+            .help("write it from the root on, `/usr/local/sbin/relay --board 3`")
+    })?;
+    let (arguments, node) = (words.collect(), node.to_owned());
+    Ok(exec::Settings { program, arguments, node, password })
 }
 
 /// Who is believed to be the controller: what `control/bmc_trust` says.

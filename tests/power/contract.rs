@@ -18,23 +18,23 @@ use pavo_fakes::{Bmcs, Manner, PASSWORD, Tls, USER};
 use crate::{done, fails, impatient, ipmi, plan, settings};
 
 /// A machine that is off, and what controls it.
-struct World {
-    bmc: Bmc,
+pub struct World {
+    pub bmc: Bmc,
     /// Whether it is on, as the world itself sees it.
-    is_on: Box<dyn Fn() -> bool>,
+    pub is_on: Box<dyn Fn() -> bool>,
     /// The boot device may be for once.
-    once: bool,
+    pub once: bool,
     /// The boot device can be read.
-    reads: bool,
+    pub reads: bool,
     /// The firmware's own one can be given back.
-    forgets: bool,
+    pub forgets: bool,
     /// It has an operating system that listens.
-    listens: bool,
+    pub listens: bool,
     /// The same with a password that is not right.
-    wrong: Option<Bmc>,
+    pub wrong: Option<Bmc>,
     /// One that nobody answers for.
-    dead: Option<Bmc>,
-    _alive: Box<dyn Any>,
+    pub dead: Option<Bmc>,
+    pub _alive: Box<dyn Any>,
 }
 
 /// A password that no error may show.
@@ -54,7 +54,7 @@ fn becomes(world: &World, power: Power) {
     }
 }
 
-fn contract(world: &World) {
+pub fn contract(world: &World) {
     let World { bmc, .. } = world;
     becomes(world, Power::Off);
     // A second time changes nothing.
@@ -313,7 +313,7 @@ impl Drop for Process {
     }
 }
 
-fn script(path: &Path, text: &str) {
+pub fn script(path: &Path, text: &str) {
     fs::write(path, text).unwrap();
     fs::set_permissions(path, PermissionsExt::from_mode(0o700)).unwrap();
 }

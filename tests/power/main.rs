@@ -6,6 +6,7 @@ mod contract;
 mod ipmi;
 mod many;
 mod redfish;
+mod virsh;
 
 use std::time::Duration;
 

@@ -20,6 +20,7 @@ pub mod ipmi;
 pub mod ipmitool;
 pub mod qmp;
 pub mod redfish;
+pub mod virsh;
 
 use std::fmt;
 use std::pin::Pin;
@@ -46,6 +47,8 @@ pub enum Control {
     Ipmitool(ipmitool::Settings),
     /// A virtual machine that stands for a real one.
     Qmp(qmp::Settings),
+    /// A virtual machine of libvirt, the same.
+    Virsh(virsh::Settings),
     /// A program of the site.
     Exec(exec::Settings),
 }
@@ -201,6 +204,7 @@ pub fn open(control: &Control, hub: &Hub, limit: Duration) -> Box<dyn Driver> {
         }
         Control::Ipmitool(settings) => Box::new(ipmitool::Ipmitool::new(settings.clone(), limit)),
         Control::Qmp(settings) => Box::new(qmp::Qmp::new(settings.clone(), limit)),
+        Control::Virsh(settings) => Box::new(virsh::Virsh::new(settings.clone(), limit)),
         Control::Exec(settings) => Box::new(exec::Exec::new(settings.clone(), limit)),
     }
 }
