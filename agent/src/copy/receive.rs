@@ -402,10 +402,15 @@ fn base(place: &Place) -> Result<Base, Stop> {
         }
         Err(error) => return Err(cannot("opening", path, error)),
     }
-    let make = || match std::fs::create_dir(path) {
+    // Another copy may make it, or what it is in, at the same time; what it is, is seen below.
+    let one = |path: &Path| match std::fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
+    };
+    let make = || match one(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            std::fs::create_dir(path.parent().unwrap_or(path))?;
-            std::fs::create_dir(path)
+            one(path.parent().unwrap_or(path))?;
+            one(path)
         }
         made => made,
     };

@@ -454,3 +454,27 @@ fn a_full_disk_is_told_at_both_ends_and_no_part_is_left() {
     assert!(ours.ends_with("small/big`: No space left on device"), "{ours}");
     assert_eq!((ours, left), (told, Vec::<String>::new()));
 }
+
+#[test]
+fn copies_that_make_one_folder_at_the_same_time_all_arrive() {
+    const AT_ONCE: usize = 16;
+    let folder = Folder::new();
+    for round in 0..40 {
+        let together = std::sync::Barrier::new(AT_ONCE);
+        std::thread::scope(|scope| {
+            let (folder, together) = (&folder, &together);
+            let one = move |number: usize| {
+                let path = folder.path(&format!("{round}/vm{number}"));
+                let place = Place { into: true, ..place(path) };
+                together.wait();
+                said(&[Record::File(entry("name", 0)), Record::End, Record::Finish], &place)
+            };
+            let ends: Vec<_> =
+                (0..AT_ONCE).map(|number| scope.spawn(move || one(number))).collect();
+            for end in ends {
+                assert_eq!(end.join().unwrap(), Ok(()), "round {round}");
+            }
+        });
+        assert_eq!(list(&folder.path(&round.to_string())).len(), AT_ONCE);
+    }
+}
