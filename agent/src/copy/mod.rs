@@ -94,7 +94,13 @@ fn no_place(record: &Record<'_>) -> Stop {
 
 /// Why something of ours cannot be done.
 fn cannot(doing: &str, path: &Path, error: impl Into<io::Error>) -> Stop {
-    Stop::Own(format!("{doing} `{}`: {}", path.display(), reason(&error.into())))
+    Stop::Own(format!("{doing} `{}`: {}", shown(path), reason(&error.into())))
+}
+
+/// A path for people: names come from the other end, and a terminal would obey some.
+fn shown(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
 }
 
 #[cfg(test)]

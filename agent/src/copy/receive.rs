@@ -18,7 +18,7 @@ use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 use super::digest::digest;
 use super::part::{Part, Refused, mode, part_name, times};
 use super::record::{Entry, Record, Records};
-use super::{MAX_DEPTH, Seen, Stop, cannot, name_of, no_place};
+use super::{MAX_DEPTH, Seen, Stop, cannot, name_of, no_place, shown};
 
 /// The longest target of a link.
 const MAX_TARGET: usize = 4095;
@@ -211,7 +211,7 @@ impl<R: Read, W: Write> Receiver<'_, R, W> {
         let folder = match folder_at(self.at(), &name, OFlag::O_NOFOLLOW) {
             Ok(folder) => folder,
             Err(Errno::ENOTDIR | Errno::ELOOP) => {
-                let text = format!("`{}` is there already, and is no folder", path.display());
+                let text = format!("`{}` is there already, and is no folder", shown(&path));
                 return Err(Stop::Own(text));
             }
             Err(error) => return Err(cannot("opening", &path, error)),
@@ -273,14 +273,12 @@ impl<R: Read, W: Write> Receiver<'_, R, W> {
             there.is_ok_and(|there| there.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits())
         };
         if is_folder(self.at()) {
-            return Err(Stop::Own(format!(
-                "`{}` is a folder, and what comes is none",
-                path.display()
-            )));
+            let text = format!("`{}` is a folder, and what comes is none", shown(&path));
+            return Err(Stop::Own(text));
         }
         let mut part = Part::open(self.at(), name.as_bytes()).map_err(|refused| match refused {
             Refused::Busy => {
-                Stop::Own(format!("`{}` is being written by another copy", path.display()))
+                Stop::Own(format!("`{}` is being written by another copy", shown(&path)))
             }
             Refused::Failed(error) => cannot("writing", &path, error),
         })?;

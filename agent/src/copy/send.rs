@@ -15,7 +15,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
 use super::digest::digest;
 use super::holes::{data_from, hole_from};
 use super::record::{Entry, Piece, Record, Records};
-use super::{MAX_DEPTH, Seen, Stop, WORTH, name_of, no_place, reason};
+use super::{MAX_DEPTH, Seen, Stop, WORTH, name_of, no_place, reason, shown};
 
 /// A file that does not tell its size, such as those of the kernel, is sent up to this one.
 const UNTOLD: u64 = 16 << 20;
@@ -112,7 +112,7 @@ impl<R: Read, W: Write> Sender<'_, R, W> {
     }
 
     fn trouble(&mut self, path: &Path, why: &str) -> Result<(), Stop> {
-        let text = format!("`{}`: {why}", path.display());
+        let text = format!("`{}`: {why}", shown(path));
         (self.seen)(Seen::Trouble(text.clone()));
         self.say(&Record::Trouble(text))
     }

@@ -478,3 +478,32 @@ fn copies_that_make_one_folder_at_the_same_time_all_arrive() {
         assert_eq!(list(&folder.path(&round.to_string())).len(), AT_ONCE);
     }
 }
+
+#[test]
+fn names_are_shown_without_what_a_terminal_would_obey() {
+    let folder = Folder::new();
+    let to = Place { into: true, ..place(folder.path("to")) };
+    let name = "\x1b]0;mine\x07\x1b[2J\u{9b}1m\n";
+    let file = || [Record::File(entry(name, 0)), Record::End];
+    let enter = || Record::Folder(Entry { mode: 0o755, ..entry(name, 0) });
+    let wait = [Record::Folder(entry("d", 0))];
+    let cases = [
+        ("and is no folder", [&wait[..], &file(), &[enter()]].concat()),
+        ("is a folder", [&wait[..], &[enter(), Record::Leave], &file()].concat()),
+        (
+            "making the link",
+            [
+                &wait[..],
+                &[enter(), Record::Leave],
+                &[Record::Link(Entry { target: b"x".into(), ..entry(name, 0) })],
+            ]
+            .concat(),
+        ),
+    ];
+    for (expected, records) in cases {
+        let Err(Stop::Own(why)) = said(&records, &to) else { panic!("{expected}") };
+        assert!(why.contains(expected), "{why}");
+        assert!(!why.contains(char::is_control), "{why:?}");
+        fs::remove_dir_all(folder.path("to")).unwrap();
+    }
+}
