@@ -91,6 +91,16 @@ enum End {
     Becomes(Entry),
 }
 
+impl Drop for Open {
+    /// One that the copy does not come back to.
+    fn drop(&mut self) {
+        if let End::Mode(mode) = self.end {
+            // Why the copy has ended says more.
+            let _ = fchmod(&self.folder, mode);
+        }
+    }
+}
+
 /// The mode of a folder that is not whole, which no other folder has: so one that an
 /// interrupted copy has made is known again.
 const UNFINISHED: Mode = Mode::S_IRWXU.union(Mode::S_ISVTX);
@@ -222,18 +232,19 @@ impl<R: Read, W: Write> Receiver<'_, R, W> {
     }
 
     fn leave(&mut self) -> Result<(), Stop> {
-        let Some(Open { folder, path, end }) = self.open.pop() else {
+        let Some(mut open) = self.open.pop() else {
             return Err(no_place(&Record::Leave));
         };
-        let set = match end {
+        let folder = &open.folder;
+        let set = match std::mem::replace(&mut open.end, End::Stays) {
             End::Stays => Ok(()),
-            End::Mode(mode) => fchmod(&folder, mode),
+            End::Mode(mode) => fchmod(folder, mode),
             End::Becomes(entry) => {
                 let (accessed, changed) = times(&entry);
-                fchmod(&folder, mode(&entry)).and_then(|()| futimens(&folder, &accessed, &changed))
+                fchmod(folder, mode(&entry)).and_then(|()| futimens(folder, &accessed, &changed))
             }
         };
-        set.map_err(|error| cannot("setting mode and time of", &path, error))
+        set.map_err(|error| cannot("setting mode and time of", &open.path, error))
     }
 
     fn link(&mut self, entry: &Entry) -> Result<(), Stop> {

@@ -507,3 +507,17 @@ fn names_are_shown_without_what_a_terminal_would_obey() {
         fs::remove_dir_all(folder.path("to")).unwrap();
     }
 }
+
+#[test]
+fn a_closed_folder_that_was_there_is_closed_again_whatever_happens() {
+    let folder = Folder::new();
+    folder.write("to/closed/old", "x");
+    let closed = folder.path("to/closed");
+    fs::set_permissions(&closed, Permissions::from_mode(0o500)).unwrap();
+    let enter = Record::Folder(Entry { mode: 0o755, ..entry("closed", 0) });
+    let half = [enter, Record::File(entry("new", 0)), Record::End];
+    assert_eq!(said(&half, &place(folder.path("to"))), Err(Stop::Gone));
+    let mode = fs::metadata(&closed).unwrap().mode() & 0o7777;
+    fs::set_permissions(&closed, Permissions::from_mode(0o700)).unwrap();
+    assert_eq!((mode, list(&closed)), (0o500, vec!["new".into(), "old".into()]));
+}
