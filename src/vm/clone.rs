@@ -141,6 +141,7 @@ mod tests {
             offloads: true,
         };
         spec.nics = vec![nic(4)];
+        spec.seed.as_mut().unwrap().authorized_keys = vec!["ssh-ed25519 NEW".into()];
         let former = Former {
             nics: vec![Nic { mtu: 1500, ..nic(1) }],
             authorized_keys: vec!["ssh-ed25519 OLD".into()],
@@ -154,8 +155,7 @@ mod tests {
         assert_eq!(one.interfaces[0].mtu, 1450);
         assert_eq!(one.interfaces[0].former, [0x52, 0x54, 0, 0, 0, 1]);
         assert_eq!(one.words, [("52:54:00:00:00:01".into(), "52:54:00:00:00:04".into())]);
-        let own = spec.seed.unwrap();
-        assert_eq!(one.keys, [("ssh-ed25519 OLD".into(), own.authorized_keys[0].clone())]);
+        assert_eq!(one.keys, [("ssh-ed25519 OLD".into(), "ssh-ed25519 NEW".into())]);
         assert!(one.encode().len() <= pavo_agent::MAX_IDENTITY);
     }
 }
