@@ -158,12 +158,15 @@ impl Plain {
         thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
         let mut command = lab.ordinary(&spec.qemu_bin);
         let (_, own_agent) = UnixStream::pair().unwrap();
-        let ends = vec![qmp.into(), console.into(), agent.into(), own_agent.into()];
-        let [qmp, console, agent, own_agent] =
+        let (_, pcoccs_agent) = UnixStream::pair().unwrap();
+        let ends =
+            vec![qmp.into(), console.into(), agent.into(), own_agent.into(), pcoccs_agent.into()];
+        let [qmp, console, agent, own_agent, pcoccs_agent] =
             spawn::inherit(&mut command, ends).try_into().unwrap();
         let extras = &Default::default();
+        let (disk, seed) = (disk.as_path(), seed.as_path());
         let wiring =
-            args::Wiring { qmp, console, agent, own_agent, disk: &disk, seed: &seed, extras };
+            args::Wiring { qmp, console, agent, own_agent, pcoccs_agent, disk, seed, extras };
         let arguments = args::qemu(&spec, &wiring).unwrap();
         // Its processors start by themselves: nobody says so by QMP.
         command.args(arguments.into_iter().filter(|word| word != "-S"));

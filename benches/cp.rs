@@ -184,7 +184,7 @@ fn serve(dir: &Path) {
         let port = tokio::net::UnixListener::bind(&path).unwrap();
         let mut guest = agent(dir, &path);
         let (stream, _) = port.accept().await.unwrap();
-        let (agent, line) = Agent::new("vm0".into(), spec.dir.clone());
+        let (agent, line, _pcoccs) = Agent::new("vm0".into(), spec.dir.clone());
         let (_open, opened) = watch::channel(Port { changes: 1, open: true });
         tokio::spawn(line.serve(stream, opened));
         agent.hello(std::time::Duration::from_secs(10)).await.unwrap();

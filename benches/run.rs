@@ -256,7 +256,7 @@ fn serve(
     let (line, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     line.set_nonblocking(true).unwrap();
     let (opened, port) = watch::channel(Port { changes: 1, open: true });
-    let (agent, served) = Agent::new(spec.name(), spec.dir.clone());
+    let (agent, served, _pcoccs) = Agent::new(spec.name(), spec.dir.clone());
     let line = UnixStream::from_std(line).unwrap();
     tokio::spawn(async move {
         served.serve(line, port).await;

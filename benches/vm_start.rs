@@ -131,8 +131,10 @@ fn shell(spec: &VmSpec) -> (Command, UnixStream, UnixStream) {
     let mut command = Command::new("sh");
     command.args(["-c", "exec \"$@\"", "sh"]).arg(&spec.qemu_bin);
     let (_, own_agent) = UnixStream::pair().unwrap();
-    let ends = vec![qmp.into(), qemu_console.into(), agent.into(), own_agent.into()];
-    let [qmp, qemu_console, agent, own_agent] =
+    let (_, pcoccs_agent) = UnixStream::pair().unwrap();
+    let ends =
+        vec![qmp.into(), qemu_console.into(), agent.into(), own_agent.into(), pcoccs_agent.into()];
+    let [qmp, qemu_console, agent, own_agent, pcoccs_agent] =
         spawn::inherit(&mut command, ends).try_into().unwrap();
     let (disk, seed) = (spec.dir.join("disk.qcow2"), spec.dir.join("seed.img"));
     let extras = Default::default();
@@ -141,6 +143,7 @@ fn shell(spec: &VmSpec) -> (Command, UnixStream, UnixStream) {
         console: qemu_console,
         agent,
         own_agent,
+        pcoccs_agent,
         disk: &disk,
         seed: &seed,
         extras: &extras,

@@ -16,8 +16,7 @@ use crate::ops::nodesets::{self, Known};
 /// More lines than this are folded on a terminal.
 const FOLDED: usize = 20;
 
-/// Rows, and what was not there.
-pub type Rows = (Vec<(String, Tree)>, Vec<Outcome>);
+pub use crate::ops::inventory::Rows;
 
 /// The text of a set for the inventory, with what files and Slurm say in it.
 async fn filled(app: &App, noun: Noun, text: &str) -> Result<String> {

@@ -225,11 +225,7 @@ struct News {
 }
 
 /// Tells each result as it comes; the operation when it has ended.
-async fn results(
-    remote: &Remote,
-    id: u64,
-    told: &mut told::Results<'_>,
-) -> Result<Operation> {
+async fn results(remote: &Remote, id: u64, told: &mut told::Results<'_>) -> Result<Operation> {
     let path = format!("/v1/ops/{id}/results");
     let mut news = News { after: 0, wait: WAIT };
     loop {

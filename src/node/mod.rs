@@ -129,10 +129,10 @@ fn check(
 ///
 /// # Errors
 /// Never for what was checked.
-pub fn write<'a>(
+pub fn write(
     noun: Noun,
     format: Format,
-    records: &mut dyn Iterator<Item = (&'a str, Record)>,
+    records: &mut dyn Iterator<Item = (&str, Record)>,
 ) -> Result<String> {
     write_trees(noun, format, &mut records.map(|(name, it)| Ok((name, shown(noun, &it)?))))
 }

@@ -10,7 +10,6 @@ use super::inventory::{self, Book};
 use super::remote::Remote;
 use crate::error::Result;
 use crate::model::api::{Change, Outcomes, Rows, Text};
-use crate::model::node::Tree;
 use crate::model::node::operation::Operation;
 use crate::model::node::request::{Format, Noun, Outcome, Request, Verb};
 use crate::model::order::Operations;
@@ -82,7 +81,7 @@ impl Keeper {
         names: Option<&str>,
         fields: &[String],
         own: bool,
-    ) -> Result<(Vec<(String, Tree)>, Vec<Outcome>)> {
+    ) -> Result<inventory::Rows> {
         let remote = match self {
             Self::Here(dir) => {
                 return inventory::rows(&inventory::read(dir).await?, noun, names, fields, own);

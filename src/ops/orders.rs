@@ -65,9 +65,10 @@ pub async fn prepare(
     order.names = names.to_string();
     if jobs && !order.force && !plan.action.only_looks() {
         let jobs = Jobs::of_slurm().await;
-        plan.guard = Some(Arc::new(jobs.map_err(|error| {
-            error.help("to do it without knowing what runs there: `--force`")
-        })?));
+        plan.guard =
+            Some(Arc::new(jobs.map_err(|error| {
+                error.help("to do it without knowing what runs there: `--force`")
+            })?));
     }
     let (mut bmcs, mut refused) = (Vec::new(), Vec::new());
     for name in names.names() {

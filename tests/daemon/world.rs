@@ -200,7 +200,8 @@ impl Daemon {
     }
 
     pub fn pid(&self) -> i32 {
-        self.child.as_ref().map_or(0, |child| child.id().cast_signed())
+        let id = self.child.as_ref().map_or(0, |child| child.id());
+        i32::try_from(id).unwrap()
     }
 
     pub fn signal(&self, signal: nix::sys::signal::Signal) {

@@ -240,16 +240,15 @@ pub fn is_name(word: &str) -> bool {
         && word != ".."
 }
 
+/// What takes a secret's place, by its path and text.
+pub type Replace<'a, E> = dyn FnMut(&'static str, &str) -> Result<Option<String>, E> + 'a;
+
 /// Calls `change` with the path of each secret in a tree, and the secret; what it gives takes
 /// the secret's place.
 ///
 /// # Errors
 /// Those of `change`.
-pub fn secrets<E>(
-    noun: Noun,
-    tree: &mut Tree,
-    change: &mut dyn FnMut(&'static str, &str) -> Result<Option<String>, E>,
-) -> Result<(), E> {
+pub fn secrets<E>(noun: Noun, tree: &mut Tree, change: &mut Replace<'_, E>) -> Result<(), E> {
     for attribute in attributes(noun).iter().filter(|attribute| attribute.kind == Kind::Secret) {
         let (tree, key) = match attribute.path.split_once('/') {
             None => (&mut *tree, attribute.path),

@@ -109,6 +109,9 @@ impl Field {
     }
 }
 
+/// Records with their settings, and what is not there.
+pub type Rows = (Vec<(String, Tree)>, Vec<Outcome>);
+
 /// What is known of records: all of them without `names`, all their settings without
 /// `fields`, what nodes inherit included unless only their `own` is wanted. And those that are
 /// not there. With `fields`, each is by its path; a group has `members`, too.
@@ -121,7 +124,7 @@ pub fn rows(
     names: Option<&str>,
     fields: &[String],
     own: bool,
-) -> Result<(Vec<(String, Tree)>, Vec<Outcome>)> {
+) -> Result<Rows> {
     let fields = fields.iter().map(|text| Field::parse(noun, text));
     let fields = fields.collect::<Result<Vec<_>>>()?;
     let names = match names {
