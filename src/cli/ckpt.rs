@@ -19,7 +19,8 @@ use crate::ops::checkpoint::{Order, Phase, take};
 /// go to files in DIR, compressed, of all VMs at the same time. Afterwards the cluster ends;
 /// with `--keep-running` it goes on. `pavo alloc -r DIR` starts it again where it was, on any
 /// hosts like those it ran on. If something fails or is interrupted, the cluster goes on as if
-/// nothing had been, and DIR is no checkpoint.
+/// nothing had been, and DIR is no checkpoint. Where VMs do not go on, or do not end, although
+/// they should, they are named, with the exit code 1 if there is a checkpoint.
 ///
 /// DIR is made, or is empty; the hosts of the VMs must see it. Whatever is secret in the guests
 /// is in it, and the keys that log in to them: only you may read it. The images below the disks
@@ -45,12 +46,13 @@ impl Ckpt {
         let dir = dir.while_doing(|| "finding the current folder".into())?;
         let (keep_running, home) = (self.keep_running, &*app.env.home);
         let order = Order { dir: &dir, keep_running, script: None, home };
+        let written = RefCell::new(String::new());
         let troubles = app.block_on(async {
             let (known, job) = self.job.find(app).await?;
             let mut signals = Signals::new()?;
             let ended = async {
                 let why = signals.next().await;
-                Error::new(Kind::Interrupted, why).help("nothing was written; the cluster goes on")
+                Error::new(Kind::Interrupted, why)
             };
             let (id, vms) = (job.owner.job, job.vms.iter().map(|vm| vm.rank).collect::<Vec<_>>());
             let copying = RefCell::new(Copying::new(&app.out, format!("Writing {}", fold(&vms))));
@@ -59,18 +61,25 @@ impl Ckpt {
                 Phase::Writing(progress) => copying.borrow_mut().at(progress),
                 Phase::Written(bytes) => {
                     let (mib, dir) = (bytes.div_ceil(1 << 20), dir.display());
-                    let what = if self.keep_running { "goes on" } else { "ends" };
-                    app.out.status(&format!(
-                        "Checkpoint of job {id} written to {dir} ({mib} MiB); it {what}"
-                    ));
+                    let text = format!("Checkpoint of job {id} written to {dir} ({mib} MiB)");
+                    if self.keep_running {
+                        written.replace(text);
+                    } else {
+                        // Afterwards nobody may be left to say it.
+                        app.out.status(&(text + "; it ends"));
+                    }
                 }
             };
             let taken = take(known.store(), &job, order, &told, ended);
             taken.await.while_doing(|| format!("taking a checkpoint of job {id}"))
         })?;
-        for trouble in &troubles {
-            app.out.warn(trouble.report().trim_start_matches("error: "));
+        if self.keep_running {
+            let end = if troubles.is_empty() { "; it goes on" } else { "" };
+            app.out.status(&(written.take() + end));
         }
-        Ok(0)
+        for trouble in &troubles {
+            app.out.error(&trouble.report());
+        }
+        Ok(if troubles.is_empty() { 0 } else { Kind::Partial.exit_code() })
     }
 }

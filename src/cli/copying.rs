@@ -6,10 +6,11 @@
 use std::time::{Duration, Instant};
 
 use super::out::Out;
+use crate::model::vmset::fold;
 use crate::vm::save::Progress;
 
 /// How long nothing may be copied before that is told.
-const STILL: Duration = Duration::from_secs(10);
+pub const STILL: Duration = Duration::from_secs(10);
 
 /// Tells how far a copy is; at a terminal each second, elsewhere on change.
 #[derive(Debug)]
@@ -36,6 +37,13 @@ impl<'a> Copying<'a> {
         self.say(line);
     }
 
+    /// Of these VMs nothing has come for so long.
+    pub fn still(&mut self, vms: &[u32], still: Duration) {
+        let seconds = told_now_and_then(still, self.out.stderr_is_terminal());
+        let (what, vms) = (&self.what, fold(vms));
+        self.say(format!("{what}: nothing for {seconds} s with {vms}"));
+    }
+
     /// It has not begun, for this reason.
     pub fn waits(&mut self, why: String) {
         self.since = Instant::now();
@@ -51,16 +59,21 @@ impl<'a> Copying<'a> {
 }
 
 fn line(what: &str, progress: Progress, still: Duration, at_terminal: bool) -> String {
-    let percent = progress.done * 100 / progress.total.max(1);
+    let percent = u128::from(progress.done) * 100 / u128::from(progress.total.max(1));
     if still < STILL {
         return format!("{what}: {percent} %");
     }
-    let seconds = match still.as_secs() {
+    let seconds = told_now_and_then(still, at_terminal);
+    format!("{what}: {percent} % (nothing for {seconds} s: do the file systems answer?)")
+}
+
+/// The seconds, so that they do not fill a log.
+fn told_now_and_then(still: Duration, at_terminal: bool) -> u64 {
+    match still.as_secs() {
         seconds if at_terminal => seconds,
         seconds if seconds < 60 => STILL.as_secs(),
         seconds => seconds / 60 * 60,
-    };
-    format!("{what}: {percent} % (nothing for {seconds} s: do the file systems answer?)")
+    }
 }
 
 #[cfg(test)]
@@ -80,5 +93,7 @@ mod tests {
         lines.dedup();
         assert_eq!(lines.len(), 4, "{lines:?}");
         assert!(lines[3].contains("nothing for 120 s"), "{lines:?}");
+        let most = Progress { done: u64::MAX, total: u64::MAX };
+        assert_eq!(line("It", most, Duration::ZERO, false), "It: 100 %");
     }
 }

@@ -12,7 +12,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::App;
 use super::agent::report;
-use super::copying::Copying;
+use super::copying::{Copying, STILL};
 use super::job::{JobSelector, ranks};
 use super::out::printable;
 use super::run::signals::{HUP, INT, QUIT, Signals, TERM};
@@ -191,6 +191,7 @@ async fn conduct(app: &App, mut copies: Copies, orders: &[Order], direction: &st
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut failed, mut missing) = (Vec::new(), BTreeMap::<String, Vec<u32>>::new());
+    let mut whole = Vec::new();
     loop {
         tokio::select! {
             ended = copies.next() => {
@@ -198,16 +199,20 @@ async fn conduct(app: &App, mut copies: Copies, orders: &[Order], direction: &st
                 for trouble in troubles {
                     missing.entry(trouble).or_default().push(rank);
                 }
-                if let Err(error) = outcome {
-                    failed.push((rank, error));
+                match outcome {
+                    Ok(()) => whole.push(rank),
+                    Err(error) => failed.push((rank, error)),
                 }
             }
-            // A log has no use for it.
-            _ = ticks.tick() => if app.out.stderr_is_terminal() {
-                copying.at(copies.progress());
+            _ = ticks.tick() => match copies.still(STILL) {
+                Some((vms, still)) => copying.still(&vms, still),
+                // A log has no use for it.
+                None => if app.out.stderr_is_terminal() {
+                    copying.at(copies.progress());
+                },
             },
             signal = signals.next() => if [HUP, INT, QUIT, TERM].contains(&signal) {
-                return interrupted(app, copies, &mut signals).await;
+                return interrupted(app, copies, &mut signals, whole).await;
             },
         }
     }
@@ -229,14 +234,23 @@ async fn conduct(app: &App, mut copies: Copies, orders: &[Order], direction: &st
     }
 }
 
-async fn interrupted(app: &App, copies: Copies, signals: &mut Signals) -> Result<u8> {
+async fn interrupted(
+    app: &App,
+    copies: Copies,
+    signals: &mut Signals,
+    mut whole: Vec<u32>,
+) -> Result<u8> {
     app.out.end_progress();
     tokio::select! {
         () = copies.interrupt() => {}
         // A file system that does not answer is not waited for.
         _ = signals.next() => {}
     }
-    let text = "interrupted: what was copied so far is kept";
+    let mut text = "interrupted: what was copied so far is kept".to_owned();
+    whole.sort_unstable();
+    if !whole.is_empty() {
+        text += &format!(", and {} done", fold(&whole));
+    }
     Err(Error::new(Kind::Interrupted, text).help("the same command goes on with it"))
 }
 

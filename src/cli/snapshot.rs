@@ -52,7 +52,7 @@ impl Snapshot {
             let mut signals = Signals::new()?;
             let ended = async {
                 let why = signals.next().await;
-                Error::new(Kind::Interrupted, why).help("nothing was written; the VM goes on")
+                Error::new(Kind::Interrupted, why)
             };
             let name = format!("vm{}", vm.rank);
             let copying = RefCell::new(Copying::new(&app.out, format!("Writing {name}")));
@@ -66,12 +66,13 @@ impl Snapshot {
             drop(copying);
             let mib = bytes.div_ceil(1 << 20);
             let dir = dir.display();
-            app.out.status(&format!("Snapshot of {name} written to {dir} ({mib} MiB); it goes on"));
+            let end = if troubles.is_empty() { "; it goes on" } else { "" };
+            app.out.status(&format!("Snapshot of {name} written to {dir} ({mib} MiB){end}"));
             Ok::<_, Error>(troubles)
         })?;
         for trouble in &troubles {
-            app.out.warn(trouble.report().trim_start_matches("error: "));
+            app.out.error(&trouble.report());
         }
-        Ok(0)
+        Ok(if troubles.is_empty() { 0 } else { Kind::Partial.exit_code() })
     }
 }

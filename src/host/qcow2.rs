@@ -31,6 +31,8 @@ const MAX_L1_ENTRIES: u64 = (32 << 20) / 8;
 const MAX_BACKING: usize = 1023;
 /// The length of a version 3 header without optional fields.
 const HEADER: u32 = 104;
+/// The features of disks that QEMU has written to: not closed well, and other clusters.
+const PLAIN: u64 = 1 | 1 << 3 | 1 << 4;
 /// Names the format of the backing file, so that QEMU never guesses it.
 const BACKING_FORMAT_EXTENSION: u32 = 0xe279_2aca;
 
@@ -73,6 +75,33 @@ pub fn layer(path: &Path, below: Option<(&Path, DiskFormat)>, virtual_size: u64)
         file.write_all_at(&refcounts, 2 * CLUSTER)
     };
     write().while_doing(|| format!("creating the disk `{}`", path.display()))
+}
+
+/// Whether a disk that comes from elsewhere, and is to lie on a file of our choice, holds its
+/// data itself: QEMU follows a header to whatever file it names.
+///
+/// # Errors
+/// With what makes it another kind of file.
+pub fn check_plain(path: &Path) -> Result<()> {
+    let doing = || format!("looking at the disk `{}`", path.display());
+    let mut head = [0; HEADER as usize];
+    let file = std::fs::File::open(path).while_doing(doing)?;
+    file.read_exact_at(&mut head, 0).while_doing(doing)?;
+    let number =
+        |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+    let incompatible = u64::from(number(72)) << 32 | u64::from(number(76));
+    let why = if head[..4] != *b"QFI\xfb" {
+        "it is no qcow2"
+    } else if number(4) != 3 {
+        "it has another version of the format than ours"
+    } else if number(32) != 0 {
+        "it is encrypted"
+    } else if incompatible & !PLAIN != 0 {
+        "its data is in another file, or it uses features that ours do not"
+    } else {
+        return Ok(());
+    };
+    Err(Error::config(why)).while_doing(doing)
 }
 
 fn l1_entries(virtual_size: u64) -> u64 {
@@ -146,6 +175,37 @@ mod tests {
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{args:?}: {text}");
         Some(serde_json::from_slice(&output.stdout).unwrap())
+    }
+
+    #[test]
+    fn a_disk_that_leads_elsewhere_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        layer(&path, None, GIB).unwrap();
+        check_plain(&path).unwrap();
+        let error = |what: &str| {
+            let error = check_plain(&path).unwrap_err().report();
+            assert!(error.contains(what), "{error}");
+        };
+        let write = |bytes: &[u8], at: u64| {
+            let file = OpenOptions::new().write(true).open(&path).unwrap();
+            file.write_all_at(bytes, at).unwrap();
+        };
+        // An external data file, encryption, another version, another format.
+        for (byte, at, what) in [
+            (1 << 2, 79, "its data is in another file"),
+            (1 << 6, 72, "features that ours do not"),
+            (1, 35, "it is encrypted"),
+            (2, 7, "another version"),
+            (b'R', 0, "it is no qcow2"),
+        ] {
+            let before = std::fs::read(&path).unwrap();
+            write(&[byte], at);
+            error(what);
+            std::fs::write(&path, before).unwrap();
+        }
+        std::fs::write(&path, "short").unwrap();
+        error("looking at the disk");
     }
 
     #[test]

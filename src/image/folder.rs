@@ -1,18 +1,25 @@
 //! Images as pcocc kept them before it had repositories: a folder with `image` and
-//! `image-rev1`, `image-rev2`, …, each lying on an earlier one.
+//! `image-rev1`, `image-rev2`, …, each lying on an earlier one. A path of one of these files
+//! means that revision; only its name says which it is, and nothing what it holds.
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::header::{self, Format};
 use super::library::Resolved;
 use crate::error::{Context, Error, Result};
+use crate::model::checkpoint::Layer;
 use crate::model::vm::DiskFormat;
 
-/// Finds the newest revision, and checks that all below it are in the same folder.
+/// Finds the newest revision, or the one whose file this is, and checks that all below it are
+/// in the same folder.
 pub(super) fn resolve(folder: &Path) -> Result<Resolved> {
+    if let Some((home, name)) = one(folder) {
+        let open = open(&home, &name);
+        return open.while_doing(|| format!("opening the image `{}`", folder.display()));
+    }
     let missing = || {
         let shown = folder.display().to_string();
         Error::not_found(format!("Object {} not found in configured repositories", shown))
@@ -27,10 +34,37 @@ pub(super) fn resolve(folder: &Path) -> Result<Resolved> {
     open.while_doing(|| format!("opening the image `{}`", folder.display()))
 }
 
+/// The folder and the name of a path that is a revision's own.
+fn one(path: &Path) -> Option<(PathBuf, String)> {
+    let name = path.file_name()?.to_str()?;
+    revision(name)?;
+    // A link would lead to a file whose name says nothing.
+    let plain = fs::symlink_metadata(path).ok()?.is_file();
+    let home = fs::canonicalize(path.parent()?).ok()?;
+    plain.then(|| (home, name.to_owned()))
+}
+
+/// The files of a revision, the highest first: what tells whether they are still the same.
+///
+/// # Errors
+/// When it is not there, or no revision.
+pub fn layers(path: &Path) -> Result<Vec<Layer>> {
+    let doing = || format!("looking at the image `{}`", path.display());
+    let missing = || Error::not_found("there is no such file of an image");
+    let (home, name) = one(path).ok_or_else(missing).while_doing(doing)?;
+    let (_, files) = check(&home, &home.join(name)).while_doing(doing)?;
+    let layer = |file: &PathBuf| {
+        let about = fs::metadata(file)?;
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Layer { name, bytes: about.len(), modified: (about.mtime(), about.mtime_nsec()) })
+    };
+    files.iter().map(layer).collect::<io::Result<_>>().while_doing(doing)
+}
+
 /// One revision.
 fn open(home: &Path, name: &str) -> Result<Resolved> {
     let path = home.join(name);
-    let virtual_size = check(home, &path)?;
+    let (virtual_size, _) = check(home, &path)?;
     Ok(Resolved {
         uri: path.display().to_string(),
         path,
@@ -70,9 +104,9 @@ fn revision(file: &str) -> Option<u32> {
 }
 
 /// Goes down the layers, each an earlier revision than the one above; returns the size
-/// of the disk.
-fn check(home: &Path, top: &Path) -> Result<u64> {
-    let mut size = None;
+/// of the disk, and the files.
+fn check(home: &Path, top: &Path) -> Result<(u64, Vec<PathBuf>)> {
+    let (mut size, mut files) = (None, Vec::new());
     let mut path = top.to_owned();
     loop {
         let header = header::inspect_layer(&path)?;
@@ -80,6 +114,7 @@ fn check(home: &Path, top: &Path) -> Result<u64> {
             return Err(Error::system(format!("`{}` is no qcow2", path.display())));
         }
         size.get_or_insert(header.virtual_size);
+        files.push(path.clone());
         let Some(backing) = header.backing else { break };
         let below = layer_below(home, &path, &backing.file)
             .filter(|_| backing.format.as_deref().is_none_or(|format| format == "qcow2"));
@@ -91,7 +126,7 @@ fn check(home: &Path, top: &Path) -> Result<u64> {
             ))
         })?;
     }
-    Ok(size.unwrap_or_default())
+    Ok((size.unwrap_or_default(), files))
 }
 
 /// The file below, if it is an earlier revision in the same folder. As revisions only
@@ -137,6 +172,29 @@ mod tests {
         let resolved = resolve(dir.path()).unwrap();
         assert!(resolved.path.ends_with("image-rev10"), "{resolved:?}");
         assert_eq!(resolved.virtual_size, 8 << 20);
+        // What it is called then means the same again, whatever has come since.
+        let rev2 = resolve(&absolute).unwrap();
+        assert_eq!(resolve(Path::new(&rev2.uri)).unwrap(), rev2);
+        assert!(rev2.path.ends_with("image-rev2"), "{rev2:?}");
+        resolve(&dir.path().join("image-backup")).unwrap_err();
+        std::os::unix::fs::symlink("image", dir.path().join("image-rev3")).unwrap();
+        resolve(&dir.path().join("image-rev3")).unwrap_err();
+    }
+
+    #[test]
+    fn a_revision_that_is_changed_below_is_another() {
+        let dir = tempfile::tempdir().unwrap();
+        layer(dir.path(), "image", None);
+        layer(dir.path(), "image-rev1", Some("image"));
+        let path = dir.path().join("image-rev1");
+        let before = layers(&path).unwrap();
+        assert_eq!(before.iter().map(|it| &*it.name).collect::<Vec<_>>(), ["image-rev1", "image"]);
+        assert_eq!(layers(&path).unwrap(), before);
+        layer(dir.path(), "image", None);
+        assert_ne!(layers(&path).unwrap(), before);
+        fs::remove_file(dir.path().join("image")).unwrap();
+        layers(&path).unwrap_err();
+        layers(dir.path()).unwrap_err();
     }
 
     #[test]

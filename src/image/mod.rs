@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`header`] | reads foreign image headers before any tool opens the file |
 //! | [`repository`] | one object store on disk, in pcocc's layout |
+//! | [`folder`] | a folder of revisions, as pcocc had before it had repositories |
 //! | [`library`] | the configured repositories together: names, revisions, import |
 //! | [`save`] | a disk that lies on an image becomes a revision of it, or a new image |
 //! | [`derive`] | images made of others: copied, resized, squashed, exported |
@@ -20,7 +21,7 @@ pub mod build;
 mod convert;
 pub mod derive;
 pub mod download;
-mod folder;
+pub mod folder;
 mod grub;
 pub mod header;
 pub mod library;

@@ -12,6 +12,7 @@
 //! A snapshot's manifest is `snapshot.json`, and it has no seed: each VM that begins from it has
 //! one of its own.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,8 @@ use super::vm::{Accel, HostKey, Nic, VmSpec};
 pub const MANIFEST: &str = "manifest.json";
 /// The file that makes a folder a snapshot.
 pub const SNAPSHOT: &str = "snapshot.json";
+/// The longest one that is written, or read.
+pub const MAX_MANIFEST: u64 = 64 << 20;
 /// The file that says that it is none yet.
 pub const UNFINISHED: &str = "unfinished";
 
@@ -44,6 +47,18 @@ pub struct Manifest {
     pub script: Option<String>,
     /// By rank.
     pub vms: Vec<SavedVm>,
+    /// The files of images whose names do not say what they hold, by image.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub images: BTreeMap<String, Vec<Layer>>,
+}
+
+/// A file below a VM's disk, as it was seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    pub name: String,
+    pub bytes: u64,
+    /// When it was written: seconds since the epoch, and nanoseconds.
+    pub modified: (i64, i64),
 }
 
 impl Manifest {
@@ -60,6 +75,9 @@ pub struct Snapshot {
     /// Seconds since the epoch: the moment that it is of.
     pub taken: u64,
     pub vm: SavedVm,
+    /// As of a [`Manifest`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub images: BTreeMap<String, Vec<Layer>>,
 }
 
 impl Snapshot {
@@ -94,6 +112,9 @@ pub struct Machine {
     pub accel: Accel,
     /// The host's processor, where the guest has seen it.
     pub processor: Option<Processor>,
+    /// What its model of a processor has, and the guest's had not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lacking: Vec<Features>,
     /// The guest's processors.
     pub cores: u32,
     /// The guest's NUMA nodes, if it has some: the first CPU and the last one, and MiB.
@@ -102,6 +123,17 @@ pub struct Machine {
     /// Whether it has the port of pcocc's agent: machines of version 1 have none.
     #[serde(default)]
     pub pcocc: bool,
+}
+
+/// Some features of a processor: as they are asked for by `CPUID`, and their bits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Features {
+    pub cpuid_register: String,
+    pub cpuid_input_eax: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpuid_input_ecx: Option<i64>,
+    pub features: i64,
 }
 
 /// A host's processor, as Linux describes it.

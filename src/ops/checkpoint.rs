@@ -5,24 +5,30 @@
 //! dies on the way, the guests go on, and a folder without a manifest is no checkpoint.
 
 use std::cell::RefCell;
-use std::fs::{self, DirBuilder, File};
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::join_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
+use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
 use super::elsewhere;
-use super::reach::reach_vm;
-use crate::error::{Context, Error, Result};
+use super::reach::Pass;
+use crate::error::{Context, Error, Kind, Result};
 use crate::host::file::write_atomically;
 use crate::host::limits::raise_open_files;
-use crate::model::checkpoint::{MANIFEST, Manifest, SNAPSHOT, SavedVm, Stored, UNFINISHED};
+use crate::image::folder;
+use crate::model::checkpoint::{
+    Layer, MANIFEST, MAX_MANIFEST, Manifest, SNAPSHOT, SavedVm, Stored, UNFINISHED,
+};
 use crate::model::job::{JobRecord, VmRecord};
 use crate::model::vm::HostKey;
+use crate::model::vmset::fold;
 use crate::store::Store;
 use crate::vm::checkpoint::Step;
 use crate::vm::control::Participant;
@@ -61,8 +67,9 @@ pub enum Phase {
 /// Takes a checkpoint of a running cluster, until `ended` says that nobody wants it.
 ///
 /// # Errors
-/// When a VM cannot be written down, or there is no room. The cluster goes on then, and nothing
-/// is left of the checkpoint. What goes wrong once it is there is returned.
+/// When a VM cannot be written down, or there is no room. The cluster goes on then, or the error
+/// names what does not, and nothing is left of the checkpoint. What goes wrong once it is there
+/// is returned.
 pub async fn take(
     store: Option<&dyn Store>,
     job: &JobRecord,
@@ -81,15 +88,36 @@ pub async fn take(
     let bytes = match taken {
         Ok(bytes) => bytes,
         Err(error) => {
-            // The error says more than what comes of it.
-            let _ = finish(&mut parts, Step::Resume).await;
-            return Err(error);
+            return Err(failed(error, &finish(&mut parts, Step::Resume).await, "cluster"));
         }
     };
     folder.keep();
     told(Phase::Written(bytes));
     let last = if order.keep_running { Step::Resume } else { Step::Quit };
-    Ok(finish(&mut parts, last).await)
+    let troubles = finish(&mut parts, last).await;
+    Ok(troubles.into_iter().map(|(_, error)| error).collect())
+}
+
+/// There is no checkpoint, and perhaps some VMs were not let go on.
+pub(super) fn failed(error: Error, troubles: &[(u32, Error)], what: &str) -> Error {
+    let Some((_, first)) = troubles.first() else {
+        return match error.kind() {
+            Kind::Interrupted => error.help(format!("nothing was written; the {what} goes on")),
+            _ => error,
+        };
+    };
+    let vms = fold(&troubles.iter().map(|(rank, _)| *rank).collect::<Vec<_>>());
+    // One line: the chain below is that of why there is no checkpoint.
+    let why = first.report().lines().filter(|line| !line.starts_with("  help: ")).fold(
+        String::new(),
+        |text, line| match line.trim_start().strip_prefix("because: ") {
+            Some(why) => format!("{text}: {why}"),
+            None => line.trim_start_matches("error: ").into(),
+        },
+    );
+    Error::new(error.kind(), format!("{vms} may stand still ({why})"))
+        .because(error)
+        .help(format!("see `pavo status`; let it go on: `pavo resume {vms}`"))
 }
 
 /// A VM that takes part.
@@ -107,6 +135,7 @@ async fn write<'a>(
     parts: &mut Vec<Part<'a>>,
     told: &dyn Fn(Phase),
 ) -> Result<u64> {
+    let images = images(&job.vms)?;
     let (taken, vms) = write_vms(store, job, &job.vms, folder, parts, told).await?;
     let bytes = vms.iter().flat_map(files).map(|stored| stored.bytes).sum();
     let manifest = Manifest {
@@ -118,13 +147,15 @@ async fn write<'a>(
         key,
         script: script.filter(|path| path.exists()).and_then(name_of),
         vms,
+        images,
     };
-    let text = serde_json::to_vec(&manifest).expect("a manifest is always valid JSON");
+    let text = text(MANIFEST, &manifest)?;
+    keep(parts).await?;
     write_atomically(&folder.path.join(MANIFEST), &text, 0o600)?;
     Ok(bytes)
 }
 
-/// Writes some VMs of one moment, which is returned.
+/// Writes some VMs of one moment, which is returned. What they have written is not kept yet.
 pub(super) async fn write_vms<'a>(
     store: Option<&dyn Store>,
     job: &'a JobRecord,
@@ -134,10 +165,11 @@ pub(super) async fn write_vms<'a>(
     told: &dyn Fn(Phase),
 ) -> Result<(u64, Vec<SavedVm>)> {
     told(Phase::Pausing);
+    let pass = &Pass::default();
     let dir = folder.path.as_path();
     let begin = |vm: &'a VmRecord| async move {
         let begun =
-            async { reach_vm(store, job, vm).await?.connect().await?.checkpoint(dir).await };
+            async { pass.reach_vm(store, job, vm).await?.connect().await?.checkpoint(dir).await };
         let process = begun.await.while_doing(|| doing("preparing the checkpoint of", vm))?;
         Ok::<_, Error>(Part { vm, process })
     };
@@ -154,12 +186,39 @@ pub(super) async fn write_vms<'a>(
             seen(dir, stored).await.while_doing(|| doing("writing", vm))?;
         }
     }
-    all(parts, Step::Keep, "keeping the checkpoint of").await?;
     Ok((taken, saved))
 }
 
 fn name_of(begun: &Path) -> Option<String> {
     begun.file_stem()?.to_str().map(str::to_owned)
+}
+
+/// From now on what was written stays, as far as it is for the VMs.
+pub(super) async fn keep(parts: &mut [Part<'_>]) -> Result<()> {
+    all(parts, Step::Keep, "keeping the checkpoint of").await
+}
+
+/// # Errors
+/// When it would be longer than what is read.
+pub(super) fn text(file: &str, manifest: &impl Serialize) -> Result<Vec<u8>> {
+    let text = serde_json::to_vec(manifest).expect("a manifest is always valid JSON");
+    if text.len() as u64 <= MAX_MANIFEST {
+        return Ok(text);
+    }
+    let (mib, most) = (text.len().div_ceil(1 << 20), MAX_MANIFEST >> 20);
+    let error = format!("`{file}` would have {mib} MiB, and no more than {most} are read");
+    Err(Error::usage(error).help("split the cluster, or give its templates less to say"))
+}
+
+/// The images that are told apart by more than their names, as they are now.
+pub(super) fn images(vms: &[VmRecord]) -> Result<BTreeMap<String, Vec<Layer>>> {
+    let mut images = BTreeMap::new();
+    for image in vms.iter().filter_map(|vm| vm.image.as_ref()) {
+        if image.starts_with('/') && !images.contains_key(image) {
+            images.insert(image.clone(), folder::layers(Path::new(image))?);
+        }
+    }
+    Ok(images)
 }
 
 fn doing(what: &str, vm: &VmRecord) -> String {
@@ -211,10 +270,15 @@ async fn seen(dir: &Path, stored: &Stored) -> Result<()> {
 }
 
 /// The last step of all VMs; what goes wrong.
-pub(super) async fn finish(parts: &mut [Part<'_>], last: Step) -> Vec<Error> {
+pub(super) async fn finish(parts: &mut [Part<'_>], last: Step) -> Vec<(u32, Error)> {
     let what = if last == Step::Quit { "ending" } else { "resuming" };
     let steps = parts.iter_mut().map(|Part { vm, process }| async move {
-        process.step(last).await.while_doing(|| doing(what, vm)).err()
+        let done = process.step(last).await.while_doing(|| doing(what, vm));
+        let help = match last {
+            Step::Quit => "end what is left: `pavo cancel`".into(),
+            _ => format!("see `pavo status`; let it go on: `pavo resume vm{}`", vm.rank),
+        };
+        done.err().map(|error| (vm.rank, error.help(help)))
     });
     join_all(steps).await.into_iter().flatten().collect()
 }
@@ -246,8 +310,8 @@ fn remove_files(path: &Path) {
 /// The folder, which is gone again unless it is kept.
 pub(super) struct Folder {
     pub path: PathBuf,
-    /// Whether it was there, empty.
-    was_there: bool,
+    /// Its mode, if it was there, empty.
+    was_there: Option<u32>,
     kept: bool,
 }
 
@@ -255,10 +319,10 @@ impl Folder {
     pub fn make(path: &Path) -> Result<Self> {
         let doing = || format!("creating `{}`", path.display());
         let was_there = match DirBuilder::new().mode(0o700).create(path) {
-            Ok(()) => false,
+            Ok(()) => None,
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 check_empty(path).while_doing(doing)?;
-                true
+                Some(make_ours(path).while_doing(doing)?)
             }
             Err(error) => return Err(error).while_doing(doing),
         };
@@ -287,12 +351,29 @@ impl Drop for Folder {
         if self.kept {
             return;
         }
-        // Trouble with that says less than what went wrong.
+        // Trouble with that says less than what went wrong. First what makes it one: it may be
+        // there although it could not be synced.
+        let _ = fs::remove_file(self.path.join(MANIFEST));
+        let _ = fs::remove_file(self.path.join(SNAPSHOT));
         remove_files(&self.path);
-        if !self.was_there {
-            let _ = fs::remove_dir(&self.path);
-        }
+        let _ = match self.was_there {
+            None => fs::remove_dir(&self.path),
+            Some(mode) => fs::set_permissions(&self.path, Permissions::from_mode(mode)),
+        };
     }
+}
+
+/// Closes a folder to others, who could change what is written there; returns its mode.
+fn make_ours(path: &Path) -> Result<u32> {
+    let about = fs::metadata(path).while_doing(|| "looking at it".into())?;
+    let us = nix::unistd::geteuid().as_raw();
+    if about.uid() != us {
+        return Err(Error::usage("it belongs to another user")
+            .help("name a folder that is not there yet, or one of your own"));
+    }
+    let closed = fs::set_permissions(path, Permissions::from_mode(0o700));
+    closed.while_doing(|| "closing it to others".into())?;
+    Ok(about.mode() & 0o7777)
 }
 
 /// Whether a VM's process has made it: one that was killed could not remove it.
@@ -321,3 +402,6 @@ fn check_empty(path: &Path) -> Result<()> {
     }
     Err(Error::usage("something is in it").help(other))
 }
+
+#[cfg(test)]
+mod tests;

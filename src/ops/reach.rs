@@ -56,7 +56,11 @@ impl Pass {
         self.reach_vm(store, job, vm).await
     }
 
-    async fn reach_vm(
+    /// The same of a VM that is known better than by the job's record.
+    ///
+    /// # Errors
+    /// As [`Self::reach`].
+    pub async fn reach_vm(
         &self,
         store: Option<&dyn Store>,
         job: &JobRecord,

@@ -9,6 +9,7 @@
 //! read that another person can have written (see [`trusted`]), and each byte is compared with
 //! what the manifest says before QEMU sees it.
 
+use std::collections::BTreeMap;
 use std::fs::Metadata;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -20,13 +21,13 @@ use super::resolve::{Blueprint, Job, VmBlueprint};
 use super::trusted;
 use crate::batch::local::Allocation;
 use crate::error::{Context, Error, Result};
-use crate::model::checkpoint::{MANIFEST, Manifest, SNAPSHOT, SavedVm, Snapshot, UNFINISHED};
+use crate::image::folder;
+use crate::model::checkpoint::{
+    Layer, MANIFEST, MAX_MANIFEST, Manifest, SNAPSHOT, SavedVm, Snapshot, UNFINISHED,
+};
 use crate::model::cluster::ClusterDef;
 use crate::model::owner::Owner;
 use crate::model::vm::{HostKey, Nic, VmSpec};
-
-/// The longest manifest that is read.
-const MAX_MANIFEST: u64 = 64 << 20;
 
 /// A checkpoint that can be gone on from, as far as is known here.
 #[derive(Debug)]
@@ -61,6 +62,7 @@ impl Checkpoint {
         let dir = std::path::absolute(dir).while_doing(doing)?;
         let manifest = read(&dir).and_then(|manifest: Manifest| {
             trusted::check(&dir, &[])?;
+            check_vms(&manifest)?;
             manifest.vms.iter().try_for_each(|vm| check_files(&dir, vm))?;
             Ok(manifest)
         });
@@ -99,6 +101,7 @@ impl Checkpoint {
     /// # Errors
     /// When they are others, with the first difference.
     pub fn apply(self, blueprint: &mut Blueprint) -> Result<()> {
+        check_images(&self.manifest.images, "checkpoint")?;
         let dir = self.dir;
         for (vm, saved) in blueprint.vms.iter_mut().zip(self.manifest.vms) {
             let origin = Arc::new(Origin { dir: dir.clone(), vm: saved, clone: false });
@@ -189,6 +192,18 @@ fn read<R: Record>(dir: &Path) -> Result<R> {
     serde_json::from_slice(&text).map_err(damaged)
 }
 
+/// Whether it has all VMs of its cluster, each in its place.
+fn check_vms(manifest: &Manifest) -> Result<()> {
+    let count = manifest.definition.parse::<ClusterDef>()?.count();
+    let whole =
+        (0..).zip(&manifest.vms).all(|(rank, vm)| vm.spec.rank == rank && vm.spec.seed.is_some());
+    if whole && manifest.vms.len() == count as usize {
+        return Ok(());
+    }
+    Err(Error::config(format!("`{MANIFEST}` is damaged: its VMs are not those of its cluster"))
+        .help("use another checkpoint"))
+}
+
 /// Whether what was written is there; its hosts read it through.
 fn check_files(dir: &Path, vm: &SavedVm) -> Result<()> {
     for stored in vm.restore(dir).files() {
@@ -204,6 +219,25 @@ fn check_files(dir: &Path, vm: &SavedVm) -> Result<()> {
             ))
             .help("use another one, or the file from a backup"));
         }
+    }
+    Ok(())
+}
+
+/// A disk is only what is written over its image, which may have been replaced since.
+fn check_images(images: &BTreeMap<String, Vec<Layer>>, what: &str) -> Result<()> {
+    for (image, then) in images {
+        let now = folder::layers(Path::new(image))?;
+        if now == *then {
+            continue;
+        }
+        let changed = |layer: &&Layer| !now.contains(layer);
+        let name = then.iter().find(changed).map_or("a layer of it", |layer| &layer.name);
+        let (image, name) = (image.escape_debug(), name.escape_debug());
+        return Err(Error::config(format!(
+            "the image `{image}` is not what it was when the {what} was taken: `{name}` has \
+             changed, in size or time"
+        ))
+        .help("bring the file of then back, with its time: `cp -p`, `touch -d`"));
     }
     Ok(())
 }
@@ -245,9 +279,10 @@ impl Origin {
     pub fn snapshot(dir: &Path) -> Result<Self> {
         let doing = || format!("opening the snapshot `{}`", dir.display());
         let read = || {
-            let Snapshot { vm, .. } = read(dir)?;
+            let Snapshot { vm, images, .. } = read(dir)?;
             trusted::check(dir, &[])?;
             check_files(dir, &vm)?;
+            check_images(&images, "snapshot")?;
             Ok::<_, Error>(Self { dir: dir.into(), vm, clone: true })
         };
         read().while_doing(doing)

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::checkpoint::{Folder, Phase, files, finish, write_vms};
+use super::checkpoint::{Folder, Phase, failed, files, finish, images, keep, text, write_vms};
 use super::reach::reach_vm;
 use super::trusted;
 use crate::error::{Context, Error, Result};
@@ -37,22 +37,26 @@ pub async fn take(
     ended: impl Future<Output = Error>,
 ) -> Result<(u64, Vec<Error>)> {
     let mut parts = Vec::new();
+    // One that was there, empty, may be open to others.
+    if dir.exists() {
+        trusted::check(dir, &[])?;
+    }
     let folder = Folder::make(dir)?;
     let write = async {
-        check_folder(&folder.path)?;
+        let images = images(std::slice::from_ref(vm))?;
         check_agent(store, job, vm).await.while_doing(|| doing(vm))?;
         let vms = std::slice::from_ref(vm);
         let (taken, saved) = write_vms(store, job, vms, &folder, &mut parts, told).await?;
         let saved = saved.into_iter().next().ok_or_else(|| Error::bug("a VM was not written"))?;
         let (vm, seed) = without_secrets(saved);
+        let (version, pavo) = (Snapshot::VERSION, env!("CARGO_PKG_VERSION").into());
+        let bytes = files(&vm).map(|stored| stored.bytes).sum();
+        let text = text(SNAPSHOT, &Snapshot { version, pavo, taken, vm, images })?;
+        keep(&mut parts).await?;
         if let Some(seed) = seed {
             let path = folder.path.join(seed);
             std::fs::remove_file(&path).while_doing(|| format!("removing `{}`", path.display()))?;
         }
-        let (version, pavo) = (Snapshot::VERSION, env!("CARGO_PKG_VERSION").into());
-        let bytes = files(&vm).map(|stored| stored.bytes).sum();
-        let text = serde_json::to_vec(&Snapshot { version, pavo, taken, vm });
-        let text = text.expect("a manifest is always valid JSON");
         write_atomically(&folder.path.join(SNAPSHOT), &text, 0o600)?;
         Ok(bytes)
     };
@@ -63,23 +67,15 @@ pub async fn take(
     match written {
         Ok(bytes) => {
             folder.keep();
-            Ok((bytes, finish(&mut parts, Step::Resume).await))
+            let troubles = finish(&mut parts, Step::Resume).await;
+            Ok((bytes, troubles.into_iter().map(|(_, error)| error).collect()))
         }
-        Err(error) => {
-            // The error says more than what comes of it.
-            let _ = finish(&mut parts, Step::Resume).await;
-            Err(error)
-        }
+        Err(error) => Err(failed(error, &finish(&mut parts, Step::Resume).await, "VM")),
     }
 }
 
 fn doing(vm: &VmRecord) -> String {
     format!("asking the agent of vm{} on `{}`", vm.rank, vm.host)
-}
-
-/// One that was there, empty, may be open to others: nobody would begin from it then.
-fn check_folder(path: &Path) -> Result<()> {
-    trusted::check(path, &[]).map(drop)
 }
 
 async fn check_agent(store: Option<&dyn Store>, job: &JobRecord, vm: &VmRecord) -> Result<()> {

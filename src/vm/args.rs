@@ -370,8 +370,8 @@ pub(super) mod tests {
         let stored = Stored { name: "m".into(), bytes: 1, sha256: String::new() };
         let kind = "pc-q35-7.2".into();
         let (qemu, accel, processor, nodes) = ([7, 2, 0], Accel::Tcg, None, Vec::new());
-        let pcocc = false;
-        let machine = Machine { qemu, kind, accel, processor, cores: 1, nodes, pcocc };
+        let (lacking, pcocc) = (Vec::new(), false);
+        let machine = Machine { qemu, kind, accel, processor, lacking, cores: 1, nodes, pcocc };
         let (dir, paused) = ("/saved".into(), false);
         let (memory, disk, seed, former) = (stored, None, None, None);
         let restore = Restore { dir, paused, machine, memory, disk, seed, former };

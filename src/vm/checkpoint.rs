@@ -10,8 +10,10 @@
 //! → {"step":"resume"}  or  {"step":"quit"}     ← {"return":null}
 //! ```
 //!
-//! Where the connection ends before the last step, whoever died, the guest goes on here, by
-//! itself; and what was written is removed, unless it was to be kept. Should this process die,
+//! Each step is answered, also one that the next one interrupts. While the command waits for
+//! other VMs it says `{"step":"wait"}` now and then, which has no answer. Where the connection
+//! ends before the last step, or nothing is said for long, whoever died or was stopped, the
+//! guest goes on here, by itself; and what was written is removed, unless it was to be kept. Should this process die,
 //! so does QEMU.
 
 use std::convert::Infallible;
@@ -23,7 +25,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tempfile::TempPath;
 use tokio::sync::{Mutex, OwnedMutexGuard, mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -33,13 +34,14 @@ use super::save::{FIRST_LOOK, LOOKS, Progress};
 use crate::error::{Context, Error, Result};
 use crate::model::checkpoint::{SavedVm, Stored};
 use crate::model::job::{VmState, VmStatus};
-use crate::model::vm::{MountKind, VmSpec};
+use crate::model::vm::{MountKind, Seed, VmSpec};
 
 mod awake;
 mod machine;
 mod pack;
 mod restore;
 
+use pack::Made;
 pub use restore::{Restored, bring, check_shape, load};
 
 /// What QEMU calls the descriptor.
@@ -48,6 +50,8 @@ const FD: &str = "checkpoint";
 const FAST: u64 = 1 << 40;
 /// How long QEMU may take to stop writing when nobody reads any more.
 const GIVE_UP: Duration = Duration::from_secs(30);
+/// How long it is waited for that what was written is gone again.
+const REMOVE: Duration = Duration::from_secs(5);
 /// How often a guest is told to go on that does not, and how long after.
 const TRIES: (u32, Duration) = (50, Duration::from_millis(200));
 
@@ -60,6 +64,8 @@ const LATE: Duration = Duration::from_secs(1);
 pub enum Step {
     Pause,
     Write,
+    /// The others are not as far yet.
+    Wait,
     Keep,
     Resume,
     Quit,
@@ -118,7 +124,10 @@ impl Subject {
         turn: (Claim, OwnedMutexGuard<u64>),
     ) -> Result<Held> {
         self.check_extras()?;
-        if !dir.is_dir() {
+        // A file server that does not answer keeps only us waiting.
+        let there = dir.to_owned();
+        let there = tokio::task::spawn_blocking(move || there.is_dir()).await;
+        if !there.unwrap_or_default() {
             let text = format!("its host does not see the folder `{}`", dir.display());
             return Err(Error::usage(text).help("name one that the hosts of all VMs share"));
         }
@@ -135,8 +144,9 @@ impl Subject {
             }
         }
         blocked(&qmp).await?;
+        other_media(&self.spec, &qmp).await?;
         let dir = dir.to_owned();
-        let (subject, files) = (self.clone(), Vec::new());
+        let (subject, files, turn) = (self.clone(), Arc::default(), Some(turn));
         Ok(Held {
             subject,
             dir,
@@ -146,7 +156,7 @@ impl Subject {
             paused: false,
             wrote: false,
             files,
-            _turn: turn,
+            turn,
         })
     }
 
@@ -173,6 +183,30 @@ impl Subject {
         }
         Ok(())
     }
+}
+
+/// Refuses disks that are written to and not in the VM's folder: `custom-args` may have any.
+async fn other_media(spec: &VmSpec, qmp: &qmp::Client) -> Result<()> {
+    let answer = qmp.call("query-block", json!({})).await;
+    let answer = answer.while_doing(|| "asking QEMU for its disks".into())?;
+    let Some(file) = other_medium(&answer, &spec.dir) else { return Ok(()) };
+    let error = format!(
+        "{}: what is written to `{}` stays where it is and changes, and what a guest remembers of \
+         it does not",
+        spec.setting("custom-args"),
+        file.escape_debug()
+    );
+    Err(Error::usage(error).help("attach it read-only, or use a template without it"))
+}
+
+fn other_medium<'a>(blocks: &'a Value, dir: &Path) -> Option<&'a str> {
+    let media = blocks.as_array().into_iter().flatten().map(|block| &block["inserted"]);
+    let written = media.filter(|medium| medium["ro"] == false);
+    let dir = dir.to_string_lossy().into_owned() + "/";
+    written
+        .map(|medium| medium["file"].as_str().unwrap_or("a disk without a name"))
+        // A name that QEMU has made of options may hold the path somewhere.
+        .find(|file| !file.contains(&dir))
 }
 
 /// Refuses what QEMU knows that it cannot write down: a 9p that is mounted in the guest.
@@ -215,8 +249,8 @@ pub struct Held {
     /// Whether QEMU has begun to write it: then it has let its disks go.
     wrote: bool,
     /// What we have made; removed unless it is kept.
-    files: Vec<TempPath>,
-    _turn: (Claim, OwnedMutexGuard<u64>),
+    files: Arc<Made>,
+    turn: Option<(Claim, OwnedMutexGuard<u64>)>,
 }
 
 impl Held {
@@ -255,7 +289,7 @@ impl Held {
         self.wrote = true;
         let machine = machine::of(&self.qmp, &spec, &self.subject.nodes).await?;
         let name = |what: &str| format!("{}.{what}.zst", spec.name());
-        let dir = &self.dir;
+        let (dir, files) = (&self.dir, &self.files);
         let file = async |has: bool, file: &str, what: &str| {
             if !has {
                 return Ok(None);
@@ -263,7 +297,7 @@ impl Held {
             let path = spec.dir.join(file);
             let from = File::open(&path);
             let from = from.while_doing(|| format!("opening `{}`", path.display()))?;
-            pack::pack(from, dir, name(what)).await.map(Some)
+            pack::pack(from, dir, name(what), files).await.map(Some)
         };
         let progress = watch::Sender::new(Progress::default());
         let all = async {
@@ -277,25 +311,20 @@ impl Held {
             written = all => written?,
             never = report(&progress, &tell) => match never {},
         };
-        let ((memory, path), (disk, disk_path), (seed, seed_path)) =
-            (memory, disk.unzip(), seed.unzip());
-        self.files = [Some(path), disk_path, seed_path].into_iter().flatten().collect();
         if self.status.has_changed().unwrap_or(true) {
             return Err(Error::system("its guest did not stand still while it was written"));
         }
         let seed_bytes = spec.dir.join("seed.img").metadata().map_or(0, |about| about.len());
-        let spec = VmSpec { restore: None, ..VmSpec::clone(&spec) };
+        // What it was told at its first boot is in its seed, which is written down, too.
+        let seed_spec = spec.seed.clone().map(|seed| Seed { user_data: None, ..seed });
+        let spec = VmSpec { restore: None, seed: seed_spec, ..VmSpec::clone(&spec) };
         let (image, paused) = (None, self.paused);
         Ok(SavedVm { spec, image, paused, machine, memory, disk, seed, seed_bytes })
     }
 
-    async fn memory(
-        &self,
-        name: String,
-        progress: &watch::Sender<Progress>,
-    ) -> Result<(Stored, TempPath)> {
+    async fn memory(&self, name: String, progress: &watch::Sender<Progress>) -> Result<Stored> {
         let (from, to) = pack::pipe()?;
-        let packed = pack::pack(from, &self.dir, name);
+        let packed = pack::pack(from, &self.dir, name, &self.files);
         let handed = self.qmp.send_descriptor(FD, to).await;
         handed.while_doing(|| "handing QEMU a pipe".into())?;
         let fast = json!({ "max-bandwidth": FAST });
@@ -351,10 +380,7 @@ impl Held {
 
     /// What was written stays, whatever happens.
     pub fn keep(&mut self) {
-        for file in self.files.drain(..) {
-            // It does nothing but not remove it.
-            let _ = file.keep();
-        }
+        self.files.keep();
     }
 
     /// Whether its guest has stood still for so long that it does not know the time.
@@ -368,8 +394,16 @@ impl Held {
     /// # Errors
     /// When QEMU does not let it go on.
     pub async fn release(mut self) -> Result<()> {
-        self.files.clear();
-        self.go_on().await
+        // Nothing of this needs the folder, whose file server may not answer any more.
+        let gone_on = self.go_on().await;
+        let (files, claim) = (self.files.clone(), self.turn.take().map(|(claim, _)| claim));
+        let removed = tokio::task::spawn_blocking(move || {
+            files.remove();
+            // They are removed by name: until then nobody else writes there.
+            drop(claim);
+        });
+        let _ = timeout(REMOVE, removed).await;
+        gone_on
     }
 
     async fn go_on(&mut self) -> Result<()> {
@@ -393,7 +427,11 @@ impl Held {
                     outcome = Ok(());
                     break;
                 }
-                Err(qmp::Failure::Lost) => break,
+                // It does not go on, and never will.
+                Err(failure @ qmp::Failure::Lost) => {
+                    outcome = Err(failure);
+                    break;
+                }
                 Err(failure) => outcome = Err(failure),
             }
             sleep(TRIES.1).await;

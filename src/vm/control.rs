@@ -39,12 +39,14 @@ use crate::model::job::{VmState, VmStatus};
 
 mod client;
 mod outcome;
+mod participant;
 mod request;
 mod socket;
 mod work;
 
-pub use client::{Client, Connection, Participant, Viewer};
+pub use client::{Client, Connection, Viewer};
 use outcome::Outcome;
+pub use participant::Participant;
 pub use socket::{connect, listen};
 
 /// The version of this protocol. A process answers requests of its own version

@@ -72,6 +72,9 @@ pub enum State {
     Becoming,
     /// It ran when the scheduler suspended the job. Nobody else lets it go on by mistake.
     Held,
+    /// It stood still already when the scheduler suspended the job, as for a checkpoint. Who
+    /// lets it go on before the scheduler does makes it `Held`.
+    HeldPaused,
     /// The guest has powered itself off. Its disk is as it left it.
     Off,
     /// On its way out. With a fault it will have failed, without it stopped.
@@ -185,6 +188,13 @@ pub fn on(state: State, event: Event) -> (State, Vec<Action>) {
             (State::Paused, vec![Report(VmState::Paused, why)])
         }
 
+        (State::Paused, Event::Asked(Order::Hold)) => (State::HeldPaused, vec![]),
+        (State::HeldPaused, Event::Asked(Order::Release)) => (State::Paused, vec![]),
+        (State::HeldPaused, Event::Resumed) => (State::Held, vec![Disarm, Pause]),
+        (State::HeldPaused, Event::Suspended { why }) => {
+            (State::HeldPaused, vec![Report(VmState::Paused, why)])
+        }
+
         (State::Running, Event::Asked(Order::Hold)) => (State::Held, vec![Pause]),
         (State::Held, Event::Suspended { .. }) => {
             (State::Held, vec![Report(VmState::Paused, "the job is suspended".into())])
@@ -195,7 +205,12 @@ pub fn on(state: State, event: Event) -> (State, Vec<Action>) {
         }
 
         (
-            State::Starting | State::Paused | State::Running | State::Becoming | State::Held,
+            State::Starting
+            | State::Paused
+            | State::Running
+            | State::Becoming
+            | State::Held
+            | State::HeldPaused,
             Event::PoweredOff { why },
         ) => (State::Off, vec![Disarm, Report(VmState::Off, why)]),
         // Its reset button was pressed.
@@ -209,6 +224,7 @@ pub fn on(state: State, event: Event) -> (State, Vec<Action>) {
             | State::Running
             | State::Becoming
             | State::Held
+            | State::HeldPaused
             | State::Off,
             Event::ShuttingDown { why },
         ) => {
@@ -225,7 +241,12 @@ pub fn on(state: State, event: Event) -> (State, Vec<Action>) {
         // QEMU is well, and its guest cannot be used.
         (State::Becoming, Event::Broken { why }) => leave(Door::Quit, Some(why)),
         (
-            State::Starting | State::Paused | State::Running | State::Held | State::Off,
+            State::Starting
+            | State::Paused
+            | State::Running
+            | State::Held
+            | State::HeldPaused
+            | State::Off,
             Event::Broken { why },
         ) => {
             let report = Report(VmState::Stopping, why.clone());
@@ -259,7 +280,7 @@ fn on_stop(state: State, stop: Stop) -> (State, Vec<Action>) {
         // Without QMP there is only one door.
         (State::Starting, _) => leave(Door::Kill, None),
         // A guest that stands still cannot shut down.
-        (State::Paused | State::Off | State::Becoming, _)
+        (State::Paused | State::HeldPaused | State::Off | State::Becoming, _)
         | (State::Running | State::Held, Stop::Now) => leave(Door::Quit, None),
         (state @ (State::Running | State::Held), Stop::Graceful { deadline }) => {
             let report = Report(VmState::Stopping, "the guest is asked to power down".into());
@@ -276,7 +297,7 @@ fn on_stop(state: State, stop: Stop) -> (State, Vec<Action>) {
 fn on_deadline(state: State) -> (State, Vec<Action>) {
     match state {
         State::Starting => leave(Door::Kill, Some(format!("QEMU did not answer within {START:?}"))),
-        State::Paused => {
+        State::Paused | State::HeldPaused => {
             leave(Door::Quit, Some(format!("the guest did not start within {START:?}")))
         }
         State::Becoming => {
@@ -500,6 +521,15 @@ mod tests {
         // A guest that somebody had paused stays so.
         let (state, actions) = running([stood.clone(), HOLD, RELEASE]);
         assert_eq!((state, actions.contains(&Pause)), (State::Paused, false));
+        // One that stood still for a checkpoint does not go on before the job does.
+        let (state, actions) = running([stood.clone(), HOLD, Event::Resumed, stood.clone()]);
+        assert_eq!((&state, actions.iter().filter(|it| **it == Pause).count()), (&State::Held, 1));
+        assert_eq!(reports(&actions).last(), Some(&VmState::Paused));
+        assert_eq!(on(state, RELEASE), (State::Running, vec![Continue]));
+        let (state, _) = running([stood.clone(), HOLD, RELEASE, Event::Resumed]);
+        assert_eq!(state, State::Running);
+        let (_, actions) = running([stood.clone(), HOLD, GRACEFUL]);
+        assert_eq!(doors(&actions), [&Quit]);
         // Slurm lets a suspended job go on to end it.
         for events in [vec![RELEASE, GRACEFUL], vec![GRACEFUL, RELEASE]] {
             let (_, actions) = running([HOLD, stood.clone()].into_iter().chain(events));

@@ -37,7 +37,7 @@ pub mod save;
 pub mod seed;
 pub mod stderr;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod usage;
 
 pub use crate::host::qcow2 as overlay;

@@ -61,6 +61,40 @@ fn a_cluster_goes_on_where_it_was() {
     });
 }
 
+/// An image as pcocc had them, of one layer: its template is `older`.
+fn older_image(world: &World) -> std::path::PathBuf {
+    let home = world.folder("home/older");
+    world.ok(&["image", "export", "-t", "qcow2", "tiny", home.join("image").to_str().unwrap()]);
+    let text = format!("older:\n  image: {}\n", home.display());
+    world.write("conf/templates.yaml", &text);
+    home
+}
+
+#[test]
+fn a_cluster_on_a_folder_of_images_goes_on_if_they_are_what_they_were() {
+    world(|world| {
+        let home = older_image(world);
+        let alloc = world.idle(&["older"]);
+        world.ok(&["ckpt", "saved"]);
+        alloc.finish();
+        // It goes on from the revision that it lay on, whatever has come since.
+        fs::copy(home.join("image"), home.join("image-rev1")).unwrap();
+        let output = world.pavo(&["alloc", "-r", "saved", "-E", "$PAVO status"]);
+        assert_eq!(output.code, Some(0), "{output}");
+        let image = fs::File::options().write(true).open(home.join("image")).unwrap();
+        let time = image.metadata().unwrap().modified().unwrap();
+        image.set_modified(time + Duration::from_secs(1)).unwrap();
+        let output = world.pavo(&["alloc", "-r", "saved", "-E", "true"]);
+        assert_eq!(output.code, Some(3), "{output}");
+        assert!(output.stderr.contains("`image` has changed, in size or time"), "{output}");
+        image.set_modified(time).unwrap();
+        fs::rename(home.join("image"), home.join("away")).unwrap();
+        let output = world.pavo(&["alloc", "-r", "saved", "-E", "true"]);
+        assert_eq!(output.code, Some(4), "{output}");
+        assert!(output.stderr.contains("older/image"), "{output}");
+    });
+}
+
 /// The states of the VMs, as their processes know them.
 pub fn states(world: &World) -> Vec<String> {
     let status = world.ok(&["status", "-o", "json"]);
@@ -156,6 +190,13 @@ fn what_cannot_be_written_down_is_named() {
         assert_eq!(output.code, Some(2), "{output}");
         assert!(output.stderr.contains("preparing the checkpoint of vm0"), "{output}");
         assert!(output.stderr.contains("`persistent-drives` of template `keeper`"), "{output}");
+        // The same disk by another way.
+        let path = world.path("home/kept.raw");
+        let drive = format!("file={},format=raw,if=virtio", path.display());
+        let output = make("odd", &format!("custom-args: [-drive, \"{drive}\"]"));
+        assert_eq!(output.code, Some(2), "{output}");
+        assert!(output.stderr.contains("`custom-args` of template `odd`"), "{output}");
+        assert!(output.stderr.contains("kept.raw` stays where it is"), "{output}");
         // A device that QEMU does not write down.
         let output = make("odd", "custom-args: [-device, \"nvme,serial=x\"]");
         assert_eq!(output.code, Some(2), "{output}");
@@ -296,6 +337,7 @@ fn what_is_damaged_or_another_machine_is_refused() {
         refused(&[], 4, "Template not found: mine");
         world.template("mine", "nic-model: virtio-net");
 
+        others_checkpoints(world);
         let dir = world.path("home/saved");
         let change = |name: &str, how: &dyn Fn(&mut Vec<u8>)| {
             let path = dir.join(name);
@@ -317,6 +359,7 @@ fn what_is_damaged_or_another_machine_is_refused() {
             ("manifest.json", cut, 3, "`manifest.json` is damaged"),
             ("manifest.json", newer, 2, "use the pavo that wrote it"),
             ("manifest.json", outside, 3, "is no name of a file"),
+            ("manifest.json", fewer, 3, "its VMs are not those of its cluster"),
         ] {
             let whole = change(name, &how);
             refused(&[], code, why);
@@ -331,6 +374,30 @@ fn what_is_damaged_or_another_machine_is_refused() {
     });
 }
 
+/// Its guest, and the disk that the guest sees, could be anything.
+fn others_checkpoints(world: &World) {
+    let dir = world.path("home/saved");
+    let refused = |why: &str| {
+        let output = world.pavo(&["alloc", "-r", "saved", "-E", "true"]);
+        assert_eq!(output.code, Some(3), "{output}");
+        assert!(output.stderr.contains(why) && output.stderr.contains("help: "), "{output}");
+    };
+    for path in [dir.clone(), dir.join("manifest.json")] {
+        let before = mode(&path);
+        fs::set_permissions(&path, fs::Permissions::from_mode(before | 0o020)).unwrap();
+        refused("others may write to");
+        fs::set_permissions(&path, fs::Permissions::from_mode(before)).unwrap();
+        if nix::unistd::geteuid().is_root() {
+            // One that this account can look at, and has not written.
+            std::os::unix::fs::chown(&path, Some(1), None).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            refused("what others have written may hold anything");
+            std::os::unix::fs::chown(&path, Some(NOBODY), None).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(before)).unwrap();
+        }
+    }
+}
+
 #[expect(clippy::ptr_arg, reason = "as the others are")]
 fn flip(bytes: &mut Vec<u8>) {
     let middle = bytes.len() / 2;
@@ -343,6 +410,10 @@ fn cut(bytes: &mut Vec<u8>) {
 
 fn newer(bytes: &mut Vec<u8>) {
     replace(bytes, "\"version\":2", "\"version\":9");
+}
+
+fn fewer(bytes: &mut Vec<u8>) {
+    replace(bytes, "\"definition\":\"mine", "\"definition\":\"mine:2,mine");
 }
 
 fn outside(bytes: &mut Vec<u8>) {

@@ -43,6 +43,8 @@ fn files_travel_into_guests_and_out() {
         one_of_several_fails(world);
         an_interrupted_copy_goes_on(world);
         what_ends_meanwhile(world);
+        one_of_two_stands_still(world);
+        a_vms_process_is_killed(world);
         world.ok(&["cancel"]);
         alloc.finish();
     });
@@ -234,4 +236,46 @@ fn what_ends_meanwhile(world: &World) {
     assert!(said.stderr.contains("error: vm0: the guest's agent has ended"), "{said}");
     assert!(!said.stderr.contains("vm1"), "{said}");
     world.ok(&["wait", "--for", "agent", "--timeout", "50"]);
+}
+
+/// It is named, in a log too, and goes on when it does.
+fn one_of_two_stands_still(world: &World) {
+    sh(world, "all", "rm -f /tmp/large /tmp/.large.pavo-part");
+    let client = begin(world, "all:/tmp/");
+    world.ok(&["pause", "vm1"]);
+    client.signal(Signal::SIGCONT);
+    client.wait_for("Copying to vm[0-1]: nothing for 10 s with vm1\n");
+    world.ok(&["resume", "vm1"]);
+    let said = client.finish();
+    assert_eq!(said.code, Some(0), "{said}");
+    // Interrupted, it says which are whole.
+    sh(world, "all", "rm /tmp/large");
+    let client = begin(world, "all:/tmp/");
+    world.ok(&["pause", "vm1"]);
+    client.signal(Signal::SIGCONT);
+    world.until("vm0 has it", || sh(world, "vm0", "ls /tmp").lines().any(|name| name == "large"));
+    client.wait_for("with vm1\n");
+    client.signal(Signal::SIGINT);
+    let said = client.finish();
+    assert_eq!(said.code, Some(130), "{said}");
+    assert!(said.stderr.contains("is kept, and vm0 done"), "{said}");
+    world.ok(&["resume", "vm1"]);
+    world.ok(&["wait", "--for", "agent", "--timeout", "50"]);
+}
+
+/// One VM is lost; what the other is given arrives.
+fn a_vms_process_is_killed(world: &World) {
+    sh(world, "all", "rm -f /tmp/large /tmp/.large.pavo-part");
+    let client = begin(world, "all:/tmp/");
+    world.process("internal run").expect("that of a VM").kill();
+    client.signal(Signal::SIGCONT);
+    let said = client.finish();
+    assert_eq!(said.code, Some(1), "{said}");
+    let (lost, left) = match said.stderr.contains("error: vm0: ") {
+        true => ("vm0", "vm1"),
+        false => ("vm1", "vm0"),
+    };
+    assert!(said.stderr.contains(&format!("error: {lost}: ")), "{said}");
+    assert!(!said.stderr.contains(&format!("error: {left}: ")), "{said}");
+    assert_eq!(sh(world, left, "stat -c %s /tmp/large").trim(), "30000000");
 }

@@ -35,6 +35,8 @@ fn commands_run_in_all_vms_or_some_and_end_as_they_should() {
         world.ok(&["wait", "--for", "agent"]);
         streams_and_codes(world);
         placement_and_what_commands_are_given(world);
+        variables_of_here(world);
+        who_is_given_the_input(world);
         bytes_arrive_as_they_are(world);
         a_terminal(world);
         one_that_nobody_reads(world);
@@ -66,6 +68,72 @@ fn a_script_in_the_first_vm_ends_the_cluster_with_its_exit_code() {
         assert!(said.stderr.contains("reading the script `/nonexistent`"), "{said}");
         let said = world.pavo(&["alloc", "-b", "x", "-E", "true", "tiny"]);
         assert_eq!(said.code, Some(2), "{said}");
+    });
+}
+
+/// Those that are named, or match, or all but the user's; and paths put together.
+fn variables_of_here(world: &World) {
+    let said = |words: &[&str]| {
+        let mut command = world.pavo_command(&["run", "-w", "vm0"]);
+        command.envs([("GREETING", "it's \"hi\""), ("GREEN", "x"), ("OTHER", "y")]);
+        let said = world.run({
+            command.args(words);
+            command
+        });
+        assert_eq!(said.code, Some(0), "{words:?}: {said}");
+        said.stdout
+    };
+    let echo = ["sh", "-c", "echo $GREETING-$GREEN-$OTHER-$HOME"];
+    for (option, expected) in [
+        (&["-e", "GREETING"][..], "it's \"hi\"---/root\n"),
+        (&["-e", "re(GREE.*)"], "it's \"hi\"-x--/root\n"),
+        (&["-e", "OTHER=z", "-e", "GREEN"], "-x-z-/root\n"),
+        (&["--mirror-env"], "it's \"hi\"-x-y-/root\n"),
+    ] {
+        assert_eq!(said(&[option, &echo].concat()), expected, "{option:?}");
+    }
+    let before = said(&["sh", "-c", "echo $PATH"]);
+    let after = said(&["--path-suffix", "PATH=/y", "sh", "-c", "echo $PATH"]);
+    assert_eq!(after, format!("{}:/y\n", before.trim()));
+}
+
+fn who_is_given_the_input(world: &World) {
+    let input = world.write("home/input", "word\n");
+    for (option, expected) in [
+        ("--input-all", &["vm0: word", "vm1: word"][..]),
+        ("--input-first", &["vm0: word"]),
+        ("--input-none", &[]),
+    ] {
+        let mut command = world.pavo_command(&["run", option, "--label", "cat"]);
+        command.stdin(std::fs::File::open(&input).unwrap());
+        let said = world.start_with_input(command).finish();
+        let mut lines: Vec<&str> = said.stdout.lines().collect();
+        lines.sort_unstable();
+        assert_eq!((&*lines, said.code), (expected, Some(0)), "{option}: {said}");
+    }
+}
+
+#[test]
+fn processes_have_cpus_of_their_own() {
+    world(|world| {
+        let words = ["tiny:2", "-c", "2", "--mem", "128", "--wait", "agent", "-E", "sleep 600"];
+        let alloc = world.alloc(&words);
+        alloc.wait_for("vm[0-1] answer\n");
+        let masks = |words: &[&str]| {
+            let line = "taskset -p $$ | sed 's/.*: //'";
+            let said = run(world, &[words, &["--label", "sh", "-c", line]].concat());
+            assert_eq!(said.code, Some(0), "{said}");
+            let mut lines: Vec<String> = said.stdout.lines().map(str::to_owned).collect();
+            lines.sort_unstable();
+            lines
+        };
+        assert_eq!(masks(&["-n", "3"]), ["vm0.0: 1", "vm0.1: 2", "vm1: 3"]);
+        assert_eq!(masks(&["-n", "2", "-N", "2"]), ["vm0: 3", "vm1: 3"]);
+        assert_eq!(masks(&["-n", "2", "-c", "2"]), ["vm0: 3", "vm1: 3"]);
+        let said = run(world, &["-n", "3", "-c", "2", "true"]);
+        assert_eq!(said.code, Some(2), "{said}");
+        world.ok(&["cancel"]);
+        alloc.finish();
     });
 }
 

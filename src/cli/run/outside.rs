@@ -58,8 +58,9 @@ impl Run {
             ("chdir", self.cwd.clone()),
         ];
         let valued = valued.into_iter().filter_map(|(name, value)| Some((name, value?)));
-        let mut options: Vec<String> =
-            valued.map(|(name, value)| format!("--{name}={value}")).collect();
+        // What the site's `SLURM_EXPORT_ENV` says is no reason to lose what was asked for.
+        let mut options = vec!["--export=ALL".to_owned()];
+        options.extend(valued.map(|(name, value)| format!("--{name}={value}")));
         for (wished, option) in [
             (self.pty, "--pty"),
             (conduct.label, "--label"),
@@ -147,7 +148,7 @@ mod tests {
         let line = "-n 6 -N 2 -c 3 -p gpu --cwd /x -l --kill-on-fail --timeout 9 --input-none a -b";
         let run = run(&line.split(' ').collect::<Vec<_>>());
         run.refuse_what_vms_have().unwrap();
-        let expected = "--ntasks=6 --nodes=2 --cpus-per-task=3 --partition=gpu --chdir=/x --label \
+        let expected = "--export=ALL --ntasks=6 --nodes=2 --cpus-per-task=3 --partition=gpu --chdir=/x --label \
             --kill-on-bad-exit=1 --input=none";
         assert_eq!(run.srun_options().join(" "), expected);
         assert_eq!(run.words().unwrap(), ["timeout", "--kill-after=3", "9", "a", "-b"]);

@@ -11,13 +11,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use pavo_agent::copy::{Place, Seen, Stop, name_of, receive, send};
 use pavo_agent::{Copy, Opening};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
 
-use super::reach::reach;
+use super::reach::Pass;
 use crate::error::{Context, Error, Result};
 use crate::host::limits::raise_open_files;
 use crate::model::job::JobRecord;
@@ -28,6 +30,8 @@ use session::{Lost, Session};
 
 /// How many guests are copied to or from at once.
 const AT_ONCE: usize = 16;
+/// A copy of which nothing came for so long no longer keeps others from beginning.
+const TURN: Duration = Duration::from_secs(60);
 /// As many messages on what was not copied are kept of each guest.
 const TROUBLES: usize = 20;
 
@@ -57,14 +61,36 @@ struct Far {
     troubles: Mutex<Vec<String>>,
     /// More than those.
     more: AtomicU64,
+    /// When it was last seen to move, as long as it goes on.
+    moved: Mutex<Option<Instant>>,
 }
 
 impl Far {
+    fn moves(&self, now: Option<Instant>) {
+        *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    }
+
+    /// How long nothing has moved of a copy that goes on.
+    fn still(&self) -> Option<Duration> {
+        let moved = *self.moved.lock().unwrap_or_else(PoisonError::into_inner);
+        moved.map(|moved| moved.elapsed())
+    }
+
+    /// Waits until nothing has moved for so long.
+    async fn stands_still(&self, limit: Duration) {
+        while let Some(left) = limit.checked_sub(self.still().unwrap_or_default()) {
+            sleep(left.max(Duration::from_millis(1))).await;
+        }
+    }
+
     fn see(&self, seen: Seen) {
         match seen {
             Seen::Total(bytes) => self.total.store(bytes, Ordering::Relaxed),
             Seen::Bytes(bytes) => {
-                self.done.fetch_add(bytes, Ordering::Relaxed);
+                self.moves(Some(Instant::now()));
+                // A guest may tell of holes without end.
+                let add = |done: u64| Some(done.saturating_add(bytes));
+                let _ = self.done.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
             }
             Seen::Trouble(why) => {
                 let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
@@ -90,7 +116,7 @@ pub struct Ended {
 /// Copies that go on; they end with it.
 #[derive(Debug)]
 pub struct Copies {
-    far: Vec<Arc<Far>>,
+    far: Vec<(u32, Arc<Far>)>,
     ended: mpsc::Receiver<Ended>,
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
@@ -102,17 +128,19 @@ impl Copies {
         raise_open_files();
         let (tell, ended) = mpsc::channel(16);
         let (job, turns) = (Arc::new(job.clone()), Arc::new(Semaphore::new(AT_ONCE)));
-        let (stop, _) = watch::channel(false);
+        let ((stop, _), pass) = (watch::channel(false), Arc::new(Pass::default()));
         let (mut all, mut tasks) = (Vec::new(), JoinSet::new());
         for order in orders {
             let far = Arc::new(Far::default());
-            all.push(far.clone());
+            all.push((order.rank, far.clone()));
             let (store, job, turns) = (store.clone(), job.clone(), turns.clone());
             let (tell, rank, stop) = (tell.clone(), order.rank, stop.subscribe());
+            let pass = pass.clone();
             tasks.spawn(async move {
                 let turn = turns.acquire().await.expect("it is never closed");
+                far.moves(Some(Instant::now()));
                 let connect = async {
-                    let stream = reach(store.as_deref(), &job, rank).await?;
+                    let stream = pass.reach(store.as_deref(), &job, rank).await?;
                     stream.connect().await?.exec().await
                 };
                 let stream = tokio::select! {
@@ -120,10 +148,10 @@ impl Copies {
                     () = stopped(stop.clone()) => Err(Error::system("the copy was ended")),
                 };
                 let outcome = match stream {
-                    Ok(stream) => copy(stream, order, far.clone(), stop).await,
+                    Ok(stream) => in_turn(copy(stream, order, far.clone(), stop), &far, turn).await,
                     Err(error) => Err(error),
                 };
-                drop(turn);
+                far.moves(None);
                 let troubles = std::mem::take(
                     &mut *far.troubles.lock().unwrap_or_else(PoisonError::into_inner),
                 );
@@ -143,12 +171,20 @@ impl Copies {
     /// How far all of them are together.
     pub fn progress(&self) -> Progress {
         let sum = |number: fn(&Far) -> u64| {
-            self.far.iter().map(|far| number(far)).fold(0, u64::saturating_add)
+            self.far.iter().map(|(_, far)| number(far)).fold(0, u64::saturating_add)
         };
         let done = sum(|far| far.done.load(Ordering::Relaxed));
         // What is said before may be less than what there is; and a guest says what it likes.
         let total = sum(|far| far.total.load(Ordering::Relaxed)).max(done);
         Progress { done, total }
+    }
+
+    /// Of which VMs nothing has come, or is taken, for so long; and since when at least.
+    pub fn still(&self, limit: Duration) -> Option<(Vec<u32>, Duration)> {
+        let still = self.far.iter().filter_map(|(rank, far)| Some((*rank, far.still()?)));
+        let still: Vec<_> = still.filter(|(_, still)| *still >= limit).collect();
+        let least = still.iter().map(|(_, still)| *still).min()?;
+        Some((still.into_iter().map(|(rank, _)| rank).collect(), least))
     }
 
     /// Ends all of them, and waits until what they were writing is left in order.
@@ -157,6 +193,16 @@ impl Copies {
         drop(self.ended);
         while self.tasks.join_next().await.is_some() {}
     }
+}
+
+/// Lets others begin when a copy stands still: of guests that hang there may be many.
+async fn in_turn<T>(copy: impl Future<Output = T>, far: &Far, turn: SemaphorePermit<'_>) -> T {
+    tokio::pin!(copy);
+    tokio::select! {
+        outcome = &mut copy => return outcome,
+        () = far.stands_still(TURN) => drop(turn),
+    }
+    copy.await
 }
 
 async fn stopped(mut stop: watch::Receiver<bool>) {
@@ -261,6 +307,37 @@ mod tests {
         ] {
             assert_eq!(homely(written.as_bytes()), meant.as_bytes(), "{written}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_stands_still_is_told_from_one_that_moves_or_has_ended() {
+        let far = Far::default();
+        assert_eq!(far.still(), None);
+        let moment = Duration::from_millis(50);
+        far.moves(Some(Instant::now()));
+        far.stands_still(moment).await;
+        assert!(far.still().unwrap() >= moment);
+        far.see(Seen::Bytes(0));
+        let turns = Semaphore::new(1);
+        let turn = turns.acquire().await.unwrap();
+        assert_eq!(in_turn(async { 7 }, &far, turn).await, 7);
+        let [moves, hangs] = [Duration::ZERO, moment].map(|since| {
+            let far = Far::default();
+            far.moves(Instant::now().checked_sub(since));
+            Arc::new(far)
+        });
+        let (stop, _) = watch::channel(false);
+        let far = vec![(0, moves), (3, hangs), (4, Arc::default())];
+        let copies = Copies { far, ended: mpsc::channel(1).1, stop, tasks: JoinSet::new() };
+        assert_eq!(copies.still(moment).unwrap().0, [3]);
+        assert_eq!(copies.still(Duration::from_secs(60)), None);
+    }
+
+    #[test]
+    fn bytes_that_no_file_has_are_not_counted_from_the_beginning_again() {
+        let far = Far::default();
+        (0..3).for_each(|_| far.see(Seen::Bytes(1 << 63)));
+        assert_eq!(far.done.into_inner(), u64::MAX);
     }
 
     #[test]

@@ -7,8 +7,11 @@ use serde_json::json;
 use super::super::devices::Node;
 use super::super::qmp;
 use crate::error::{Context, Error, Result};
-use crate::model::checkpoint::{Machine, Processor};
+use crate::model::checkpoint::{Features, Machine, Processor};
 use crate::model::vm::{Accel, VmSpec};
+
+const SUCH_PROCESSORS: &str = "restart it on hosts with such processors; for clusters that move, \
+                               set a `cpu-model` that all hosts have in the template";
 
 /// What this QEMU is.
 pub(super) async fn of(qmp: &qmp::Client, spec: &VmSpec, nodes: &[Node]) -> Result<Machine> {
@@ -20,10 +23,37 @@ pub(super) async fn of(qmp: &qmp::Client, spec: &VmSpec, nodes: &[Node]) -> Resu
         kind: kind.strip_suffix("-machine").unwrap_or(kind).to_owned(),
         accel: spec.accel,
         processor: shows_host(spec).then(processor).flatten(),
+        lacking: lacking(qmp).await?,
         cores: spec.cores,
         nodes: shape(nodes),
         pcocc: spec.has_pcocc_port(),
     })
+}
+
+/// What this host, or this QEMU, leaves away of the model of the guest's processors.
+async fn lacking(qmp: &qmp::Client) -> Result<Vec<Features>> {
+    let doing = || "asking QEMU for its guest's processors".to_owned();
+    let cpus = qmp.call("query-cpus-fast", json!({})).await.while_doing(doing)?;
+    let asked = json!({ "path": cpus[0]["qom-path"], "property": "filtered-features" });
+    let filtered = qmp.call("qom-get", asked).await.while_doing(doing)?;
+    let filtered: Vec<Features> = serde_json::from_value(filtered).while_doing(doing)?;
+    Ok(filtered.into_iter().filter(|word| word.features != 0).collect())
+}
+
+/// What is left away now and was not then: `CPUID 7.0 EBX bit 16`.
+fn lost(then: &[Features], now: &[Features]) -> Vec<String> {
+    let bits = |word: &Features| {
+        let same = |other: &&Features| {
+            (&other.cpuid_register, other.cpuid_input_eax, other.cpuid_input_ecx)
+                == (&word.cpuid_register, word.cpuid_input_eax, word.cpuid_input_ecx)
+        };
+        let before = then.iter().find(same).map_or(0, |other| other.features);
+        let (lost, leaf) = (word.features & !before, word.cpuid_input_eax);
+        let leaf = format!("{leaf:X}.{}", word.cpuid_input_ecx.unwrap_or_default());
+        let name = format!("CPUID {leaf} {}", word.cpuid_register);
+        (0..64).filter(move |bit| lost >> bit & 1 != 0).map(move |bit| format!("{name} bit {bit}"))
+    };
+    now.iter().flat_map(bits).collect()
 }
 
 async fn version(qmp: &qmp::Client) -> Result<[u32; 3]> {
@@ -44,7 +74,8 @@ pub(super) fn shape(nodes: &[Node]) -> Vec<(u32, u32, u64)> {
 /// Whether the guest sees the host's processor as it is.
 fn shows_host(spec: &VmSpec) -> bool {
     let model = spec.cpu_model.as_deref().unwrap_or("host");
-    spec.accel == Accel::Kvm && model.split(',').next() == Some("host")
+    // With KVM, `max` is the host's, too.
+    spec.accel == Accel::Kvm && matches!(model.split(',').next(), Some("host" | "max"))
 }
 
 /// This host's, if Linux describes it as we know.
@@ -88,25 +119,28 @@ pub(super) fn check_host(spec: &VmSpec, then: &Machine) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let help = "restart it on hosts with such processors; for clusters that move, set a \
-                `cpu-model` that all hosts have in the template";
     Err(Error::config(format!(
         "CPU model: its guest has seen a `{}`, and this host's `{model}` lacks {}",
         wanted.model,
         missing.join(", ")
     ))
-    .help(help))
+    .help(SUCH_PROCESSORS))
 }
 
-/// Refuses a QEMU that may not know what was written by a newer one, and another shape of
-/// memory.
+/// Refuses a QEMU that may not know what was written by a newer one, and one that gives the
+/// guest less of a processor.
 ///
 /// # Errors
 /// With the difference.
 pub(super) async fn check_qemu(qmp: &qmp::Client, then: &Machine) -> Result<()> {
     let here = version(qmp).await?;
     if here[..2] >= then.qemu[..2] {
-        return Ok(());
+        let lost = lost(&then.lacking, &lacking(qmp).await?);
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let error = format!("CPU model: this host lacks what its guest has: {}", lost.join(", "));
+        return Err(Error::config(error).help(SUCH_PROCESSORS));
     }
     let text = |version: [u32; 3]| version.map(|part| part.to_string()).join(".");
     Err(Error::config(format!(
@@ -150,8 +184,8 @@ mod tests {
 
     fn machine() -> Machine {
         let (kind, nodes, pcocc) = ("pc-q35-7.2".into(), Vec::new(), true);
-        let (accel, processor) = (Accel::Tcg, None);
-        Machine { qemu: [7, 2, 0], kind, accel, processor, cores: 2, nodes, pcocc }
+        let (accel, processor, lacking) = (Accel::Tcg, None, Vec::new());
+        Machine { qemu: [7, 2, 0], kind, accel, processor, lacking, cores: 2, nodes, pcocc }
     }
 
     #[test]
@@ -161,6 +195,39 @@ mod tests {
         assert_eq!(parse(text), Some(Processor { model: "A: 1".into(), flags }));
         assert_eq!(parse("Hardware: other"), None);
         assert!(processor().is_some());
+    }
+
+    #[test]
+    fn features_that_are_gone_are_named_and_those_that_never_were_are_not() {
+        // As QEMU says it.
+        let words = |text: &str| serde_json::from_str::<Vec<Features>>(text).unwrap();
+        let then = words(
+            r#"[{"cpuid-register":"EDX","cpuid-input-eax":1,"features":4},
+                {"cpuid-register":"EBX","cpuid-input-eax":7,"cpuid-input-ecx":0,"features":2}]"#,
+        );
+        let now = words(
+            r#"[{"cpuid-register":"EBX","cpuid-input-eax":7,"cpuid-input-ecx":0,"features":65538},
+                {"cpuid-register":"EDX","cpuid-input-eax":1,"features":4},
+                {"cpuid-register":"EAX","cpuid-input-eax":1073741825,"features":1}]"#,
+        );
+        assert_eq!(lost(&then, &now), ["CPUID 7.0 EBX bit 16", "CPUID 40000001.0 EAX bit 0"]);
+        assert_eq!(lost(&now, &then), [""; 0]);
+    }
+
+    #[test]
+    fn the_hosts_processor_is_seen_by_any_name_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spec = testing::spec(dir.path());
+        for (accel, model, shown) in [
+            (Accel::Kvm, None, true),
+            (Accel::Kvm, Some("host,-avx512f"), true),
+            (Accel::Kvm, Some("max"), true),
+            (Accel::Kvm, Some("Skylake-Server"), false),
+            (Accel::Tcg, Some("max"), false),
+        ] {
+            (spec.accel, spec.cpu_model) = (accel, model.map(str::to_owned));
+            assert_eq!(shows_host(&spec), shown, "{model:?}");
+        }
     }
 
     #[test]

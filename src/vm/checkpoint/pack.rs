@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::pipe2;
@@ -57,24 +58,69 @@ pub(super) async fn done(child: Child) -> Result<()> {
     Err(Error::system(said)).while_doing(doing)
 }
 
+/// The files that were made: removed with it, unless they are kept.
+#[derive(Debug)]
+pub(super) struct Made(Mutex<Option<Vec<TempPath>>>);
+
+impl Default for Made {
+    fn default() -> Self {
+        Self(Mutex::new(Some(Vec::new())))
+    }
+}
+
+impl Made {
+    fn lock(&self) -> MutexGuard<'_, Option<Vec<TempPath>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes one. What comes too late is removed at once.
+    fn make(&self, path: &Path) -> io::Result<File> {
+        let file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
+        let made = TempPath::try_from_path(path)?;
+        match &mut *self.lock() {
+            Some(all) => all.push(made),
+            None => return Err(io::Error::other("it is not wanted any more")),
+        }
+        Ok(file)
+    }
+
+    /// They stay.
+    pub(super) fn keep(&self) {
+        for file in self.lock().iter_mut().flat_map(|all| all.drain(..)) {
+            // It does nothing but not remove it.
+            let _ = file.keep();
+        }
+    }
+
+    /// There are none any more, and will not be.
+    pub(super) fn remove(&self) {
+        let all = self.lock().take();
+        drop(all);
+    }
+}
+
 /// Packs all that comes from `input` into a new file, which is on disk on return.
 ///
 /// # Errors
-/// When the file exists, or has no room. It is gone again then, and unless it is kept.
+/// When the file exists, or has no room.
 pub(super) async fn pack(
     input: impl Into<Stdio>,
     dir: &Path,
     name: String,
-) -> Result<(Stored, TempPath)> {
+    made: &Arc<Made>,
+) -> Result<Stored> {
     let path = dir.join(&name);
     let doing = || format!("writing `{}`", path.display());
-    let file = File::options().write(true).create_new(true).mode(0o600).open(&path);
-    let file = file.while_doing(doing)?;
-    let made = TempPath::try_from_path(&path).while_doing(doing)?;
+    // A file server that does not answer keeps a thread waiting, and not the VM's process.
+    let make = {
+        let (made, path) = (made.clone(), path.clone());
+        move || made.make(&path)
+    };
+    let file = tokio::task::spawn_blocking(make).await.while_doing(doing)?.while_doing(doing)?;
     // The fastest level: what is written is to be less than the disk's time, not the least.
     let mut child = zstd(&["-1", "-T1", "-c"], input.into(), Stdio::piped())?;
     let mut output = child.stdout.take().ok_or_else(|| Error::bug("zstd has no output"))?;
-    let mut sink = Sink { file, hash: Sha256::new(), bytes: 0 };
+    let mut sink = Sink { file: Some(file), hash: Sha256::new(), bytes: 0 };
     let mut chunk = vec![0; CHUNK];
     loop {
         let mut filled = 0;
@@ -98,23 +144,36 @@ pub(super) async fn pack(
         }
     }
     done(child).await?;
-    let Sink { file, hash, bytes } = sink;
-    let synced = tokio::task::spawn_blocking(move || file.sync_all()).await;
-    synced.while_doing(|| "writing".into())?.while_doing(doing)?;
-    Ok((Stored { name, bytes, sha256: hex(&hash.finalize()) }, made))
+    let sync = move || sink.file.as_ref().map_or(Ok(()), File::sync_all).map(|()| sink);
+    let synced = tokio::task::spawn_blocking(sync).await;
+    let mut sink = synced.while_doing(|| "writing".into())?.while_doing(doing)?;
+    let hash = std::mem::take(&mut sink.hash).finalize();
+    Ok(Stored { name, bytes: sink.bytes, sha256: hex(&hash) })
 }
 
 struct Sink {
-    file: File,
+    /// Absent only at its end.
+    file: Option<File>,
     hash: Sha256,
     bytes: u64,
+}
+
+impl Drop for Sink {
+    /// Closing a file of a file server may have to wait for it.
+    fn drop(&mut self) {
+        let file = self.file.take();
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(move || drop(file))),
+            Err(_) => drop(file),
+        }
+    }
 }
 
 impl Sink {
     fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.hash.update(bytes);
         self.bytes += bytes.len() as u64;
-        self.file.write_all(bytes)
+        self.file.as_mut().map_or(Ok(()), |file| file.write_all(bytes))
     }
 }
 
@@ -220,7 +279,9 @@ mod tests {
         (bytes[5], bytes[3 * BLOCK + 70]) = (1, 2);
         std::fs::write(&plain, &bytes).unwrap();
         let input = || File::open(&plain).unwrap();
-        let (stored, path) = pack(input(), dir.path(), "vm0.disk.zst".into()).await.unwrap();
+        let (made, name) = (Arc::new(Made::default()), "vm0.disk.zst");
+        let stored = pack(input(), dir.path(), name.into(), &made).await.unwrap();
+        let path = dir.path().join(name);
         assert_eq!(path.metadata().unwrap().len(), stored.bytes);
         let verified = || verify(dir.path(), &stored, &|| true).unwrap();
         assert!(verify(dir.path(), &stored, &|| false).is_err());
@@ -235,7 +296,7 @@ mod tests {
         assert!(unpack(verified(), &path, &copy).await.is_err(), "it is there already");
 
         // Another's file of the same name is left alone.
-        assert!(pack(input(), dir.path(), "vm0.disk.zst".into()).await.is_err());
+        assert!(pack(input(), dir.path(), name.into(), &made).await.is_err());
         verify(dir.path(), &stored, &|| true).unwrap();
         let mut packed = std::fs::read(&path).unwrap();
         let last = packed.len() - 1;
@@ -247,7 +308,37 @@ mod tests {
         let damaged = File::open(&path).unwrap();
         let error = unpack(damaged, &path, &other).await.unwrap_err().report();
         assert!(error.contains("because: running `zstd`"), "{error}");
-        drop(path);
-        assert!(!dir.path().join("vm0.disk.zst").exists(), "it was not to be kept");
+        made.remove();
+        assert!(!path.exists(), "it was not to be kept");
+        // One that is opened late, as a slow file server lets it be.
+        let error = pack(input(), dir.path(), name.into(), &made).await.unwrap_err().report();
+        assert!(error.contains("it is not wanted any more") && !path.exists(), "{error}");
+        let made = Arc::new(Made::default());
+        pack(input(), dir.path(), name.into(), &made).await.unwrap();
+        made.keep();
+        made.remove();
+        assert!(path.exists(), "it was to be kept");
+    }
+
+    #[test]
+    fn a_file_server_that_does_not_answer_keeps_nobody_else_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = Arc::new(Made::default());
+        let (name, plain) = ("vm0.disk.zst", dir.path().join("plain"));
+        std::fs::write(&plain, "x").unwrap();
+        // Whoever opens the file waits, as one does for a server.
+        let held = made.clone();
+        let lock = held.lock();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let packing = pack(File::open(&plain).unwrap(), dir.path(), name.into(), &made);
+            let moment = std::time::Duration::from_millis(100);
+            assert!(tokio::time::timeout(moment, packing).await.is_err());
+        });
+        drop(lock);
+        made.remove();
+        // Its threads have ended.
+        drop(runtime);
+        assert!(!dir.path().join(name).exists());
     }
 }

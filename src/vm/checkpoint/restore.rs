@@ -13,6 +13,7 @@ use super::super::qmp;
 use super::super::save::{FIRST_LOOK, LOOKS};
 use super::{FD, machine, pack};
 use crate::error::{Context, Error, Result};
+use crate::host::qcow2;
 use crate::model::checkpoint::{Machine, Restore, Stored};
 use crate::model::vm::VmSpec;
 
@@ -64,6 +65,9 @@ pub async fn bring(spec: &VmSpec, restore: &Restore, disk: &Path, seed: &Path) -
     });
     for (check, path, target) in others.into_iter().flatten() {
         pack::unpack(done(check).await?, &path, target).await?;
+    }
+    if restore.disk.is_some() {
+        qcow2::check_plain(disk)?;
     }
     let (memory, path) = (done(memory).await?, restore.dir.join(&restore.memory.name));
     Ok(Restored { memory, path, then: restore.machine.clone() })

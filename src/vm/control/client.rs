@@ -7,18 +7,18 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{
+    AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader,
+};
 use tokio::time::timeout;
 
 use super::super::agent;
 use super::super::channel::Caller;
-use super::super::checkpoint::Step;
 use super::super::display::Offer;
 use super::super::dump::{self, Dumped};
 use super::super::save::{Progress, Saved, Wish};
-use super::{ANSWER_TIME, Answer, MAX_ANSWER, Op, Replay, Request, SOCKET, VERSION};
+use super::{ANSWER_TIME, Answer, MAX_ANSWER, Op, Participant, Replay, Request, SOCKET, VERSION};
 use crate::error::{Context, Error, Kind, Result};
-use crate::model::checkpoint::SavedVm;
 use crate::model::job::VmStatus;
 
 /// Either kind of connection.
@@ -117,7 +117,7 @@ impl Client {
     pub async fn checkpoint(mut self, dir: &Path) -> Result<Participant> {
         let dir = dir.to_owned();
         self.ask(Op::Checkpoint { dir }).await?;
-        Ok(Participant(self))
+        Ok(Participant::new(self.stream))
     }
 
     /// Asks anything that is not `console`.
@@ -155,16 +155,7 @@ impl Client {
     }
 
     async fn line(&mut self) -> io::Result<Vec<u8>> {
-        let mut answer = Vec::new();
-        let mut bounded = (&mut self.stream).take(MAX_ANSWER as u64 + 1);
-        bounded.read_until(b'\n', &mut answer).await?;
-        match answer.pop() {
-            Some(b'\n') => Ok(answer),
-            Some(_) if answer.len() == MAX_ANSWER => {
-                Err(io::Error::other("the answer is too long"))
-            }
-            _ => Err(io::ErrorKind::UnexpectedEof.into()),
-        }
+        rest_of_line(&mut self.stream, &mut Vec::new()).await
     }
 
     /// Turns the connection into the VM's console: the newest `replay` bytes of
@@ -250,29 +241,6 @@ impl Client {
     }
 }
 
-/// A VM's process in the middle of a checkpoint.
-#[derive(Debug)]
-pub struct Participant(Client);
-
-impl Participant {
-    /// Lets it do the next step.
-    ///
-    /// # Errors
-    /// When it cannot; then it waits for another.
-    pub async fn step(&mut self, step: Step) -> Result<()> {
-        self.0.say(&step, &mut |_| {}).await.map(drop)
-    }
-
-    /// Lets it write, once its guest stands still.
-    ///
-    /// # Errors
-    /// When there is no room, or QEMU fails; then nothing is left of it.
-    pub async fn write(&mut self, told: &mut impl FnMut(Progress)) -> Result<SavedVm> {
-        let value = self.0.say(&Step::Write, told).await?;
-        serde_json::from_value(value).while_doing(|| "reading what was written".into())
-    }
-}
-
 /// A VM's console, as it is attached to.
 pub struct Viewer {
     /// Flush what was written: it may be kept until then.
@@ -287,8 +255,22 @@ impl std::fmt::Debug for Viewer {
     }
 }
 
+/// A line of answers; what has come of it stays in `answer` where nobody waits to the end.
+pub(super) async fn rest_of_line(
+    stream: &mut (impl AsyncBufRead + Unpin),
+    answer: &mut Vec<u8>,
+) -> io::Result<Vec<u8>> {
+    let left = (MAX_ANSWER + 1).saturating_sub(answer.len());
+    stream.take(left as u64).read_until(b'\n', answer).await?;
+    match answer.pop() {
+        Some(b'\n') => Ok(std::mem::take(answer)),
+        Some(_) if answer.len() == MAX_ANSWER => Err(io::Error::other("the answer is too long")),
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
 /// Bounds one half of an exchange.
-async fn in_time<T>(half: impl Future<Output = io::Result<T>>) -> Result<T> {
+pub(super) async fn in_time<T>(half: impl Future<Output = io::Result<T>>) -> Result<T> {
     let doing = || "asking the VM's process".to_owned();
     match timeout(ANSWER_TIME, half).await {
         Ok(done) => done.while_doing(doing),

@@ -8,10 +8,17 @@ use crate::error::{Error, Result};
 
 /// A line, without reading past it: what follows may be the console's.
 pub(super) async fn line(stream: &mut (impl AsyncRead + Unpin)) -> Option<Vec<u8>> {
-    let mut line = Vec::new();
+    rest_of_line(stream, &mut Vec::new()).await
+}
+
+/// The same; what has come of it stays in `line` where nobody waits to the end.
+pub(super) async fn rest_of_line(
+    stream: &mut (impl AsyncRead + Unpin),
+    line: &mut Vec<u8>,
+) -> Option<Vec<u8>> {
     loop {
         match stream.read_u8().await.ok()? {
-            b'\n' => return Some(line),
+            b'\n' => return Some(std::mem::take(line)),
             _ if line.len() == MAX_REQUEST => return None,
             byte => line.push(byte),
         }

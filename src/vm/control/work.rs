@@ -2,9 +2,10 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedMutexGuard, mpsc};
 use tokio::time::timeout;
 
@@ -13,6 +14,10 @@ use super::super::machine::Stop;
 use super::super::{display, dump, save};
 use super::{Answer, Endpoint, request, say, with_progress};
 use crate::error::{Context, Error, Result};
+
+/// How long the command of a checkpoint may be silent. It says something every few seconds,
+/// unless it was stopped, or waits for a file server: guests do not stand still for that.
+const SILENCE: Duration = Duration::from_secs(60);
 
 impl Endpoint {
     pub(super) async fn dump(
@@ -75,27 +80,61 @@ impl Endpoint {
     }
 }
 
+/// What the command says in a checkpoint, step by step.
+struct Steps {
+    /// Of the next, as far as it has come.
+    partial: Vec<u8>,
+    silence: Duration,
+}
+
+impl Steps {
+    /// The next; `None` if the command is gone, or as silent as one that was stopped.
+    async fn next(&mut self, stream: &mut (impl AsyncRead + Unpin)) -> Option<Result<Step>> {
+        loop {
+            let line = request::rest_of_line(stream, &mut self.partial);
+            let line = timeout(self.silence, line).await.ok()??;
+            match serde_json::from_slice(&line) {
+                Ok(Step::Wait) => {}
+                step => {
+                    let wrong = |error| Error::usage("the step is not understood").because(error);
+                    return Some(step.map_err(wrong));
+                }
+            }
+        }
+    }
+}
+
 /// Does what the command says, step by step. Whoever dies, the guest goes on afterwards.
 pub(super) async fn take_part(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     mut held: Held,
     endpoint: &Endpoint,
 ) {
-    while let Some(line) = request::line(stream).await {
-        let step = match serde_json::from_slice(&line) {
-            Ok(step) => step,
-            Err(error) => {
-                let error = Error::usage("the step is not understood").because(error);
+    let (mut steps, mut next) = (Steps { partial: Vec::new(), silence: SILENCE }, None);
+    loop {
+        let step = match next.take() {
+            Some(step) => Some(step),
+            None => steps.next(stream).await,
+        };
+        let step = match step {
+            Some(Ok(step)) => step,
+            Some(Err(error)) => {
                 let _ = say(stream, &Answer::Error(error.to_wire())).await;
                 break;
             }
+            None => break,
         };
         let done = match step {
             Step::Pause => held.pause().await.map(|()| Value::Null),
-            Step::Write => match write(stream, &mut held).await {
-                Some(written) => written,
+            Step::Write => match write(stream, &mut steps, &mut held).await {
+                Some(Written::All(written)) => written,
+                Some(Written::Interrupted(step)) => {
+                    next = Some(step);
+                    Err(Error::usage("something else was asked for meanwhile"))
+                }
                 None => break,
             },
+            Step::Wait => continue,
             Step::Keep => {
                 held.keep();
                 Ok(Value::Null)
@@ -135,18 +174,25 @@ async fn go_on(held: Held, endpoint: &Endpoint) -> Result<()> {
     Ok(())
 }
 
-/// Writes, as long as somebody is at the other end; `None` if nobody is any more.
+/// How writing has ended.
+enum Written {
+    All(Result<Value>),
+    /// By what was said before it was done.
+    Interrupted(Result<Step>),
+}
+
+/// Writes, as long as somebody waits for it; `None` if nobody is there any more.
 async fn write(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    steps: &mut Steps,
     held: &mut Held,
-) -> Option<Result<Value>> {
+) -> Option<Written> {
     let (mut from, mut to) = tokio::io::split(stream);
     tokio::select! {
         written = with_progress(&mut to, |tell| held.write(tell)) => {
-            Some(written.map(|saved| json!(saved)))
+            Some(Written::All(written.map(|saved| json!(saved))))
         }
-        // Nothing is to be said meanwhile.
-        _ = from.read_u8() => None,
+        step = steps.next(&mut from) => step.map(Written::Interrupted),
     }
 }
 
@@ -154,5 +200,35 @@ fn answer_of(outcome: Result<Value>) -> Answer {
     match outcome {
         Ok(value) => Answer::Return(value),
         Err(error) => Answer::Error(error.to_wire()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_command_that_is_silent_is_not_waited_for_and_one_that_waits_is() {
+        let (mut ours, mut theirs) = tokio::io::duplex(1 << 10);
+        let silence = Duration::from_secs(1);
+        let waits = tokio::spawn(async move {
+            for _ in 0..30 {
+                sleep(silence / 20).await;
+                ours.write_all(b"{\"step\":\"wait\"}\n").await.unwrap();
+            }
+            ours.write_all(b"{\"step\":").await.unwrap();
+            ours
+        });
+        let mut steps = Steps { partial: Vec::new(), silence };
+        assert!(steps.next(&mut theirs).await.is_none());
+        assert!(waits.is_finished(), "it was waited for as long as it said so");
+        // What has come of a step is not lost with who has waited for it.
+        let mut ours = waits.await.unwrap();
+        ours.write_all(b"\"keep\"}\nx\n").await.unwrap();
+        assert_eq!(steps.next(&mut theirs).await.unwrap().unwrap(), Step::Keep);
+        steps.next(&mut theirs).await.unwrap().unwrap_err();
     }
 }
