@@ -14,7 +14,7 @@ use super::terminal::RawTerminal;
 use crate::error::{Context, Result};
 use crate::model::job::{VmState, VmStatus};
 use crate::model::vmset::VmSet;
-use crate::ops::reach::{Reach, reach};
+use crate::ops::reach::{Reach, reach, reach_vm};
 use crate::vm::console;
 use crate::vm::control::Viewer;
 
@@ -58,7 +58,11 @@ impl Console {
             let (known, job) = self.job.find(app).await?;
             let rank = one_vm(&self.vm, &job)?;
             let show = async {
-                let vm = reach(known.store(), &job, rank).await?;
+                // A log outlives its VM.
+                let vm = match (self.log, job.vms.iter().find(|vm| vm.rank == rank)) {
+                    (true, Some(vm)) => reach_vm(known.store(), &job, vm).await?,
+                    _ => reach(known.store(), &job, rank).await?,
+                };
                 match (self.log, self.follow) {
                     (false, false) => attach(app, &vm, rank).await,
                     (_, follow) => show_log(app, &vm, rank, follow).await,

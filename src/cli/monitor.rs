@@ -148,7 +148,8 @@ impl Resume {
 
 /// Press the power button of VMs
 ///
-/// A guest that heeds it shuts down, and its VM ends; others do nothing.
+/// A guest that heeds it shuts down; others do nothing. Its VM is `off` then, and stays while the
+/// cluster does: its disk can be saved, and `pavo reset` starts the guest again.
 #[derive(Debug, Args)]
 pub struct Powerdown {
     #[command(flatten)]

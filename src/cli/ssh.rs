@@ -11,6 +11,7 @@ use super::job::JobSelector;
 use crate::error::{Error, Result};
 use crate::model::job::JobRecord;
 use crate::ops::elsewhere::ssh_files;
+use crate::ops::reach::check_guest;
 use crate::ops::ssh::SshFiles;
 
 /// Log in to a VM, or run a command in it
@@ -62,33 +63,53 @@ pub struct SshConfig {
 
 impl Ssh {
     pub fn run(self, app: &App) -> Result<u8> {
-        let (_, files) = published(app, &self.job)?;
+        let named = self.args.iter().find_map(|word| rank_of(word.to_str()?));
+        let (_, files) = published(app, &self.job, named)?;
         exec("ssh", &files, self.args)
     }
 }
 
 impl Scp {
     pub fn run(self, app: &App) -> Result<u8> {
-        let (_, files) = published(app, &self.job)?;
+        let vm = |word: &OsString| rank_of(word.to_str()?.split_once(':')?.0);
+        let (_, files) = published(app, &self.job, self.args.iter().filter_map(vm))?;
         exec("scp", &files, self.args)
     }
 }
 
 impl SshConfig {
     pub fn run(self, app: &App) -> Result<u8> {
-        let (job, files) = published(app, &self.job)?;
+        let (job, files) = published(app, &self.job, None)?;
         app.out.data(&files.client_config(&job.vms))?;
         Ok(0)
     }
 }
 
-/// The cluster and its ssh files, if any port of it leads to an ssh server.
-fn published(app: &App, selector: &JobSelector) -> Result<(JobRecord, SshFiles)> {
+/// Which VM is meant by `[user@]vmN`.
+fn rank_of(host: &str) -> Option<u32> {
+    let name = host.rsplit_once('@').map_or(host, |(_, name)| name);
+    name.strip_prefix("vm")?.parse().ok()
+}
+
+/// The cluster and its ssh files, if any port of it leads to an ssh server. That of a VM that
+/// has ended, is off or stands still answers nobody: then its state is the error.
+fn published(
+    app: &App,
+    selector: &JobSelector,
+    named: impl IntoIterator<Item = u32>,
+) -> Result<(JobRecord, SshFiles)> {
     app.block_on(async {
         let (known, job) = selector.find(app).await?;
         if !job.vms.iter().any(|vm| vm.ports.iter().any(|port| port.vm_port == 22)) {
             return Err(Error::not_found("Error: port 22 is not reverse NATed")
                 .help("publish it: `reverse-nat: {vm-port: 22, …}` in networks.yaml"));
+        }
+        let states = known.states(&job).await?;
+        for rank in named {
+            match states.get(rank as usize) {
+                Some(Some(status)) => check_guest(rank, status)?,
+                _ => {}
+            }
         }
         let files = ssh_files(known.store(), &job, &app.env.home).await?;
         Ok((job, files))
@@ -101,4 +122,17 @@ fn exec(program: &str, files: &SshFiles, args: Vec<OsString>) -> Result<u8> {
     Err(Error::system(format!("starting `{program}`"))
         .because(error)
         .help("install the package `openssh-client`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vm_is_found_among_the_words_of_ssh() {
+        for (word, rank) in [("vm0", Some(0)), ("ada@vm12", Some(12)), ("vmx", None), ("-v", None)]
+        {
+            assert_eq!(rank_of(word), rank, "{word}");
+        }
+    }
 }

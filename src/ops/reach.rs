@@ -10,8 +10,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
+use super::jobs;
 use crate::error::{Context, Error, Result};
-use crate::model::job::{JobRecord, VmRecord};
+use crate::model::job::{JobRecord, VmRecord, VmState, VmStatus};
 use crate::model::vm::HostKey;
 use crate::store::{Store, get_json, keys};
 use crate::vm::channel::{Caller, Identity};
@@ -38,13 +39,17 @@ pub enum Reach {
 /// What opens the VMs of one cluster on other hosts. Found and prepared once, with the first
 /// that needs it, it serves for all.
 #[derive(Debug, Default)]
-pub struct Pass(OnceCell<Caller>);
+pub struct Pass {
+    caller: OnceCell<Caller>,
+    /// How the VMs were. An end is for good: of that it need not be the newest.
+    states: OnceCell<Vec<Option<VmStatus>>>,
+}
 
 impl Pass {
     /// Where the process of a VM of a running job is reached.
     ///
     /// # Errors
-    /// When it is on another host that no way leads to.
+    /// When the VM has ended, or is on another host that no way leads to.
     pub async fn reach(
         &self,
         store: Option<&dyn Store>,
@@ -53,6 +58,13 @@ impl Pass {
     ) -> Result<Reach> {
         let vm = job.vms.iter().find(|vm| vm.rank == rank);
         let vm = vm.ok_or_else(|| Error::not_found(format!("the cluster has no vm{rank}")))?;
+        if let Some(store) = store {
+            let states = self.states.get_or_try_init(|| jobs::states(store, job)).await?;
+            match states.get(rank as usize) {
+                Some(Some(status)) if status.state.is_over() => return Err(ended(rank, status)),
+                _ => {}
+            }
+        }
         self.reach_vm(store, job, vm).await
     }
 
@@ -70,13 +82,43 @@ impl Pass {
         match vm.control {
             Some(address) if !(is_this_host(&vm.host) && is_ours(&dir)) => {
                 let caller = async { Caller::new(&identity(store, job).await?) };
-                Ok(Reach::Remote(address, self.0.get_or_try_init(|| caller).await?.clone()))
+                Ok(Reach::Remote(address, self.caller.get_or_try_init(|| caller).await?.clone()))
             }
             // A cluster of this machine, or the short way to one that has both.
             _ => Ok(Reach::Here(dir)),
         }
     }
 }
+
+/// A VM whose process is there no more.
+pub fn ended(rank: u32, status: &VmStatus) -> Error {
+    let how = match (status.state, &*status.detail) {
+        (VmState::Failed, "") => "it failed",
+        (VmState::Failed, why) => why,
+        _ => return Error::not_found(format!("vm{rank} has ended")).help(NO_MORE),
+    };
+    Error::not_found(format!("vm{rank} has failed: {how}")).help(NO_MORE)
+}
+
+/// Fails for a VM whose guest cannot answer: it has ended, is off, or stands still.
+pub fn check_guest(rank: u32, status: &VmStatus) -> Result<()> {
+    let why = match &*status.detail {
+        "" => String::new(),
+        why => format!(": {why}"),
+    };
+    match status.state {
+        state if state.is_over() => Err(ended(rank, status)),
+        VmState::Off => Err(Error::system(format!("vm{rank} is off{why}"))
+            .help(format!("start its guest again: `pavo reset vm{rank}`"))),
+        VmState::Paused => Err(Error::system(format!("vm{rank} is paused{why}"))
+            .help(format!("let it go on: `pavo resume vm{rank}`"))),
+        _ => Ok(()),
+    }
+}
+
+/// What is left of such a VM.
+const NO_MORE: &str = "what its guest has said: `pavo console -l VM`; it comes back with a new \
+                       cluster only";
 
 /// As [`Pass::reach`], of one VM.
 ///

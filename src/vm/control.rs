@@ -42,6 +42,7 @@ mod outcome;
 mod participant;
 mod request;
 mod socket;
+mod standing;
 mod work;
 
 pub use client::{Client, Connection, Viewer};
@@ -319,10 +320,15 @@ async fn answer_requests(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     endpoint: &Endpoint,
 ) -> Option<Becomes> {
+    let mut ahead = None;
     loop {
-        let line = timeout(REQUEST_TIME, request::line(stream)).await.ok()??;
+        let line = timeout(REQUEST_TIME, request::line(stream, ahead.take())).await.ok()??;
         let request = request::parse(&line);
         let known = request.is_ok();
+        if request.as_ref().is_ok_and(Op::changes) && request::given_up(stream, &mut ahead).await {
+            return None;
+        }
+        let request = request.and_then(|op| endpoint.check_standing(&op).map(|()| op));
         let mut becomes = None;
         let answer = match request {
             Ok(Op::Save(wish)) => {
@@ -431,8 +437,14 @@ impl Endpoint {
                 }
             }
             Op::Powerdown => self.execute(qapi::qmp::system_powerdown {}).await,
-            Op::Pause => self.execute(qapi::qmp::stop {}).await,
-            Op::Resume => self.execute(qapi::qmp::cont {}).await,
+            Op::Pause => {
+                let done = self.execute(qapi::qmp::stop {}).await;
+                self.once_seen(done, |state| !state.is_up()).await
+            }
+            Op::Resume => {
+                let done = self.execute(qapi::qmp::cont {}).await;
+                self.once_seen(done, |state| state != VmState::Paused).await
+            }
             Op::Quit => {
                 let asked = self.stop.send(Stop::Now).await;
                 asked.map_err(|_| Error::system(format!("{} is ending already", self.name)))
@@ -465,6 +477,11 @@ impl Endpoint {
         C: qapi::Command<Ok: Into<Outcome<T>>> + 'static,
     {
         let done = self.qmp()?.execute(command).await;
+        let done = match done {
+            Err(late @ qmp::Failure::Late(_)) => Err(Error::system(late.to_string())
+                .help("see, once it answers again, what has come of it: `pavo status`")),
+            done => done.map_err(|failure| Error::system(failure.to_string())),
+        };
         done.map(|ok| ok.into().0).while_doing(|| format!("telling QEMU of {}", self.name))
     }
 

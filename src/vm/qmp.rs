@@ -51,7 +51,9 @@ impl fmt::Display for Failure {
         match self {
             Self::Lost => f.write_str("the connection to QEMU is lost"),
             Self::Refused { description, .. } => write!(f, "QEMU refused: {description}"),
-            Self::Late(patience) => write!(f, "QEMU did not answer within {patience:?}"),
+            Self::Late(patience) => {
+                write!(f, "QEMU did not answer within {patience:?}, and may still do it")
+            }
             Self::Garbled(why) => write!(f, "QEMU's answer is not understood: {why}"),
         }
     }

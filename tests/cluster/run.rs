@@ -43,6 +43,7 @@ fn commands_run_in_all_vms_or_some_and_end_as_they_should() {
         who_is_gone_runs_nothing(world);
         left_and_come_back_to(world);
         one_that_stands_still(world);
+        one_that_is_off(world);
         the_agent_begins_anew(world);
         a_vm_is_lost(world);
         world.ok(&["cancel"]);
@@ -303,17 +304,39 @@ fn one_that_stands_still(world: &World) {
     world.ok(&["pause", "vm1"]);
     let ping = world.pavo(&["agent", "ping", "--timeout", "0"]);
     assert_eq!(ping.code, Some(1), "{ping}");
-    assert!(ping.stderr.contains("vm1: the guest's agent does not answer"), "{ping}");
-    let said = run(world, &["--timeout", "2", "hostname"]);
-    assert_eq!((&*said.stdout, said.code), ("vm0\n", Some(124)), "{said}");
-    assert!(said.stderr.contains("vm1: has not answered"), "{said}");
-    // Without a time of its own it does not wait for ever, and the guest hears of none of it.
-    let said = run(world, &["-w", "vm1", "touch", "/tmp/late"]);
-    assert_eq!(said.code, Some(255), "{said}");
-    assert!(said.stderr.contains("vm1: the guest's agent does not answer"), "{said}");
+    assert!(ping.stderr.contains("vm1: vm1 is paused"), "{ping}");
+    // It is not waited for, and the guest hears of none of it.
+    let said = run(world, &["sh", "-c", "hostname; touch /tmp/late"]);
+    assert_eq!((&*said.stdout, said.code), ("vm0\n", Some(255)), "{said}");
+    assert!(
+        said.stderr.contains("vm1 is paused\n  help: let it go on: `pavo resume vm1`"),
+        "{said}"
+    );
+    let said = world.pavo(&["ssh", "vm1", "true"]);
+    assert!(said.stderr.contains("vm1 is paused") && said.code == Some(5), "{said}");
     world.ok(&["resume", "vm1"]);
     assert_eq!(run(world, &["-w", "vm1", "hostname"]).stdout, "vm1\n");
     assert_eq!(run(world, &["-w", "vm1", "test", "-e", "/tmp/late"]).code, Some(1));
+}
+
+fn one_that_is_off(world: &World) {
+    world.ok(&["powerdown", "vm1"]);
+    world.until("it is off", || world.ok(&["status"]).contains(" off "));
+    for words in [
+        &["run", "-w", "vm1", "hostname"][..],
+        &["pause", "vm1"],
+        &["resume", "vm1"],
+        &["powerdown", "vm1"],
+        &["nc", "vm1", "22"],
+        &["ssh", "root@vm1", "true"],
+    ] {
+        let said = world.pavo(words);
+        assert!(said.code != Some(0), "{words:?}: {said}");
+        assert!(said.stderr.contains("vm1 is off: the guest powered off\n"), "{words:?}: {said}");
+        assert!(said.stderr.contains("help: start its guest again: `pavo reset vm1`"), "{said}");
+    }
+    world.ok(&["reset", "vm1"]);
+    world.until("it answers", || run(world, &["-w", "vm1", "true"]).code == Some(0));
 }
 
 fn the_agent_begins_anew(world: &World) {
@@ -342,5 +365,21 @@ fn a_vm_is_lost(world: &World) {
     let ping = world.pavo(&["agent", "ping", "--timeout", "0"]);
     assert_eq!(ping.code, Some(1), "{ping}");
     assert!(ping.stdout.starts_with("1 VMs answered in "), "{ping}");
-    assert!(ping.stderr.contains("vm1: "), "{ping}");
+    let why = "vm1 has failed: QEMU was killed by signal 9";
+    assert!(ping.stderr.contains(why), "{ping}");
+    for words in [
+        &["run", "-w", "vm1", "true"][..],
+        &["cp", "vm1:/etc/hostname", "x"],
+        &["reset", "vm1"],
+        &["pause", "vm1"],
+        &["dump", "vm1", "x"],
+        &["console", "vm1"],
+        &["display", "vm1"],
+        &["forward", "vm1", "0:22"],
+        &["ssh", "vm1", "true"],
+    ] {
+        let said = world.pavo(words);
+        assert!(said.code != Some(0) && said.stderr.contains(why), "{words:?}: {said}");
+    }
+    world.ok(&["console", "-l", "vm1"]);
 }

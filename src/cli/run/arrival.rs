@@ -10,7 +10,7 @@ use super::super::App;
 use super::super::agent::report;
 use super::super::job::Jobs;
 use crate::error::{Error, Result};
-use crate::model::job::JobRecord;
+use crate::model::job::{JobRecord, VmState};
 use crate::model::vmset::fold;
 use crate::ops::agent::hellos;
 use crate::vm::agent::{LONGEST, QEMUS};
@@ -59,9 +59,10 @@ pub async fn wait(
             return Ok(());
         }
         let states = known.states(job).await?;
+        // Only somebody else makes them answer.
         let is_over = |rank: u32| {
             let state = states.get(rank as usize).and_then(Option::as_ref);
-            state.is_some_and(|status| status.state.is_down())
+            state.is_some_and(|vm| vm.state.is_down() || vm.state == VmState::Paused)
         };
         let over = failed.iter().any(|(rank, _)| is_over(*rank));
         if over || left.is_zero() {
