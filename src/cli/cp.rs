@@ -32,7 +32,8 @@ const TICK: Duration = Duration::from_millis(250);
 /// pavo's agent in the guest reads and writes the files.
 ///
 /// Names are as with `cp -r`: a folder is copied with all it holds, into DEST if that is a
-/// folder or ends with a slash, and otherwise as DEST; `SOURCE/.` is only what it holds. Links
+/// folder or ends with a slash, and otherwise as DEST; `SOURCE/.` is only what it holds. Below
+/// it `/proc`, `/sys`, `/dev` and the like are left out. Links
 /// stay links, but for a SOURCE that is one. Modes, times and holes are kept; owners, hard
 /// links and set-user-ID marks are not: files belong to `--user` in the guest, and to you here.
 ///
@@ -48,6 +49,10 @@ pub struct Cp {
     /// Read or write the guest's files as this user of it [default: root]
     #[arg(short, long, value_name = "NAME")]
     user: Option<OsString>,
+
+    /// Folders are copied with all they hold in any case
+    #[arg(short, long, short_aliases = ['R', 'a'], hide = true)]
+    recursive: bool,
 
     /// Files or folders, all here or all in VMs: `vm0:PATH`
     #[arg(value_name = "SOURCE", required = true)]
@@ -82,6 +87,7 @@ impl Side {
 
 impl Cp {
     pub fn run(self, app: &App) -> Result<u8> {
+        let _as_it_is_anyway = self.recursive;
         let dest = Side::parse(&self.dest)?;
         let sources: Vec<Side> =
             self.sources.iter().map(|text| Side::parse(text)).collect::<Result<_>>()?;

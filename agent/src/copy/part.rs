@@ -86,9 +86,13 @@ impl Part {
             let file: File = match openat(folder, &*part, flags | OFlag::O_CREAT, private) {
                 Ok(file) => file.into(),
                 // A link, or what is nobody's business of ours.
-                Err(Errno::ELOOP | Errno::EACCES | Errno::ENXIO) => {
-                    unlinkat(folder, &*part, UnlinkatFlags::NoRemoveDir)?;
-                    continue;
+                Err(error @ (Errno::ELOOP | Errno::EACCES | Errno::ENXIO)) => {
+                    match unlinkat(folder, &*part, UnlinkatFlags::NoRemoveDir) {
+                        Ok(()) => continue,
+                        // Nothing is there: it is the folder that may not be written.
+                        Err(Errno::ENOENT) => return Err(error.into()),
+                        Err(error) => return Err(error.into()),
+                    }
                 }
                 Err(error) => return Err(error.into()),
             };

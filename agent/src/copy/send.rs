@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::dir::Dir;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
+use nix::sys::statfs::fstatfs;
 
 use super::digest::digest;
 use super::holes::{data_from, hole_from};
@@ -71,6 +72,42 @@ fn open(at: BorrowedFd<'_>, name: &OsStr, flags: OFlag) -> nix::Result<OwnedFd> 
     openat(at, name, flags, Mode::empty())
 }
 
+/// File systems that hold no files, but show what the kernel knows: `proc`, `sysfs`, `devpts`,
+/// `cgroup`, `cgroup2`, `debugfs`, `tracefs`, `securityfs`, `pstore`, `bpf`, `configfs`,
+/// `efivarfs`, `binfmt_misc`, `selinuxfs`, `fusectl`, `mqueue`.
+const KERNELS: [u32; 16] = [
+    0x9fa0,
+    0x6265_6572,
+    0x1cd1,
+    0x0027_e0eb,
+    0x6367_7270,
+    0x6462_6720,
+    0x7472_6163,
+    0x7363_6673,
+    0x6165_676c,
+    0xcafe_4a11,
+    0x6265_6570,
+    0xde5e_81e4,
+    0x4249_4e4d,
+    0xf97c_ff8c,
+    0x6573_5543,
+    0x1980_0202,
+];
+
+/// Whether a folder is where another file system begins that is the kernel's: no end of
+/// bytes may be in it.
+pub(super) fn leads_out(at: BorrowedFd<'_>, folder: BorrowedFd<'_>) -> bool {
+    let device = |fd| fstat(fd).map(|stat| stat.st_dev).ok();
+    if device(at) == device(folder) {
+        return false;
+    }
+    let kind = fstatfs(folder).map(|found| found.filesystem_type().0 as u32);
+    // Devices lie in one that is like any in memory.
+    let null = fstatat(folder, "null", AtFlags::AT_SYMLINK_NOFOLLOW);
+    kind.is_ok_and(|kind| KERNELS.contains(&kind))
+        || null.is_ok_and(|null| kind_of(&null) == SFlag::S_IFCHR)
+}
+
 /// What a folder holds, by name.
 fn names(folder: &OwnedFd) -> nix::Result<Vec<OsString>> {
     let again = openat(folder, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
@@ -96,6 +133,9 @@ fn measure(at: BorrowedFd<'_>, name: &OsStr, follow: bool, left: &mut usize, dep
         SFlag::S_IFDIR => {
             let no_link = if follow { OFlag::empty() } else { OFlag::O_NOFOLLOW };
             let Ok(folder) = open(at, name, OFlag::O_DIRECTORY | no_link) else { return 0 };
+            if depth > 0 && leads_out(at, folder.as_fd()) {
+                return 0;
+            }
             let names = names(&folder).unwrap_or_default();
             let sizes = names.iter().map(|name| {
                 if *left > 0 { measure(folder.as_fd(), name, false, left, depth + 1) } else { 0 }
@@ -161,6 +201,9 @@ impl<R: Read, W: Write> Sender<'_, R, W> {
                 Err(error) => self.failed(path, error),
             },
             SFlag::S_IFDIR => match open(at, name, OFlag::O_DIRECTORY | no_link) {
+                Ok(folder) if self.depth > 0 && leads_out(at, folder.as_fd()) => {
+                    self.trouble(path, "the kernel's own: it is not copied")
+                }
                 Ok(folder) => self.folder(&folder, path, called),
                 Err(error) => self.failed(path, error),
             },

@@ -521,3 +521,34 @@ fn a_closed_folder_that_was_there_is_closed_again_whatever_happens() {
     fs::set_permissions(&closed, Permissions::from_mode(0o700)).unwrap();
     assert_eq!((mode, list(&closed)), (0o500, vec!["new".into(), "old".into()]));
 }
+
+#[test]
+fn a_folder_that_may_not_be_written_is_the_cause_that_is_told() {
+    let folder = Folder::new();
+    if !nix::unistd::geteuid().is_root() {
+        fs::set_permissions(folder.path(""), Permissions::from_mode(0o500)).unwrap();
+    }
+    // Of this thread alone; root may write where nobody else may.
+    let before = nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65_534));
+    let file = File::open(&folder.0).unwrap();
+    let refused = part::Part::open(std::os::fd::AsFd::as_fd(&file), b"x").map(drop).unwrap_err();
+    nix::unistd::setfsuid(before);
+    fs::set_permissions(folder.path(""), Permissions::from_mode(0o700)).unwrap();
+    let part::Refused::Failed(error) = refused else { panic!("{refused:?}") };
+    assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "{error}");
+}
+
+#[test]
+fn what_the_kernel_shows_as_files_is_no_part_of_a_folder() {
+    let proc = File::open("/proc").unwrap();
+    let root = File::open("/").unwrap();
+    let leads_out = |at: &File, folder: &File| {
+        use std::os::fd::AsFd;
+        send::leads_out(at.as_fd(), folder.as_fd())
+    };
+    assert!(leads_out(&root, &proc));
+    // Of what was asked for by its own name all is wanted.
+    assert!(!leads_out(&proc, &File::open("/proc/self").unwrap()));
+    assert!(!leads_out(&root, &File::open("/tmp").unwrap()));
+    assert!(leads_out(&root, &File::open("/dev").unwrap()));
+}
