@@ -42,7 +42,9 @@ mod message;
 
 pub use frame::{Decoder, Event, Frame, Kind, Malformed, mark};
 pub use identity::{Identity, Interface, MAX_IDENTITY};
-pub use message::{Command, Copy, Credit, Exec, Exit, Failure, Hello, Opening, Size, Started};
+pub use message::{
+    Command, Copy, Credit, Exec, Exit, Failure, Hello, Opening, Size, Started, THAWED_BEFORE,
+};
 
 /// What an agent has among its features that can make its guest another
 /// ([`Opening::Assume`]).

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! It starts itself with `--send` and `--receive` for copies, as who is to read or write the
-//! files: one that waits for a file server keeps no command waiting.
+//! files: one that waits for a file server keeps no command waiting; and with `--freeze` and
+//! `--thaw` for file systems that are to be at rest.
 //!
 //! With `--assume` it makes its guest, which goes on from the memory of another, the one that its
 //! standard input says.
@@ -20,6 +21,7 @@ mod account;
 mod assume;
 mod command;
 mod copying;
+mod freeze;
 mod past;
 mod port;
 mod serve;
@@ -36,7 +38,9 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
-    if let Some(code) = copying::copy(&words).or_else(|| assume::assume(&words)) {
+    let own =
+        copying::copy(&words).or_else(|| assume::assume(&words)).or_else(|| freeze::freeze(&words));
+    if let Some(code) = own {
         return code;
     }
     let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();

@@ -134,7 +134,15 @@ pub enum Opening {
     Copy(Copy),
     /// The guest is to be who its input says.
     Assume,
+    /// Brings the file systems on the guest's disks to rest, until its input ends, but not for
+    /// longer. It writes how many they are.
+    Freeze {
+        seconds: u32,
+    },
 }
+
+/// The exit code of a freeze that had an end before its input.
+pub const THAWED_BEFORE: u8 = 3;
 
 /// Files to copy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -199,6 +207,7 @@ const LEAVE: u8 = 15;
 const INTO: u8 = 16;
 const WHOLE: u8 = 17;
 const UNSEEN: u8 = 18;
+const SECONDS: u8 = 19;
 
 impl Opening {
     pub fn encode(&self) -> Vec<u8> {
@@ -230,6 +239,9 @@ impl Opening {
                     fields.put(INTO, []);
                 }
             }
+            Self::Freeze { seconds } => {
+                fields.put(VERB, "freeze").number(SECONDS, (*seconds).into());
+            }
         }
         fields.0
     }
@@ -248,6 +260,7 @@ impl Opening {
             b"kill" => {
                 Ok(Self::Kill { id: id()?, signal: small(find(SIGNAL).unwrap_or_default())? })
             }
+            b"freeze" => Ok(Self::Freeze { seconds: small(find(SECONDS).unwrap_or_default())? }),
             verb @ (b"receive" | b"send") => {
                 let all = |tag: u8| fields.iter().filter(move |field| field.0 == tag);
                 Ok(Self::Copy(Copy {
@@ -530,6 +543,7 @@ mod tests {
             Opening::Assume,
             Opening::Kill { id: 3, signal: 15 },
             Opening::Copy(Copy::default()),
+            Opening::Freeze { seconds: 20 },
             Opening::Copy(Copy {
                 comes: true,
                 paths: vec![b"/\xff".into(), b"b".into()],

@@ -17,6 +17,7 @@ use pavo_agent::{
 use super::assume;
 use super::command::Command;
 use super::copying;
+use super::freeze;
 use super::starts::Starts;
 
 /// No command is read while more than this waits to be sent.
@@ -233,6 +234,7 @@ impl Agent {
             Opening::Exec(exec) => self.start(stream, exec)?,
             Opening::Copy(copy) => self.start(stream, copying::command(copy))?,
             Opening::Assume => self.start(stream, assume::command())?,
+            Opening::Freeze { seconds } => self.start(stream, freeze::command(seconds))?,
             Opening::Attach { id, unseen } => {
                 let command = self.find(id)?;
                 if command.stream.is_some() {
@@ -372,6 +374,8 @@ fn hello() -> Hello {
         boot_id: read("/proc/sys/kernel/random/boot_id").trim().into(),
         uptime: (seconds * 1000.0) as u64,
         cores: cores as u32,
-        features: ["exec", "pty", "attach", "script", "copy", ASSUMES].map(String::from).into(),
+        features: ["exec", "pty", "attach", "script", "copy", "freeze", ASSUMES]
+            .map(String::from)
+            .into(),
     }
 }

@@ -21,8 +21,9 @@ const AT_ONCE: usize = 16;
 /// Save the disks of running VMs
 ///
 /// A disk becomes the next revision of the image that the VM was started from, or a new image.
-/// The VM runs on; it may also have halted or powered off. If an agent (qemu-guest-agent) runs in the guest, its file systems are
-/// at rest for the moment that is saved; otherwise it is as if the power had failed then.
+/// The VM runs on; it may also have halted or powered off. If pavo's agent or QEMU's runs in the guest,
+/// its file systems are at rest for the moment that is saved; otherwise it is as if the power had
+/// failed then, and that is said.
 ///
 /// Several VMs are saved at the same time, each at a moment of its own, with `-d NAME` to images
 /// called NAME-vm0, NAME-vm1 and so on. One that fails keeps no other from being saved.
@@ -118,6 +119,7 @@ impl Save {
 
     fn tell(&self, app: &App, rank: u32, image: &Resolved, saved: Saved) {
         if let Some(trouble) = saved.trouble {
+            let trouble = trouble.trim_start_matches("error: ");
             app.out.warn(&format!("the file systems of vm{rank} were not at rest: {trouble}"));
         }
         let (name, revision) = image.uri.rsplit_once('@').unwrap_or((&image.uri, ""));

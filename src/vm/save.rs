@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::guest_agent::Agent;
-use super::{overlay, qmp};
+use super::{agent, overlay, qmp};
 use crate::error::{Context, Error, Result};
 use crate::model::vm::DiskFormat;
 
@@ -47,9 +47,9 @@ pub struct Progress {
 /// How a copy was made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saved {
-    /// The file systems that were at rest; none, if the guest has no agent.
+    /// The file systems that were at rest.
     pub frozen: u64,
-    /// Why not, where there is an agent.
+    /// Why they were not.
     pub trouble: Option<String>,
 }
 
@@ -63,6 +63,10 @@ pub struct Source<'a> {
     pub disk: Option<u64>,
     /// Unique among the copies of this VM.
     pub number: u64,
+    /// The way to the guest's agent; none where the guest is off, and its disk at rest anyway.
+    pub guest: Option<&'a agent::Agent>,
+    /// Whether it stands still, and answers nobody.
+    pub paused: bool,
 }
 
 /// Copies, telling how far it is; when nobody listens, nobody wants it any more. Nothing of it
@@ -161,16 +165,18 @@ impl Source<'_> {
     }
 
     async fn begin_and_follow(&self, wish: &Wish, tell: mpsc::Sender<Progress>) -> Result<Saved> {
-        let mut agent = self.agent().await?;
-        let frozen = freeze(agent.as_mut()).await;
-        if wish.safe && !matches!(frozen, Ok(1..)) {
-            thaw(agent.as_mut(), &frozen).await?;
+        let rest = self.rest().await?;
+        if wish.safe && self.guest.is_some() && !matches!(rest.count(), Ok(1..)) {
+            let trouble = rest.count().err().map(Error::report);
+            rest.end().await?;
             let why = "the guest did not bring its file systems to rest";
-            let error =
-                Error::system(why).help("run qemu-guest-agent in the guest, or leave `-s` away");
-            return Err(match frozen {
-                Err(trouble) => error.because(trouble),
-                Ok(_) => error,
+            let error = Error::system(why).help(
+                "run pavo's agent in the guest (`agent: inject`), or qemu-guest-agent, or leave \
+                 `-s` away",
+            );
+            return Err(match trouble {
+                Some(trouble) => error.because(trouble.trim_start_matches("error: ").to_owned()),
+                None => error.because("none of its disks has one that is mounted"),
             });
         }
         let sync = if wish.below.is_some() { "top" } else { "full" };
@@ -184,19 +190,48 @@ impl Source<'_> {
         });
         let begun = self.call("blockdev-backup", begin).await;
         // The copy is of this moment: the guest may go on.
-        let thawed = thaw(agent.as_mut(), &frozen).await;
+        let (count, mut trouble) = match rest.count() {
+            Ok(count) => (count, None),
+            Err(trouble) => (0, Some(trouble.report())),
+        };
+        let ours = matches!(rest, Rest::Ours(_));
+        let mut thawed = rest.end().await;
+        if let (true, Err(error)) = (ours, &thawed) {
+            // It goes on by itself; but it may have done so too soon.
+            trouble = Some(error.report());
+            thawed = Ok(());
+        }
         begun?;
         let outcome = self.follow(tell).await;
         self.call("job-dismiss", json!({ "id": self.node() })).await?;
         outcome?;
         thawed?;
-        Ok(match frozen {
-            Ok(frozen) => Saved { frozen, trouble: None },
-            Err(trouble) => Saved { frozen: 0, trouble: Some(trouble.report()) },
+        let frozen = if trouble.is_some() { 0 } else { count };
+        Ok(Saved { frozen, trouble })
+    }
+
+    /// Brings the guest's file systems to rest, by our agent rather than by QEMU's.
+    async fn rest(&self) -> Result<Rest> {
+        let Some(guest) = self.guest else { return Ok(Rest::Off) };
+        if self.paused {
+            return Ok(Rest::None(Error::system("it is paused")));
+        }
+        let ours = match guest.freeze().await {
+            Ok(Some(frozen)) => return Ok(Rest::Ours(frozen)),
+            Ok(None) => None,
+            Err(trouble) => Some(trouble),
+        };
+        Ok(match (self.agent().await?, ours) {
+            (Some(mut agent), _) => {
+                let frozen = agent.freeze().await;
+                Rest::Qemus(agent, frozen)
+            }
+            (None, Some(trouble)) => Rest::None(trouble),
+            (None, None) => Rest::None(Error::system("no agent answers in the guest")),
         })
     }
 
-    /// The guest's agent, if it has one.
+    /// QEMU's agent, if the guest has one.
     async fn agent(&self) -> Result<Option<Agent>> {
         #[derive(Deserialize)]
         #[serde(rename_all = "kebab-case")]
@@ -244,16 +279,34 @@ impl Source<'_> {
     }
 }
 
-async fn freeze(agent: Option<&mut Agent>) -> Result<u64> {
-    match agent {
-        Some(agent) => agent.freeze().await,
-        None => Ok(0),
-    }
+/// How a guest's file systems are at rest.
+enum Rest {
+    /// It has ended.
+    Off,
+    Ours(agent::Frozen),
+    /// By QEMU's agent, which may have failed.
+    Qemus(Agent, Result<u64>),
+    /// Not at all.
+    None(Error),
 }
 
-async fn thaw(agent: Option<&mut Agent>, frozen: &Result<u64>) -> Result<()> {
-    match agent {
-        Some(agent) => agent.thaw_after(frozen).await,
-        None => Ok(()),
+impl Rest {
+    /// How many are.
+    fn count(&self) -> Result<u64, &Error> {
+        match self {
+            Self::Off => Ok(0),
+            Self::Ours(frozen) => Ok(frozen.count),
+            Self::Qemus(_, frozen) => frozen.as_ref().copied(),
+            Self::None(why) => Err(why),
+        }
+    }
+
+    /// They go on.
+    async fn end(self) -> Result<()> {
+        match self {
+            Self::Ours(frozen) => frozen.thaw().await,
+            Self::Qemus(mut agent, frozen) => agent.thaw_after(&frozen).await,
+            Self::Off | Self::None(_) => Ok(()),
+        }
     }
 }

@@ -83,7 +83,7 @@ fn a_running_disk_becomes_a_revision_and_a_new_image() {
         let refused = world.pavo(&["save", "-d", "mine", "vm0"]);
         assert!(refused.stderr.contains("Image mine already exists"), "{refused}");
         let refused = world.pavo(&["save", "-s", "vm0"]);
-        assert!(refused.stderr.contains("run qemu-guest-agent in the guest"), "{refused}");
+        assert!(refused.stderr.contains("did not bring its file systems to rest"), "{refused}");
         assert_eq!(unfinished(world), Vec::<PathBuf>::new());
         world.ok(&["cancel"]);
         alloc.finish();

@@ -14,6 +14,7 @@
 mod assume;
 mod clock;
 mod fallback;
+mod freeze;
 mod inbox;
 mod line;
 pub mod pcocc;
@@ -32,6 +33,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use super::guest_agent;
 use crate::error::{Error, Result};
 pub use assume::{Assumed, lacks};
+pub use freeze::Frozen;
 pub use line::{Line, Port};
 pub use relay::Relay;
 use streams::Streams;

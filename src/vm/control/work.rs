@@ -14,6 +14,7 @@ use super::super::machine::Stop;
 use super::super::{display, dump, save};
 use super::{Answer, Endpoint, request, say, with_progress};
 use crate::error::{Context, Error, Result};
+use crate::model::job::VmState;
 
 /// How long the command of a checkpoint may be silent. It says something every few seconds,
 /// unless it was stopped, or waits for a file server: guests do not stand still for that.
@@ -51,7 +52,11 @@ impl Endpoint {
             drive => format!("copying drive {drive} of {}", self.name),
         };
         let qmp = self.qmp()?;
-        let source = save::Source { qmp: &qmp, dir: &self.dir, disk: self.disk, number: *number };
+        let state = self.status.borrow().state;
+        let guest = (state != VmState::Off).then_some(&self.agent);
+        let (dir, disk, number, paused) =
+            (&*self.dir, self.disk, *number, state == VmState::Paused);
+        let source = save::Source { qmp: &qmp, dir, disk, number, guest, paused };
         save::save(source, wish, tell).await.while_doing(doing)
     }
     /// Waits until no other copy is made of this VM.

@@ -124,6 +124,7 @@ impl Conversation {
             Opening::Copy(_) => Err(lacks("copies no files")),
             Opening::Attach { .. } => Err(lacks("lets no command be left")),
             Opening::Assume => Err(lacks("cannot become another guest")),
+            Opening::Freeze { .. } => Err(lacks("cannot freeze file systems")),
         }
     }
 
