@@ -217,7 +217,12 @@ pub fn too_late(vms: &[VmRecord], states: &[VmStatus], goal: Goal, limit: Durati
         }
     };
     // Before its guest runs, a VM has nothing to show but its process.
-    let help = match groups.iter().any(|(_, state, _)| *state >= VmState::Running) {
+    let up = groups.iter().any(|(_, state, _)| *state >= VmState::Running);
+    let help = match up {
+        true if goal == Goal::Agent.as_str() => {
+            "see what the guest says: `pavo console -l VM`; an image without an agent needs \
+             `agent: inject` in its template; or wait longer: `--timeout`"
+        }
         true => "see what the guest says: `pavo console -l VM`; or wait longer: `--timeout`",
         false => {
             "see what its process waits for: `ps -fu $USER` there; or wait longer: `--timeout`"
@@ -259,6 +264,11 @@ fn fail_if_any_failed(cluster: &mut Cluster, goal: Goal) -> Result<()> {
 /// thousand lines.
 const SHOW: Duration = Duration::from_millis(200);
 
+/// After how long it is said that an image may have no agent.
+pub const HINT: Duration = Duration::from_secs(45);
+/// What to do about it.
+pub const NO_AGENT: &str = "an image without an agent needs `agent: inject` in its template";
+
 /// What was shown last.
 #[derive(Default)]
 struct Shown {
@@ -288,7 +298,11 @@ fn show(
     };
     // Each second a terminal's line is written over; a log gets a line now and then.
     let elapsed = start.elapsed().as_secs() / progress.every * progress.every;
-    let what = format!("{doing}… ({elapsed} s)");
+    let mut what = format!("{doing}… ({elapsed} s)");
+    if goal == Goal::Agent && elapsed >= HINT.as_secs() && first.state.is_up() {
+        what += ": ";
+        what += NO_AGENT;
+    }
     if what == shown.what && shown.at.is_some_and(|at| at.elapsed() < SHOW) {
         return;
     }
@@ -363,6 +377,21 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_long_for_an_agent_is_told_what_may_be_missing() {
+        let said = |goal, elapsed: Duration| {
+            let lines = std::cell::RefCell::new(Vec::new());
+            let say = |line: &str| lines.borrow_mut().push(line.to_owned());
+            let progress = Progress { say: &say, every: 1 };
+            let all = states(&[VmState::Running]);
+            show(&mut Shown::default(), &all, &[0], goal, Instant::now() - elapsed, progress);
+            lines.into_inner().concat()
+        };
+        assert!(said(Goal::Agent, HINT).contains("`agent: inject`"));
+        assert!(!said(Goal::Agent, HINT / 2).contains("inject"));
+        assert!(!said(Goal::Ssh, HINT * 2).contains("inject"));
+    }
+
+    #[test]
     fn who_is_too_late_is_named_with_its_host_and_state() {
         let vms = on(&["n1", "n1", "n2", "n2", "n3"]);
         let late = |of: &[VmState], goal| {
@@ -373,6 +402,8 @@ mod tests {
         let expected = "vm2 on n2 did not reach `running` within 40 s, it is `starting`\n";
         assert!(report.contains(expected), "{report}");
         assert!(report.contains("`ps -fu $USER` there"), "{report}");
+        let report = late(&[running; 5], Goal::Agent);
+        assert!(report.contains("`agent: inject`"), "{report}");
         let report = late(&[running, running, ssh, ssh, ssh], Goal::Ssh);
         let expected = "vm[0-1] on n1 did not reach `ssh` within 40 s, they are `running`\n";
         assert!(report.contains(expected), "{report}");

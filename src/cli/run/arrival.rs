@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::model::job::{JobRecord, VmState};
 use crate::model::vmset::fold;
 use crate::ops::agent::hellos;
+use crate::ops::watch::{HINT, NO_AGENT};
 use crate::vm::agent::{LONGEST, QEMUS};
 
 /// How soon those are asked again that failed at once.
@@ -69,9 +70,16 @@ pub async fn wait(
             app.out.end_progress();
             report(app, failed);
             let (who, seconds) = (fold(&missing), begun.elapsed().as_secs());
-            return Err(Error::system(format!("no agent has answered in {who} for {seconds} s")));
+            return Err(Error::system(format!("no agent has answered in {who} for {seconds} s"))
+                .help("see what the guest says: `pavo console -l VM`"));
         }
-        app.out.progress(&format!("Waiting for the agent of {}…", fold(&missing)));
+        let seconds = begun.elapsed().as_secs();
+        let mut line = format!("Waiting for the agent of {}… ({seconds} s)", fold(&missing));
+        if begun.elapsed() >= HINT {
+            line += ": ";
+            line += NO_AGENT;
+        }
+        app.out.progress(&line);
         patience = LONGEST;
         sleep(AGAIN).await;
     }
