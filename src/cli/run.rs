@@ -147,6 +147,10 @@ impl Run {
                 .help("run it in the VMs: leave `-p` away"));
         }
         let exec = self.exec()?;
+        let here = std::env::vars_os().collect::<Vec<_>>();
+        for name in exec::unset(&here, &self.env) {
+            app.out.warn(&format!("`-e {name}`: it is not set here"));
+        }
         app.block_on(async {
             let ranks = ranks(&self.vms, &job)?;
             if let Some(seconds) = self.wait {

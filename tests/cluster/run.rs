@@ -168,6 +168,13 @@ fn streams_and_codes(world: &World) {
 }
 
 fn placement_and_what_commands_are_given(world: &World) {
+    // Where it could not be said how it went, it does not begin.
+    let said = run(world, &["--ok-file", "/nonexistent/x", "touch", "/tmp/begun"]);
+    assert_eq!(said.code, Some(5), "{said}");
+    assert!(said.stderr.contains("opening `/nonexistent/x`"), "{said}");
+    assert_eq!(run(world, &["test", "-e", "/tmp/begun"]).code, Some(1));
+    let said = run(world, &["-e", "re(PAVO_", "true"]);
+    assert_eq!(said.code, Some(2), "{said}");
     let said = run(world, &["-n", "2", "-c", "1", "--label", "taskset", "-p", "1"]);
     assert_eq!(said.stdout.lines().count(), 2, "{said}");
     let said = run(world, &["-n", "3", "true"]);
@@ -321,7 +328,7 @@ fn one_that_stands_still(world: &World) {
 
 fn one_that_is_off(world: &World) {
     world.ok(&["powerdown", "vm1"]);
-    world.until("it is off", || world.ok(&["status"]).contains(" off "));
+    world.until("it is off", || world.ok(&["status", "-o", "json"]).contains("\"off\""));
     for words in [
         &["run", "-w", "vm1", "hostname"][..],
         &["pause", "vm1"],

@@ -1,6 +1,7 @@
 //! Commands under way: what they say is shown, what is typed and signals reach them, and how
 //! they ended becomes an exit code.
 
+use std::fs::File;
 use std::future::pending;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -113,6 +114,11 @@ impl Conduct {
         places: Vec<Place>,
         exec: Exec,
     ) -> Result<u8> {
+        for path in self.ok_file.iter().chain(&self.ko_file) {
+            // Where it cannot be said how they ended, none is begun.
+            let file = File::options().append(true).create(true).open(path);
+            file.while_doing(|| format!("opening `{}`", path.display()))?;
+        }
         let input = self.input(places.len());
         let count = places.len();
         let openings = places.iter().enumerate().map(|(index, place)| {

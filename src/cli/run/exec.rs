@@ -33,12 +33,27 @@ pub fn environment(
             words.extend(here.iter().filter(|(name, _)| meant(name)).map(pair));
         } else if wish.contains('=') {
             words.extend(assignments("--env", std::slice::from_ref(wish))?);
+        } else if !is_name(wish) {
+            let wish = wish.escape_debug();
+            return Err(Error::usage(format!("`-e {wish}` names no variable"))
+                .help("write VAR, VAR=VALUE or `re(PATTERN)`"));
         } else {
             // What is not set here is not set there.
             words.extend(here.iter().filter(|(name, _)| *name == **wish).map(pair));
         }
     }
     Ok(words)
+}
+
+/// Those that are wished by name and not set: they may be mistyped.
+pub fn unset<'a>(here: &[(OsString, OsString)], wishes: &'a [String]) -> Vec<&'a str> {
+    let is_set = |wish: &String| here.iter().any(|(name, _)| *name == **wish);
+    let missing = wishes.iter().filter(|wish| is_name(wish) && !is_set(wish));
+    missing.map(String::as_str).collect()
+}
+
+fn is_name(word: &str) -> bool {
+    !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
 /// What kind of terminal there is.
@@ -87,6 +102,12 @@ mod tests {
         assert_eq!(given(&["OMP_A=2"], true).unwrap(), "OMP_A=1 OMP_B=a=b OMP_A=2");
         given(&["re(()"], false).unwrap_err();
         given(&["=x"], false).unwrap_err();
+        // What was to be a pattern is no name.
+        let error = given(&["re(OMP_"], false).unwrap_err().report();
+        assert!(error.contains("`-e re(OMP_` names no variable"), "{error}");
+        let here = [("HOME".into(), "/h".into())];
+        let wishes = ["HOME", "HMOE", "X=1", "re(Y)"].map(String::from);
+        assert_eq!(unset(&here, &wishes), ["HMOE"]);
         assignments("--path-prefix", &["PATH".into()]).unwrap_err();
     }
 }
