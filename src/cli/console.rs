@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout};
 
 use super::App;
 use super::job::{JobSelector, one_vm};
+use super::tame::{Tamer, Wild};
 use super::terminal::RawTerminal;
 use crate::error::{Context, Result};
 use crate::model::job::{VmState, VmStatus};
@@ -76,8 +77,10 @@ impl Console {
 
 /// Prints the log; if `follow`, goes on until the VM ends.
 async fn show_log(app: &App, vm: &Reach, rank: u32, follow: bool) -> Result<()> {
+    let mut tamer = app.out.stdout_is_terminal().then(|| Tamer::new(Wild::Dropped));
     if !follow {
-        return app.out.data(&String::from_utf8_lossy(&vm.log().await?));
+        let log = vm.log().await?;
+        return app.out.raw(&tamer.as_mut().map_or(log.clone(), |tamer| tamer.take(&log)));
     }
     let mut stream = vm.connect().await?.console(console::LOG as usize).await?.stream;
     let mut fate = Fate::of(vm).await?;
@@ -89,7 +92,10 @@ async fn show_log(app: &App, vm: &Reach, rank: u32, follow: bool) -> Result<()> 
                     app.out.status(&fate.end(rank).await);
                     return Ok(());
                 }
-                Ok(count) => app.out.raw(&said[..count])?,
+                Ok(count) => match &mut tamer {
+                    Some(tamer) => app.out.raw(&tamer.take(&said[..count]))?,
+                    None => app.out.raw(&said[..count])?,
+                },
             },
             Some(news) = fate.next(rank) => app.out.status(&news),
         }

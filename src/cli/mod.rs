@@ -54,6 +54,7 @@ mod site;
 mod snapshot;
 mod ssh;
 mod status;
+mod tame;
 mod template;
 mod terminal;
 mod top;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::super::out::Out;
+use super::super::tame::{Wild, tame};
 use crate::error::Result;
 use crate::model::vmset::fold;
 
@@ -157,6 +158,14 @@ impl<'a> Show<'a> {
             return Ok(());
         }
         self.out.end_progress();
+        let at_terminal = match stream {
+            Stream::Output => self.out.stdout_is_terminal(),
+            Stream::Errors => self.out.stderr_is_terminal(),
+        };
+        // One command may do with its user's terminal what it likes; none of several may
+        // pretend to be another.
+        let tamed = (at_terminal && self.style != Style::Bytes).then(|| tame(Wild::Shown, bytes));
+        let bytes = tamed.as_deref().unwrap_or(bytes);
         match stream {
             Stream::Output => self.out.raw(bytes),
             Stream::Errors => self.out.raw_error(bytes),
