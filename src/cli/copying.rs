@@ -12,6 +12,9 @@ use crate::vm::save::Progress;
 /// How long nothing may be copied before that is told.
 pub const STILL: Duration = Duration::from_secs(10);
 
+/// How often, elsewhere than on a terminal, it is told how far one is that goes on.
+const SELDOM: Duration = Duration::from_secs(10);
+
 /// Tells how far a copy is; at a terminal each second, elsewhere on change.
 #[derive(Debug)]
 pub struct Copying<'a> {
@@ -21,11 +24,13 @@ pub struct Copying<'a> {
     done: u64,
     since: Instant,
     said: String,
+    /// When, elsewhere than on a terminal, it was last said how far it is.
+    last: Option<Instant>,
 }
 
 impl<'a> Copying<'a> {
     pub fn new(out: &'a Out, what: String) -> Self {
-        Self { out, what, done: 0, since: Instant::now(), said: String::new() }
+        Self { out, what, done: 0, since: Instant::now(), said: String::new(), last: None }
     }
 
     /// How far it is now.
@@ -33,8 +38,13 @@ impl<'a> Copying<'a> {
         if progress.done != self.done {
             (self.done, self.since) = (progress.done, Instant::now());
         }
-        let line = line(&self.what, progress, self.since.elapsed(), self.out.stderr_is_terminal());
-        self.say(line);
+        let (still, at_terminal) = (self.since.elapsed(), self.out.stderr_is_terminal());
+        let soon = self.last.is_some_and(|last| last.elapsed() < SELDOM);
+        if !at_terminal && still < STILL && soon {
+            return;
+        }
+        self.last = Some(Instant::now());
+        self.say(line(&self.what, progress, still, at_terminal));
     }
 
     /// Of these VMs nothing has come for so long.

@@ -51,11 +51,10 @@ impl Dump {
             let rank = one_vm(&self.vm, &job)?;
             let mut copying = Copying::new(&app.out, format!("Writing the memory of vm{rank}"));
             let mut told = |at: Progress| copying.at(at);
-            let dump = async {
-                let vm = reach(known.store(), &job, rank).await?;
-                vm.connect().await?.dump(wish, &mut told).await
-            };
-            let dumped = dump.await.while_doing(|| format!("dumping the memory of vm{rank}"))?;
+            let connect = async { reach(known.store(), &job, rank).await?.connect().await };
+            let doing = || format!("dumping the memory of vm{rank}");
+            // From there on its process says what it does.
+            let dumped = connect.await.while_doing(doing)?.dump(wish, &mut told).await?;
             Ok((rank, dumped))
         })?;
         let mib = dumped.bytes.div_ceil(1 << 20);

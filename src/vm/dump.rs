@@ -287,7 +287,12 @@ impl Unnamed {
                 .prefix(".pavo-dump-")
                 .tempfile_in(dir)
                 .map(Self::Temporary)
-                .while_doing(|| "making the file".into()),
+                // The name that it would have had is nobody's business.
+                .map_err(|error| match error.raw_os_error() {
+                    Some(number) => std::io::Error::from_raw_os_error(number),
+                    None => std::io::Error::from(error.kind()),
+                })
+                .while_doing(|| format!("making a file in `{}`", dir.display())),
         }
     }
 
