@@ -19,13 +19,14 @@ use super::signals::{CANCELLED, INTERRUPTED, ORPHANED, Signals, WARNED};
 use super::wait::For;
 use crate::config::{BatchManager, Config};
 use crate::error::{Context, Error, Kind, Result};
-use crate::model::job::{JobRecord, VmState};
+use crate::model::job::{JobRecord, VmState, VmStatus};
 use crate::model::vmset::fold;
 use crate::ops::beside::{Beside, Kept, Program};
+use crate::ops::book::now;
 use crate::ops::gather::gather;
 use crate::ops::launch::Cluster;
 use crate::ops::resolve::Blueprint;
-use crate::ops::watch::{Goal, Progress, wait_until};
+use crate::ops::watch::{Again, Goal, Progress, wait_until};
 
 /// How long guests may take to shut down when the time limit is reached, or the scheduler
 /// ends the job.
@@ -433,9 +434,19 @@ pub async fn follow(
     ended: fn(&Cluster) -> bool,
     mut watch: impl FnMut(&Cluster),
 ) -> Result<()> {
+    let mut again = Again::new(&cluster.book.record);
     while !ended(cluster) {
         watch(cluster);
-        cluster.next_report().await?;
+        again.look(&cluster.book.record.vms, &cluster.book.states);
+        tokio::select! {
+            report = cluster.next_report() => drop(report?),
+            (rank, state) = again.next() => {
+                if cluster.book.states[rank as usize].state == VmState::Running {
+                    let status = VmStatus { state, since: now(), detail: String::new() };
+                    cluster.set_state(rank, status).await?;
+                }
+            }
+        }
         while let Some((_, error)) = cluster.take_failure() {
             if cluster.is_over() {
                 return Err(error);

@@ -117,6 +117,42 @@ impl Probes {
     }
 }
 
+/// VMs that had shown more than that they run, and are asked again once they do: after a pause,
+/// or a reset.
+#[derive(Debug)]
+pub struct Again {
+    probes: Probes,
+    /// What each had shown.
+    shown: Vec<Option<Goal>>,
+}
+
+impl Again {
+    pub fn new(job: &JobRecord) -> Self {
+        Self { probes: Probes::new(job, None), shown: vec![None; job.vms.len()] }
+    }
+
+    /// Looks how they are now.
+    pub fn look(&mut self, vms: &[VmRecord], states: &[VmStatus]) {
+        for ((vm, status), shown) in vms.iter().zip(states).zip(&mut self.shown) {
+            match (status.state, *shown) {
+                (VmState::Agent, _) => *shown = Some(Goal::Agent),
+                (VmState::Ssh, _) => *shown = Some(Goal::Ssh),
+                // It could be asked before.
+                (VmState::Running, Some(goal)) => drop(self.probes.ask(vm, goal)),
+                _ => {}
+            }
+        }
+    }
+
+    /// The next that shows it again, and what. Safe to drop.
+    pub async fn next(&mut self) -> (u32, VmState) {
+        let rank = self.probes.next().await;
+        let at = rank as usize;
+        (self.probes.asked[at], self.probes.answered[at]) = (false, false);
+        (rank, self.shown[at].and_then(Goal::shown).unwrap_or(VmState::Running))
+    }
+}
+
 /// Who is told what is waited for.
 #[derive(Clone, Copy)]
 pub struct Progress<'a> {

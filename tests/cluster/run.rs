@@ -322,6 +322,9 @@ fn one_that_stands_still(world: &World) {
     let said = world.pavo(&["ssh", "vm1", "true"]);
     assert!(said.stderr.contains("vm1 is paused") && said.code == Some(5), "{said}");
     world.ok(&["resume", "vm1"]);
+    // What it had shown before it shows again.
+    let answers = || world.ok(&["status", "-o", "json"]).matches("\"agent\"").count() == 2;
+    world.until("its state is `agent` again", answers);
     assert_eq!(run(world, &["-w", "vm1", "hostname"]).stdout, "vm1\n");
     assert_eq!(run(world, &["-w", "vm1", "test", "-e", "/tmp/late"]).code, Some(1));
 }
