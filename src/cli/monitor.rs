@@ -186,13 +186,32 @@ impl MonitorCmd {
         let op = Op::Monitor { command: self.command.join(" ") };
         let answers = ask(app, &self.job, &self.vms, "asking the monitor of", &op)?;
         let many = answers.asked > 1;
+        let mut refused = false;
         for (rank, answer) in &answers.said {
             let name = if many { format!("vm{rank}: ") } else { String::new() };
+            if let Some(why) = refusal(answer.as_str().unwrap_or_default()) {
+                refused = true;
+                app.out.error(&format!("error: {name}QEMU refused: {}", printable(why)));
+                continue;
+            }
             for line in answer.as_str().unwrap_or_default().lines() {
                 app.out.data(&format!("{name}{}\n", printable(line)))?;
             }
         }
-        Ok(answers.code())
+        Ok(match (refused, many) {
+            (false, _) => answers.code(),
+            (true, false) => Kind::System.exit_code(),
+            (true, true) => Kind::Partial.exit_code(),
+        })
+    }
+}
+
+/// What the monitor says of a command that it did not carry out: text, like all that it says.
+fn refusal(answer: &str) -> Option<&str> {
+    let line = answer.lines().find(|line| !line.trim().is_empty())?;
+    match line.strip_prefix("Error: ") {
+        Some(why) => Some(why),
+        None => Some(line).filter(|line| line.starts_with("unknown command:")),
     }
 }
 
@@ -282,5 +301,19 @@ impl Qmp {
             }
             Ok(0)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_monitor_refuses_is_told_from_what_it_answers() {
+        assert_eq!(refusal("unknown command: 'x'\r\n"), Some("unknown command: 'x'"));
+        assert_eq!(refusal("Error: there is no screen\r\n"), Some("there is no screen"));
+        for answer in ["", "VM status: running\r\n", "id 1: Error: 0\r\n"] {
+            assert_eq!(refusal(answer), None, "{answer}");
+        }
     }
 }
