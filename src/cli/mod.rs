@@ -305,11 +305,28 @@ pub fn main() -> ExitCode {
         .and_then(|app| cli.command.run(&app));
     match outcome {
         Ok(code) => code.into(),
+        // Whoever reads us has had enough: no error, but no success either.
+        Err(error) if is_unread(&error) => UNREAD.into(),
         Err(error) => {
             out.error(&error.report());
             error.kind().exit_code().into()
         }
     }
+}
+
+/// As a shell says it of one that SIGPIPE has ended.
+const UNREAD: u8 = 141;
+
+/// Whether nobody takes what we write to standard output.
+fn is_unread(error: &Error) -> bool {
+    let mut at: &(dyn std::error::Error + 'static) = error;
+    let mut writing = error.to_string() == out::WRITING;
+    while let Some(cause) = at.source() {
+        writing |= cause.to_string() == out::WRITING;
+        at = cause;
+    }
+    let cause = at.downcast_ref::<std::io::Error>();
+    writing && cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 /// Shows what the library logs: what went wrong where nobody could be told, and with `-v`

@@ -108,18 +108,14 @@ impl Out {
     pub fn data(&self, text: &str) -> Result<()> {
         self.end_progress();
         let mut out = anstream::stdout().lock();
-        out.write_all(text.as_bytes())
-            .and_then(|()| out.flush())
-            .while_doing(|| "writing to standard output".into())
+        out.write_all(text.as_bytes()).and_then(|()| out.flush()).while_doing(|| WRITING.into())
     }
 
     /// Writes bytes, whatever they are, to standard output: a guest's console to the
     /// terminal of the user who opened it.
     pub fn raw(&self, bytes: &[u8]) -> Result<()> {
         let mut out = io::stdout().lock();
-        out.write_all(bytes)
-            .and_then(|()| out.flush())
-            .while_doing(|| "writing to standard output".into())
+        out.write_all(bytes).and_then(|()| out.flush()).while_doing(|| WRITING.into())
     }
 
     /// Writes bytes, whatever they are, to standard error.
@@ -205,20 +201,49 @@ impl Out {
             let line = |cells: &Vec<String>| cells.join("\t") + "\n";
             return std::iter::once(&titles).chain(&rows).map(line).collect();
         }
-        draw(titles, rows)
+        draw(terminal_width(), titles, rows)
     }
 }
 
-/// Pads columns, and shortens the widest so that lines fit the terminal.
-fn draw(titles: Vec<String>, cells: Vec<Vec<String>>) -> String {
+/// What is done when output is not taken.
+pub const WRITING: &str = "writing to standard output";
+
+/// Of a list that is too wide: what it can do without, and what stands below its line instead.
+const LEAST: [&str; 3] = ["HOST", "IMAGE", "TEMPLATE"];
+const BELOW: [&str; 2] = ["DETAIL", "TROUBLE"];
+
+fn widths(titles: &[String], cells: &[Vec<String>]) -> Vec<usize> {
     let mut widths: Vec<usize> = titles.iter().map(|title| title.width()).collect();
-    for row in &cells {
+    for row in cells {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.width());
         }
     }
-    let limit = terminal_width();
-    let room = |widths: &[usize]| widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1);
+    widths
+}
+
+fn room(widths: &[usize]) -> usize {
+    widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1)
+}
+
+/// Pads columns, and makes lines fit: what says why stands below, what is the same for most goes,
+/// then the widest is shortened.
+fn draw(limit: usize, mut titles: Vec<String>, mut cells: Vec<Vec<String>>) -> String {
+    let mut below = vec![String::new(); cells.len()];
+    let is_wide = |titles: &[String], cells: &[Vec<String>]| room(&widths(titles, cells)) > limit;
+    let reason = titles.iter().position(|title| BELOW.contains(&&**title));
+    if let Some(at) = reason.filter(|_| is_wide(&titles, &cells)) {
+        titles.remove(at);
+        below = cells.iter_mut().map(|row| row.remove(at)).collect();
+        for least in LEAST {
+            let at = titles.iter().position(|title| title == least);
+            if let Some(at) = at.filter(|_| is_wide(&titles, &cells)) {
+                titles.remove(at);
+                cells.iter_mut().for_each(|row| drop(row.remove(at)));
+            }
+        }
+    }
+    let mut widths = widths(&titles, &cells);
     while room(&widths) > limit {
         let Some(widest) = widths.iter_mut().max().filter(|width| **width > 8) else { break };
         *widest -= 1;
@@ -232,7 +257,24 @@ fn draw(titles: Vec<String>, cells: Vec<Vec<String>>) -> String {
         }
         text.trim_end().to_owned() + "\n"
     };
-    std::iter::once(&titles).chain(&cells).map(line).collect()
+    let rows = cells.iter().zip(&below).map(|(row, why)| line(row) + &wrapped(why, limit));
+    line(&titles) + &rows.collect::<String>()
+}
+
+/// A text below its line, as many lines as it needs.
+fn wrapped(text: &str, limit: usize) -> String {
+    const INDENT: &str = "    ";
+    let (mut lines, mut line) = (String::new(), String::new());
+    for word in text.split_whitespace() {
+        let is_full = INDENT.len() + line.width() + 1 + word.width() > limit;
+        if is_full && !line.is_empty() {
+            lines += &format!("{INDENT}{line}\n");
+            line.clear();
+        }
+        line += if line.is_empty() { "" } else { " " };
+        line += word;
+    }
+    if line.is_empty() { lines } else { lines + INDENT + &line + "\n" }
 }
 
 /// The text, shortened with `…` to `width` columns.
@@ -284,6 +326,23 @@ mod tests {
         assert_eq!(fit("short", 10), "short");
         assert_eq!(fit("a long sentence", 8), "a long …");
         assert_eq!(fit("日本語日本語", 7), "日本語…");
+    }
+
+    #[test]
+    fn a_narrow_list_keeps_what_matters() {
+        let titles = ["VM", "STATE", "HOST", "IMAGE", "ADDRESS", "DETAIL"].map(String::from);
+        let row = |cells: [&str; 6]| cells.map(String::from).to_vec();
+        let failed = "QEMU was killed by signal 9";
+        let cells = vec![
+            row(["vm0", "running", "login", "user:tiny@0", "10.200.0.10", ""]),
+            row(["vm1", "failed", "login", "user:tiny@0", "10.200.0.11", failed]),
+        ];
+        let drawn = |limit| draw(limit, titles.to_vec(), cells.clone());
+        assert!(drawn(80).contains("10.200.0.11  QEMU was killed by signal 9\n"), "{}", drawn(80));
+        let expected = "VM   STATE    ADDRESS\n\
+                        vm0  running  10.200.0.10\n\
+                        vm1  failed   10.200.0.11\n    QEMU was killed by\n    signal 9\n";
+        assert_eq!(drawn(26), expected);
     }
 
     #[test]
