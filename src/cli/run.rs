@@ -37,8 +37,8 @@ pub use conduct::Conduct;
 /// PAVO_PROCESSES. Standard input goes to all of them, unless it is a terminal.
 ///
 /// Signals are passed on; a second Ctrl-C within a second leaves. Whoever is gone runs
-/// nothing any more: when `pavo run` ends, however it does, so does what it started, unless
-/// it was started with `--detach`.
+/// nothing any more: when `pavo run` ends, however it does, so does the command it started, unless
+/// that was started with `--detach`. What a command that has ended left in the background stays.
 ///
 /// At a site with Slurm, where you have no cluster and name none, this is srun: the command
 /// runs on compute hosts, as you, with the same options as far as srun has them. It says so.
