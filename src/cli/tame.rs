@@ -56,14 +56,9 @@ impl Tamer {
             }
             // At the end of a line, as on terminals, it does nothing.
             [b'\r', b'\n', ..] => 1,
-            [b'\r'] | [0x1b] | [0xc2] => 0,
+            [b'\r'] | [0x1b] => 0,
             [0x1b, b'[', ref rest @ ..] => return self.sequence(rest.to_vec(), tame),
-            // Controls of eight bits.
-            [0xc2, second @ 0x80..=0x9f, ..] => {
-                self.show(0xc2, tame);
-                self.show(second, tame);
-                2
-            }
+            [0xc2..=0xf4, ..] => return self.letter(tame),
             [first, ..] => {
                 self.show(first, tame);
                 1
@@ -72,6 +67,35 @@ impl Tamer {
         };
         self.held.drain(..taken);
         taken > 0
+    }
+
+    /// What begins as a letter of several bytes.
+    fn letter(&mut self, tame: &mut Vec<u8>) -> bool {
+        let length = match self.held[0] {
+            0xc2..=0xdf => 2,
+            0xe0..=0xef => 3,
+            _ => 4,
+        };
+        let bytes = &self.held[..length.min(self.held.len())];
+        let taken = match std::str::from_utf8(bytes) {
+            // Controls of eight bits.
+            Ok(text) if text.contains(char::is_control) => {
+                bytes.iter().for_each(|byte| self.show_wild(*byte, tame));
+                length
+            }
+            Ok(text) => {
+                tame.extend(text.as_bytes());
+                length
+            }
+            // The rest of it may come.
+            Err(error) if error.error_len().is_none() => return false,
+            Err(_) => {
+                self.show(bytes[0], tame);
+                1
+            }
+        };
+        self.held.drain(..taken);
+        true
     }
 
     /// Behind `ESC [`.
@@ -110,10 +134,12 @@ impl Tamer {
     fn show(&self, byte: u8, tame: &mut Vec<u8>) {
         match byte {
             b'\t' | b'\n' | b' '..=b'~' | 0xa0.. => tame.push(byte),
-            // In the middle of a letter.
-            0x80..=0x9f if tame.last().is_some_and(|last| *last >= 0x80 && *last != 0xc2) => {
-                tame.push(byte);
-            }
+            byte => self.show_wild(byte, tame),
+        }
+    }
+
+    fn show_wild(&self, byte: u8, tame: &mut Vec<u8>) {
+        match byte {
             _ if self.wild == Wild::Dropped => {}
             b'\r' => tame.extend(b"\\r"),
             byte => tame.extend(format!("\\x{byte:02x}").into_bytes()),
@@ -155,6 +181,8 @@ mod tests {
         ] {
             assert_eq!(shown(text), said, "{text:?}");
         }
+        // No letters, in an encoding of eight bits.
+        assert_eq!(tame(Wild::Shown, b"\xe9t\xa0\x9b2J\xe2\x80"), b"\xe9t\xa0\\x9b2J\xe2\\x80");
         assert_eq!(
             tame(Wild::Dropped, b"\x1b[2J\x1b[1;1Hboot\x1b[32m ok\x07\r\n"),
             b"boot\x1b[32m ok\x1b[0m\n"
@@ -163,7 +191,7 @@ mod tests {
 
     #[test]
     fn it_does_not_matter_how_the_bytes_come() {
-        let text = "a\x1b[1;31mb\r\n\x1b[2Jc\u{9b}d\rü\x1b".as_bytes();
+        let text = "a\x1b[1;31mb\r\n\x1b[2Jc\u{9b}d\rü – 漢字 🦚\x1b".as_bytes();
         let mut tamer = Tamer::new(Wild::Shown);
         let mut one_by_one: Vec<u8> = text.iter().flat_map(|byte| tamer.take(&[*byte])).collect();
         one_by_one.extend(tamer.rest());
