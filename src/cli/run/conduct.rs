@@ -1,7 +1,6 @@
 //! Commands under way: what they say is shown, what is typed and signals reach them, and how
 //! they ended becomes an exit code.
 
-use std::fs::File;
 use std::future::pending;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -19,7 +18,7 @@ use super::super::App;
 use super::super::agent::report;
 use super::super::job::Jobs;
 use super::super::terminal::{RawTerminal, input};
-use super::show::{Show, Stream, Style};
+use super::show::{Show, Stream, Style, openable};
 use super::signals::{HUP, INT, QUIT, Signals, TERM, listen};
 use crate::error::{Context, Error, Result};
 use crate::model::job::JobRecord;
@@ -114,11 +113,7 @@ impl Conduct {
         places: Vec<Place>,
         exec: Exec,
     ) -> Result<u8> {
-        for path in self.ok_file.iter().chain(&self.ko_file) {
-            // Where it cannot be said how they ended, none is begun.
-            let file = File::options().append(true).create(true).open(path);
-            file.while_doing(|| format!("opening `{}`", path.display()))?;
-        }
+        self.ok_file.iter().chain(&self.ko_file).try_for_each(|path| openable(path))?;
         let input = self.input(places.len());
         let count = places.len();
         let openings = places.iter().enumerate().map(|(index, place)| {

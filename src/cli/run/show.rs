@@ -1,10 +1,12 @@
 //! What the commands say, as it is shown: as it comes, line by line, or what is alike once.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
 
 use super::super::out::Out;
 use super::super::tame::{Wild, tame};
-use crate::error::Result;
+use crate::error::{Context, Result};
 use crate::model::vmset::fold;
 
 /// A line that is longer is shown in parts, between which others may come.
@@ -12,6 +14,12 @@ const LINE: usize = 64 << 10;
 /// What is held of one command, and of all, to be compared; beyond it, it is shown at once.
 const HELD: usize = 1 << 20;
 const HELD_IN_ALL: usize = 64 << 20;
+
+/// Where it cannot be said how commands ended, none is begun.
+pub fn openable(path: &Path) -> Result<()> {
+    let file = File::options().append(true).create(true).open(path);
+    file.map(drop).while_doing(|| format!("opening `{}`", path.display()))
+}
 
 /// Where something is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
