@@ -52,7 +52,7 @@ echo all well
 "#;
 
 #[test]
-#[expect(clippy::print_stderr, reason = "a skip is never silent")]
+#[allow(clippy::print_stderr, reason = "a skip is never silent")]
 fn file_systems_go_on_whoever_is_gone() {
     let can =
         nix::unistd::geteuid().is_root() && std::path::Path::new("/dev/loop-control").exists();

@@ -288,9 +288,13 @@ impl Unnamed {
                 .tempfile_in(dir)
                 .map(Self::Temporary)
                 // The name that it would have had is nobody's business.
-                .map_err(|error| match error.raw_os_error() {
-                    Some(number) => std::io::Error::from_raw_os_error(number),
-                    None => std::io::Error::from(error.kind()),
+                .map_err(|error| {
+                    let beneath = error.get_ref().and_then(|it| it.source());
+                    let beneath = beneath.and_then(|it| it.downcast_ref::<io::Error>());
+                    match beneath.and_then(io::Error::raw_os_error) {
+                        Some(number) => io::Error::from_raw_os_error(number),
+                        None => error,
+                    }
                 })
                 .while_doing(|| format!("making a file in `{}`", dir.display())),
         }
