@@ -106,9 +106,8 @@ fn published(
         }
         let states = known.states(&job).await?;
         for rank in named {
-            match states.get(rank as usize) {
-                Some(Some(status)) => check_guest(rank, status)?,
-                _ => {}
+            if let Some(Some(status)) = states.get(rank as usize) {
+                check_guest(rank, status)?;
             }
         }
         let files = ssh_files(known.store(), &job, &app.env.home).await?;

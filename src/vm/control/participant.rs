@@ -144,7 +144,7 @@ mod tests {
             }
         };
         let far = json!({ "progress": { "done": 1, "total": 2 } });
-        answers(&mut to, &[far.clone()]).await;
+        answers(&mut to, std::slice::from_ref(&far)).await;
         to.write_all(b"{\"progress\":{\"done").await.unwrap();
         let moment = Duration::from_millis(10);
         timeout(moment, participant.write(&mut |_| {})).await.unwrap_err();
