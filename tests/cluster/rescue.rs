@@ -136,9 +136,9 @@ fn guests_know_the_time_after_a_checkpoint_and_those_that_stand_still_can_be_sav
         };
         world.until("it knows the time", || (-2..=2).contains(&late()));
         // It has stood still from before, and its disk is its own again.
-        assert_eq!(states(world), ["running", "paused"]);
+        world.until("all are as they were", || states(world) == ["agent", "paused"]);
         world.ok(&["save", "-d", "user:mine", "vm1"]);
-        assert_eq!(states(world), ["running", "paused"]);
+        assert_eq!(states(world), ["agent", "paused"]);
         world.ok(&["resume", "vm1"]);
         world.until("it goes on", || all_run(world));
         assert_eq!(world.ok(&["run", "-w", "vm1", "cat", "/root/kept"]), "kept\n");
