@@ -304,7 +304,7 @@ fn a_group_of_very_many_brackets_is_a_mistake() {
     fs::write(&file, format!("@g{}\n", "[1][1]".repeat(100_000))).unwrap();
     let run = pavo(&["count", &format!("@{}", file.display())], "", None);
     assert_eq!(run.code, 2, "{}", run.stderr);
-    assert!(run.stderr.contains("a group's name of more than 64 pieces"), "{}", run.stderr);
+    assert!(run.stderr.contains("there are too many brackets"), "{}", run.stderr);
 }
 
 #[test]
