@@ -34,6 +34,7 @@
 //! - a stored key: a function in `store::keys`;
 //! - a power driver: `src/node/power/<name>.rs`, one line in `node::power::open`, and a world in
 //!   `tests/power/`;
+//! - a path of the daemon's API: a route in `daemon::api`, and what it does in `openapi.yaml`;
 //! - a reader of what strangers send: a target in `fuzz/src/`;
 //! - a setting of nodes, networks, …: a line in `model::node::schema`, a field in `model::node`;
 //! - a configuration option: a documented field in `config`, and the example in `etc/`.
