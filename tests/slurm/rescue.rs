@@ -24,6 +24,9 @@ fn begin_again(site: &Site, job: u32) {
     for host in site.lab.computes() {
         host.sh("for i in $(seq 600); do pgrep slurmstepd >/dev/null || exit 0; sleep 0.1; done; exit 1").unwrap();
     }
+    // slurmctld may have word of the first run's end still before it, and Slurm's own two minutes
+    // of waiting are cut short here: nothing tells when it has read it.
+    std::thread::sleep(std::time::Duration::from_secs(5));
     let now = format!("scontrol update jobid={job} StartTime=now; squeue -h -j {job} -o %T");
     site.until("alice", &now, "RUNNING");
 }
