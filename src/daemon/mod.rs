@@ -243,6 +243,10 @@ async fn term(config: &config::Daemon, open: &Open, shared: &Arc<Shared>) -> Res
         outcome = lead => outcome,
         why = leader::keep(&*store, lease) => Err(why),
     };
+    // Another daemon may lead already: no other machine is touched by this one.
+    if let State::Active(active) = &*shared.state.borrow() {
+        active.desk.stop();
+    }
     // Gone with its lease otherwise.
     let _ = tokio::time::timeout(REST, store.revoke(lease)).await;
     ended

@@ -326,12 +326,17 @@ impl Desk {
         Ok((order, left))
     }
 
+    /// Starts no other node of any.
+    pub fn stop(&self) {
+        for running in self.running().values() {
+            running.stop.send_replace(true);
+        }
+    }
+
     /// Lets all that run come to an end, and waits for that.
     pub async fn close(&self) {
         let all: Vec<Arc<Running>> = self.running().values().cloned().collect();
-        for running in &all {
-            running.stop.send_replace(true);
-        }
+        self.stop();
         for running in all {
             let mut news = running.news.subscribe();
             while running.now().operation.state == State::Running {

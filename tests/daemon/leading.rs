@@ -6,7 +6,7 @@ use crate::server::{Cluster, Setup};
 use crate::world::{Daemon, World};
 
 /// Another daemon of the same site, with a socket of its own and the same key.
-fn second(world: &World, etcd: &Cluster) -> World {
+pub fn second(world: &World, etcd: &Cluster) -> World {
     let other = World::with_etcd(&etcd.endpoints());
     std::fs::create_dir_all(other.path("state")).unwrap();
     std::fs::copy(world.path("state/inventory.key"), other.path("state/inventory.key")).unwrap();

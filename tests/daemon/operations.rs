@@ -2,8 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use pavo_fakes::{Bmcs, Manner, PASSWORD, USER};
 
+use crate::leading::second;
+use crate::server::Cluster;
 use crate::world::{Daemon, PATIENCE, World};
 
 /// A world whose nodes have controllers of the simulator.
@@ -14,8 +17,11 @@ struct Machines {
 
 impl Machines {
     fn new(count: u32, delay: Duration) -> (Self, Daemon) {
+        Self::within(World::new(), count, delay)
+    }
+
+    fn within(world: World, count: u32, delay: Duration) -> (Self, Daemon) {
         let bmcs = Bmcs::start(count, delay, 0).unwrap();
-        let world = World::new();
         let daemon = world.active();
         let address = Bmcs::address(0).to_string();
         let base = address.rsplit_once('.').unwrap().0.to_owned();
@@ -120,4 +126,32 @@ fn limits_hold_in_the_daemon_too() {
     assert!(run.stdout.contains("n3: not started"), "{}", run.stdout);
     assert!(it.world.ok("power n2 on --dry-run").contains("would switch on"));
     assert_eq!(it.are_on(3), 0);
+}
+
+#[test]
+fn who_lost_the_lead_switches_no_other_machine() {
+    let etcd = Cluster::single();
+    let world = World::with_etcd(&etcd.endpoints());
+    let (it, mut stale) = Machines::within(world, 200, Duration::from_millis(30));
+    let id = it.world.ok("power all on --fanout 1 --no-wait");
+    let other = second(&it.world, &etcd);
+    let mut next = other.start();
+    next.says("waiting");
+    stale.signal(Signal::SIGSTOP);
+    next.says(" active ");
+    stale.signal(Signal::SIGCONT);
+    stale.says("waiting");
+    let text = other.ok(&format!("op show {}", id.trim()));
+    assert!(text.contains("interrupted"), "{text}");
+    // The one that was under way may end.
+    let mut on = it.are_on(200);
+    loop {
+        std::thread::sleep(Duration::from_secs(2));
+        let now = it.are_on(200);
+        if now == on {
+            break;
+        }
+        on = now;
+    }
+    assert!(on < 200, "it went on to the end");
 }
