@@ -185,15 +185,7 @@ impl Rescue {
             // Who ends one here wants no more of it.
             (Call::Signal(_), None) | (Call::Word(_), None) => false,
             (Call::Signal(CANCELLED), Some(_)) => {
-                let mut word = cluster.word();
-                let reason = async {
-                    tokio::select! {
-                        said = said(&mut word) => Some(said),
-                        // It is heard of by following.
-                        _ = follow(app, cluster, Cluster::is_over, |_| {}) => None,
-                    }
-                };
-                let reason = timeout(REASON, reason).await.ok().flatten();
+                let reason = reason(app, cluster).await;
                 !matches!(reason, Some(Ended::Cancelled | Ended::HostFailed))
             }
             (Call::Signal(_), _) => false,
@@ -311,6 +303,20 @@ fn not(app: &App, job: u32, error: Error) -> Rescued {
     let error = Err::<(), _>(error).while_doing(doing).unwrap_err();
     app.out.warn(error.report().trim_start_matches("error: "));
     Rescued::Not
+}
+
+/// The scheduler's reason for a signal that it has sent, if it says one soon: the signal and the
+/// word come by different ways, in any order.
+pub async fn reason(app: &App, cluster: &mut Cluster) -> Option<Ended> {
+    let mut word = cluster.word();
+    let reason = async {
+        tokio::select! {
+            said = said(&mut word) => Some(said),
+            // It is heard of by following.
+            _ = follow(app, cluster, Cluster::is_over, |_| {}) => None,
+        }
+    };
+    timeout(REASON, reason).await.ok().flatten()
 }
 
 /// Waits until the scheduler says why it ends the step.

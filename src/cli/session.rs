@@ -172,6 +172,10 @@ impl Session<'_> {
         let app = self.app;
         let outcome = self.live(&mut cluster, signals).await;
         let outcome = outcome.map_err(|error| with_advice_on_room(error, self.tmp));
+        if let (Ok(Outcome::Signal(CANCELLED)), false) = (&outcome, self.grace.is_zero()) {
+            // "cancelled" would not tell a job that was put back from one that nobody wants.
+            rescue::reason(app, &mut cluster).await;
+        }
         let clean = if cluster.keeps_data { CLEAN } else { Duration::ZERO };
         let grace = match outcome {
             Ok(Outcome::TimeLimit) => clean.max(GRACE),
