@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 
+use super::limits::restore_open_files;
 use super::netns;
 use crate::error::{Context, Error, Result};
 
@@ -80,16 +81,11 @@ fn shown(letter: char) -> char {
 
 fn spawn(command: &Command<'_>) -> Result<tokio::process::Child> {
     let start = || {
-        tokio::process::Command::new(command.program)
-            .args(command.args)
-            .env_clear()
-            .env("PATH", PATH)
-            .env("LC_ALL", "C")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
+        let mut child = tokio::process::Command::new(command.program);
+        child.args(command.args).env_clear().env("PATH", PATH).env("LC_ALL", "C");
+        child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        restore_open_files(child.as_std_mut());
+        child.kill_on_drop(true).spawn()
     };
     // A child is born in the namespace of the thread that starts it.
     let child = match command.namespace {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use pavo_fakes::{Bmcs, Manner, PASSWORD, USER};
+use pavo_fakes::{Bmcs, Manner, PASSWORD, Tls, USER};
 
 /// `pavo` with a home and state of its own; programs in `bin` there come first.
 fn command(home: &Path, words: &[&str]) -> Command {
@@ -360,4 +360,28 @@ fn what_is_set_of_ipmi_is_used() {
     assert!(text.contains("this privilege"), "{text}");
     let text = said(home, &["node", "show", "n1"], 0);
     assert!(!text.contains("its own") && !text.contains("bmc_key"), "{text}");
+}
+
+/// Each that does not answer holds a descriptor for as long as it is waited for.
+#[test]
+fn more_silent_controllers_than_files_may_be_open_are_told_for_what_they_are() {
+    let home = tempfile::tempdir().unwrap();
+    let bmcs = Bmcs::start(200, Duration::ZERO, 0).unwrap();
+    let redfish = bmcs.redfish(Tls::None).unwrap();
+    for index in 0..200 {
+        bmcs.with(index, |bmc| bmc.manner = Manner::Dead);
+    }
+    create(home.path(), &bmcs, 200);
+    let port = format!("control/bmc_port={}", redfish.port());
+    let update = ["node", "update", "n[1-200]", "mgt=redfish", "control/bmc_trust=plain", &port];
+    said(home.path(), &update, 0);
+    let mut limited = Command::new("prlimit");
+    limited.args(["--nofile=100:4096", "--", env!("CARGO_BIN_EXE_pavo")]);
+    let power = command(home.path(), &["power", "n[1-200]", "--timeout", "2"]);
+    limited.args(power.get_args()).env_clear().stdin(Stdio::null());
+    limited.envs(power.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = limited.output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(!said.contains("Too many open files"), "{said}");
+    assert_eq!(said.matches("because: no answer within 2 s").count(), 200, "{said}");
 }

@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep_until};
 use super::action::{self, Action, Done, Patience};
 use super::{Bmc, Hub, open};
 use crate::error::{Error, Kind, Result};
+use crate::host::limits::raise_open_files;
 
 /// How long a node has a place of its own.
 pub const SLOW: Duration = Duration::from_millis(300);
@@ -257,6 +258,8 @@ pub async fn run(
     stop: impl Stream<Item = ()>,
     tell: &mut dyn FnMut(&Bmc, &Outcome),
 ) -> Report {
+    // Each that is under way may have a connection.
+    raise_open_files();
     let begun = Instant::now();
     let mut outcomes: Vec<Outcome> = bmcs.iter().map(|_| Outcome::NotStarted).collect();
     let mut started = vec![false; bmcs.len()];
