@@ -131,9 +131,11 @@ fn what_cannot_be_changes_nothing() {
     fs::write(world.path("a.csv"), "name,nics/e/ip\nnode8,10.0.0.3\nnode1,10.0.0.9\n").unwrap();
     let stderr = world.refused("node import a.csv", 2);
     assert!(stderr.contains("line 3: `node1` is there already, and differs"), "{stderr}");
+    assert!(stderr.contains("`pavo node delete` makes room"), "{stderr}");
     fs::write(world.path("a.csv"), "name,nics/e/ip\nnode8,10.0.0.3\nnode9,10.0.0.8\n").unwrap();
     let stderr = world.refused("node import a.csv", 2);
     assert!(stderr.contains("line 2: `node8`: the address 10.0.0.3 is `node3`'s"), "{stderr}");
+    assert!(!stderr.contains("makes room"), "{stderr}");
     assert_eq!(world.ok("node list").lines().count(), 3);
     assert_eq!(world.show("node1")["nics"]["eth0"]["ip"], "10.0.0.1");
     // A set knows the inventory everywhere.

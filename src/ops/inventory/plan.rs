@@ -192,9 +192,13 @@ impl Book {
         if mistakes.is_empty() {
             return Ok(Plan::of(outcomes, new));
         }
-        let verb = noun.as_str();
-        Err(node::told(&mut mistakes, what)
-            .help(format!("`pavo {verb} update` changes, `pavo {verb} delete` makes room")))
+        let (verb, error) = (noun.as_str(), node::told(&mut mistakes, what));
+        Err(match others.is_empty() {
+            true => error,
+            false => {
+                error.help(format!("`pavo {verb} update` changes, `pavo {verb} delete` makes room"))
+            }
+        })
     }
 
     /// Nodes that a file of groups, called `what`, says are in groups.
