@@ -8,6 +8,10 @@
 //!   fallback  where there is neither, QEMU's
 //! ```
 //!
+//! A serial port, also where the host has vhost-vsock: a CID is one for the whole host, and who
+//! is on it may connect to every guest's ports, whosever it is. This end of a serial port is a
+//! socket in the folder of the VM's owner.
+//!
 //! The protocol is that of [`pavo_agent`]. A guest is believed nothing: what is not in step
 //! with it is an error of this VM, and the line begins anew.
 
