@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
+use tokio::process::Child;
 use tokio::time::sleep;
 
 use super::super::devices::Node;
@@ -80,20 +81,22 @@ pub async fn bring(spec: &VmSpec, restore: &Restore, disk: &Path, seed: &Path) -
 pub async fn load(qmp: &qmp::Client, restored: Restored) -> Result<()> {
     machine::check_qemu(qmp, &restored.then).await?;
     let (from, to) = pack::pipe()?;
-    let unpacking = pack::unpack_to(restored.memory, to)?;
+    let mut unpacking = pack::unpack_to(restored.memory, to)?;
     let handed = qmp.send_descriptor(FD, from).await;
     handed.while_doing(|| "handing QEMU a pipe".into())?;
     let incoming = json!({ "uri": format!("fd:{FD}") });
     let begun = qmp.call("migrate-incoming", incoming).await;
     begun.while_doing(|| "telling QEMU `migrate-incoming`".into())?;
-    let loaded = follow(qmp).await;
+    let loaded = follow(qmp, &mut unpacking).await;
     let unpacked = pack::done(unpacking).await;
     let path = restored.path.display();
     loaded.and(unpacked).while_doing(|| format!("reading the guest's memory from `{path}`"))
 }
 
-async fn follow(qmp: &qmp::Client) -> Result<()> {
-    let mut pause = FIRST_LOOK;
+/// Until QEMU has read all. It is asked rarely while there is something to unpack, and often from
+/// there on: little is left then.
+async fn follow(qmp: &qmp::Client, unpacking: &mut Child) -> Result<()> {
+    let (mut pause, mut unpacked) = (FIRST_LOOK, false);
     loop {
         let now = qmp.call("query-migrate", json!({})).await;
         // One that cannot read it ends, and says why.
@@ -103,7 +106,9 @@ async fn follow(qmp: &qmp::Client) -> Result<()> {
             Some("failed") => return Err(Error::system("QEMU does not understand it")),
             _ => {}
         }
-        sleep(pause).await;
-        pause = (pause * 2).min(LOOKS);
+        tokio::select! {
+            _ = unpacking.wait(), if !unpacked => (pause, unpacked) = (FIRST_LOOK, true),
+            () = sleep(pause) => pause = (pause * 2).min(LOOKS),
+        }
     }
 }
