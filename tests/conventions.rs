@@ -25,7 +25,11 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     (
         "daemon",
-        &["error", "model", "config", "store", "batch", "network", "image", "vm", "node", "ops"],
+        // Of `host`, the moments at which tests kill it.
+        &[
+            "error", "model", "config", "store", "host", "batch", "network", "image", "vm", "node",
+            "ops",
+        ],
     ),
     (
         "cli",

@@ -21,6 +21,7 @@ use tokio::sync::{Mutex, RwLock, watch};
 
 use crate::config;
 use crate::error::{Context, Error, Result};
+use crate::host::crash;
 use crate::model::api::Service;
 use crate::model::node::inventory::Inventory;
 use crate::ops::inventory::{Book, Ids};
@@ -178,7 +179,9 @@ async fn own_vault(store: &dyn Store, vault: &Vault, fence: &Check) -> Result<()
         )),
         None => {
             let checks = [fence.clone(), Check::Absent(key.clone())];
-            match store.commit(&checks, &[Change::put_json(key, &vault.make()?)?]).await? {
+            let mark = vault.make()?;
+            crash::point("lead.vault")?;
+            match store.commit(&checks, &[Change::put_json(key, &mark)?]).await? {
                 Commit::Done(_) => Ok(()),
                 Commit::Conflict(_) => Err(Error::system("another daemon has taken over")),
             }
@@ -218,12 +221,14 @@ async fn term(config: &config::Daemon, open: &Open, shared: &Arc<Shared>) -> Res
     let lead = async {
         let mut waits = |holder: &Service| shared.waits_for(holder);
         let fence = leader::lead(&*store, &shared.me, lease, &mut waits).await?;
+        crash::point("lead.taken")?;
         let vault = || Vault::open(&config.state);
         own_vault(&*store, &vault()?, &fence).await?;
         let book = Book::over(store.clone(), vault()?, Some(fence.clone())).await?;
         let desk = Arc::new(Desk::over(store.clone(), Some(fence)).await?);
         let active = Service { active: true, ..shared.me.clone() };
         leader::record(&*store, &active, lease).await?;
+        crash::point("lead.active")?;
         let nodes = book.inventory.nodes.len();
         let active = Active {
             seen: std::sync::RwLock::new(Arc::new(book.inventory.to_read())),

@@ -10,6 +10,9 @@
 //! - `/run/pavo/crash-seen`: where that exists and may be written to, the moment's name is
 //!   appended.
 //!
+//! Where `PAVO_CRASH_DIR` names a folder, the files are in that one: tests that share a machine
+//! do not meet each other's.
+//!
 //! Actions: `kill` (the process is gone at once), `stop` (it hangs), `fail` (the moment
 //! returns an error).
 
@@ -160,6 +163,33 @@ const OVS: &[&str] = &[
     "undone.ovs-bridges",
 ];
 
+/// Those of the daemon, and of the inventory.
+const DAEMON: &[&str] = &[
+    "lead.taken",
+    "lead.vault",
+    "lead.active",
+    "inventory.planned",
+    "inventory.committed",
+    "inventory.begun",
+    "inventory.shard",
+    "inventory.done",
+    "inventory.buried",
+    "op.begin",
+    "op.recorded",
+    "op.begun",
+    "op.switched",
+    "op.shard",
+    "op.written",
+    "op.ended",
+    "op.closed",
+    "op.buried",
+];
+
+/// The names of all moments of a daemon.
+pub fn daemon_points() -> &'static [&'static str] {
+    DAEMON
+}
+
 /// The names of all moments where the kernel's bridges carry a cluster.
 pub fn linux_points() -> Vec<&'static str> {
     [POINTS, STEPS, LINUX].concat()
@@ -223,11 +253,12 @@ mod debug {
     use std::fs::{self, OpenOptions};
     use std::io::Write;
     use std::os::unix::fs::MetadataExt;
+    use std::path::PathBuf;
 
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::{Pid, geteuid};
 
-    use super::{CRASH_AT, CRASH_SEEN, LINUX, OVS, POINTS, STEPS};
+    use super::{CRASH_AT, CRASH_SEEN, DAEMON, LINUX, OVS, POINTS, STEPS};
     use crate::error::{Error, Result};
 
     pub fn meet(name: &str) -> Result<()> {
@@ -241,13 +272,23 @@ mod debug {
         Ok(())
     }
 
+    /// Where the file is that is usually here.
+    fn place(usual: &str) -> PathBuf {
+        let usual = PathBuf::from(usual);
+        match (std::env::var_os("PAVO_CRASH_DIR"), usual.file_name()) {
+            (Some(dir), Some(name)) => PathBuf::from(dir).join(name),
+            _ => usual,
+        }
+    }
+
     fn end(signal: Signal) {
         let _ = kill(Pid::this(), signal);
     }
 
     fn note(name: &str) {
-        if let Ok(mut seen) = OpenOptions::new().append(true).open(CRASH_SEEN) {
-            let known = [POINTS, STEPS, LINUX, OVS].iter().any(|points| points.contains(&name));
+        if let Ok(mut seen) = OpenOptions::new().append(true).open(place(CRASH_SEEN)) {
+            let known =
+                [POINTS, STEPS, LINUX, OVS, DAEMON].iter().any(|points| points.contains(&name));
             let known = if known { "" } else { "unknown " };
             // One write: several processes append.
             let _ = seen.write_all(format!("{known}{name}\n").as_bytes());
@@ -256,17 +297,18 @@ mod debug {
 
     /// What is to happen here. It is not to happen again.
     fn armed(name: &str) -> Option<String> {
-        let meta = fs::symlink_metadata(CRASH_AT).ok()?;
+        let file = place(CRASH_AT);
+        let meta = fs::symlink_metadata(&file).ok()?;
         if !meta.is_file() || meta.uid() != geteuid().as_raw() || meta.mode() & 0o077 != 0 {
             return None;
         }
-        let text = fs::read_to_string(CRASH_AT).ok()?;
+        let text = fs::read_to_string(&file).ok()?;
         let action = |line: &str| Some(line.strip_prefix(name)?.strip_prefix(' ')?.to_owned());
         let found = text.lines().find_map(action)?;
         let left: Vec<&str> = text.lines().filter(|line| action(line).is_none()).collect();
         match left.is_empty() {
-            true => fs::remove_file(CRASH_AT).or_else(|_| fs::write(CRASH_AT, "")).ok()?,
-            false => fs::write(CRASH_AT, left.join("\n")).ok()?,
+            true => fs::remove_file(&file).or_else(|_| fs::write(&file, "")).ok()?,
+            false => fs::write(&file, left.join("\n")).ok()?,
         }
         Some(found)
     }

@@ -14,6 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Context, Error, Result};
+use crate::host::crash;
 use crate::model::node::inventory::Inventory;
 use crate::model::node::operation::Operation;
 use crate::model::node::records::Record;
@@ -226,6 +227,7 @@ impl Book {
         if changes.is_empty() {
             return Ok(());
         }
+        crash::point("inventory.planned")?;
         let (first, taken) = match self.is_all(noun, &changes) {
             true => (vec![Change::DeletePrefix { prefix: keys::records(noun) }], changes.len()),
             false => batch(noun, &changes, MAX_OPERATIONS - 1)?,
@@ -233,7 +235,7 @@ impl Book {
         if taken == changes.len() {
             self.commit(first).await?;
             changes.into_iter().for_each(|change| self.take(noun, change));
-            return Ok(());
+            return Ok(crash::point("inventory.done")?);
         }
         let (mut operation, opening) = self.begin(words, changes.len());
         let mut rest = changes.into_iter();
@@ -255,13 +257,15 @@ impl Book {
             match result {
                 Ok(taken) => {
                     rest.by_ref().take(taken).for_each(|change| self.take(noun, change));
-                    self.note(&operation, begun.take().is_some());
+                    let is_first = begun.take().is_some();
+                    self.note(&operation, is_first);
+                    crash::point(if is_first { "inventory.begun" } else { "inventory.shard" })?;
                 }
                 Err(failure) if begun.is_some() => return Err(failure),
                 Err(failure) => return Err(Failure::Other(self.stop(operation, failure).await)),
             }
         }
-        Ok(())
+        Ok(crash::point("inventory.done")?)
     }
 
     /// Whether these are all records of a kind, to be deleted.
@@ -292,6 +296,7 @@ impl Book {
         self.in_doubt = true;
         match self.store.commit(&checks, &changes).await.while_doing(doing)? {
             Commit::Done(revision) => {
+                crash::point("inventory.committed")?;
                 self.latest = Some(revision);
                 self.in_doubt = false;
                 Ok(())

@@ -3,19 +3,21 @@
 //! ```text
 //! op/<id>          the operation: written before it begins, and whenever results are
 //! result/<id>/<n>  what came of the nodes, SHARD of them each, as it came
+//!        <id>/begun/<n>  the nodes that were begun, before they were: see `begun`
 //! ```
 //!
 //! An operation runs on a thread of its own; nobody who watches it, and no store that is slow,
 //! keeps it waiting. A daemon that finds one that still runs, and is not its own, calls it
-//! interrupted: what is in the journal was done, of the rest only its controllers know.
+//! interrupted: what is in the journal was done, of the rest only its controllers know. Where
+//! doing it twice would matter, the journal says of each node that it may have been.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream;
 use tokio::sync::{oneshot, watch};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::book::now;
 use super::orders::Prepared;
@@ -30,11 +32,18 @@ use crate::node::power::Hub;
 use crate::node::power::fanout::{self, Stop};
 use crate::store::{Change, Check, Commit, Store, get_json, keys, list_all};
 
+use begun::{Begins, Begun};
+
+mod begun;
+
 /// How many results one entry of the store has.
 const SHARD: usize = 500;
 
 /// The longest text of a result that is kept.
 const MAX_TEXT: usize = 1000;
+
+/// What is said of a node that was begun, and nobody knows more.
+const UNKNOWN: &str = "the daemon ended meanwhile: whether it was done is not known";
 
 /// How often results are written.
 const EACH: Duration = Duration::from_millis(500);
@@ -63,6 +72,14 @@ struct Running {
 }
 
 impl Running {
+    fn new(operation: Operation, results: Vec<Outcome>) -> Self {
+        Self {
+            now: Mutex::new(Results { operation, results }),
+            news: watch::Sender::new(()),
+            stop: watch::Sender::new(false),
+        }
+    }
+
     fn now(&self) -> MutexGuard<'_, Results> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -93,15 +110,47 @@ impl Desk {
     /// When the store cannot be read or written.
     pub async fn over(store: Arc<dyn Store>, fence: Option<Check>) -> Result<Self> {
         let desk = Self { store, fence, running: Mutex::default() };
-        for mut operation in desk.stored().await? {
+        for operation in desk.stored().await? {
             if operation.order.is_some() && operation.state == State::Running {
-                operation.state = State::Interrupted;
-                operation.ended = Some(now());
-                operation.reason = Some("the daemon ended in the middle of it".into());
-                desk.write(vec![Change::put_json(keys::op(operation.id), &operation)?]).await?;
+                desk.bury(operation).await?;
             }
         }
         Ok(desk)
+    }
+
+    /// Says of an operation that its daemon is gone, and of each node that was begun, and of
+    /// which nothing else is known, just that.
+    async fn bury(&self, mut operation: Operation) -> Result<()> {
+        let (mut results, begun) = self.journal(operation.id).await?;
+        let written = results.len();
+        let told: HashSet<&String> = results.iter().map(|it| &it.name).collect();
+        let unknown: Vec<String> = begun.into_iter().filter(|it| !told.contains(it)).collect();
+        operation.state = State::Interrupted;
+        operation.ended = Some(now());
+        operation.reason = Some(match unknown.len() {
+            0 => "the daemon ended in the middle of it".into(),
+            1 => "the daemon ended in the middle of it, and of one node it is not known whether it was done".into(),
+            many => format!("the daemon ended in the middle of it, and of {many} nodes it is not known whether it was done"),
+        });
+        results.extend(unknown.into_iter().map(|name| Outcome::failed(name, UNKNOWN)));
+        // Results may have been written, and their number not.
+        operation.done = results.iter().filter(|it| it.ok).count();
+        operation.failed = results.len() - operation.done;
+        crash::point("op.buried")?;
+        self.flush(&Running::new(operation, results), written).await.map(drop)
+    }
+
+    /// What the store has of an operation: what came of nodes, and which were begun.
+    async fn journal(&self, id: u64) -> Result<(Vec<Outcome>, Vec<String>)> {
+        let (mut results, mut begun) = (Vec::new(), Vec::new());
+        let begins = keys::op_begun(id);
+        for entry in list_all(&*self.store, &keys::op_results(id)).await?.0 {
+            match entry.key.starts_with(&begins) {
+                true => begun.extend(entry.json::<Vec<String>>()?),
+                false => results.extend(entry.json::<Vec<Outcome>>()?),
+            }
+        }
+        Ok((results, begun))
     }
 
     async fn stored(&self) -> Result<Vec<Operation>> {
@@ -129,20 +178,22 @@ impl Desk {
     ///
     /// # Errors
     /// When too many run, or it cannot be recorded: then nothing is done.
-    pub async fn begin(self: &Arc<Self>, id: u64, user: &str, work: Prepared) -> Result<Operation> {
+    pub async fn begin(
+        self: &Arc<Self>,
+        id: u64,
+        user: &str,
+        mut work: Prepared,
+    ) -> Result<Operation> {
         if self.running().len() >= MOST {
             return Err(Error::system(format!("{MOST} operations run already"))
                 .help("wait for one, or stop one: `pavo op list`, `pavo op abort ID`"));
         }
         let operation = work.operation(id, user);
+        crash::point("op.begin")?;
         self.record(&operation).await.while_doing(|| "recording the operation".into())?;
         crash::point("op.recorded")?;
-        let results = Results { operation, results: Vec::new() };
-        let running = Arc::new(Running {
-            now: Mutex::new(results.clone()),
-            news: watch::Sender::new(()),
-            stop: watch::Sender::new(false),
-        });
+        let running = Arc::new(Running::new(operation.clone(), Vec::new()));
+        let begins = Begun::guard(&mut work.plan);
         self.running().insert(id, running.clone());
         for outcome in &work.refused {
             running.add(outcome.clone());
@@ -156,8 +207,8 @@ impl Desk {
         if let Err(error) = spawned {
             running.now().operation.reason = Some(error.to_string());
         }
-        tokio::spawn(self.clone().keep(running, ended));
-        Ok(results.operation)
+        tokio::spawn(self.clone().keep(running, begins, ended));
+        Ok(operation)
     }
 
     /// Records an operation before it begins; forgets the oldest.
@@ -174,12 +225,23 @@ impl Desk {
     }
 
     /// Writes the journal until the operation ends; then its end.
-    async fn keep(self: Arc<Self>, running: Arc<Running>, mut ended: oneshot::Receiver<Ended>) {
-        let (mut written, mut said) = (0, false);
+    async fn keep(
+        self: Arc<Self>,
+        running: Arc<Running>,
+        mut begins: Begins,
+        mut ended: oneshot::Receiver<Ended>,
+    ) {
+        let (mut written, mut said, mut begun) = (0, false, 0);
+        let mut due = Instant::now() + EACH;
         let end = loop {
             tokio::select! {
                 end = &mut ended => break end,
-                () = sleep(EACH) => {}
+                Some(first) = begins.recv() => {
+                    self.write_begun(&running, begun, first, &mut begins).await;
+                    begun += 1;
+                    continue;
+                }
+                () = sleep_until(due) => due = Instant::now() + EACH,
             }
             // What cannot be written now is written later, or by nobody: the store is away.
             match self.flush(&running, written).await {
@@ -215,22 +277,48 @@ impl Desk {
         self.running().remove(&running.now().operation.id);
     }
 
+    /// Writes which nodes are to be touched now, and then lets them be.
+    async fn write_begun(
+        &self,
+        running: &Running,
+        shard: usize,
+        first: Begun,
+        begins: &mut Begins,
+    ) {
+        let mut some = vec![first];
+        while some.len() < SHARD {
+            let Ok(next) = begins.try_recv() else { break };
+            some.push(next);
+        }
+        let id = running.now().operation.id;
+        let names: Vec<&str> = some.iter().map(|it| it.node.as_str()).collect();
+        let write = async {
+            self.write(vec![Change::put_json(keys::op_begun_some(id, shard), &names)?]).await?;
+            crash::point("op.begun")
+        };
+        let outcome = write.await;
+        some.into_iter().for_each(|it| it.tell(&outcome));
+    }
+
     /// Writes what is new behind the first results; how many there are then.
     async fn flush(&self, running: &Running, written: usize) -> Result<usize> {
         let Results { operation, results } = running.after(0);
         if results.len() == written && operation.state == State::Running {
             return Ok(written);
         }
-        let mut changes = Vec::new();
+        let is_over = operation.state != State::Running;
+        if is_over {
+            crash::point("op.ended")?;
+        }
         for shard in written / SHARD..results.len().div_ceil(SHARD) {
             let some = &results[shard * SHARD..results.len().min((shard + 1) * SHARD)];
             let key = keys::op_result(operation.id, shard);
             // A commit is not to be larger than any store takes.
             self.write(vec![Change::put_json(key, some)?]).await?;
+            crash::point("op.shard")?;
         }
-        changes.push(Change::put_json(keys::op(operation.id), &operation)?);
-        self.write(changes).await?;
-        crash::point("op.written")?;
+        self.write(vec![Change::put_json(keys::op(operation.id), &operation)?]).await?;
+        crash::point(if is_over { "op.closed" } else { "op.written" })?;
         Ok(results.len())
     }
 
@@ -283,10 +371,7 @@ impl Desk {
             }
         }
         let operation = self.show(id).await?;
-        let mut results = Vec::new();
-        for entry in list_all(&*self.store, &keys::op_results(id)).await?.0 {
-            results.extend(entry.json::<Vec<Outcome>>()?);
-        }
+        let mut results = self.journal(id).await?.0;
         Ok(Results { operation, results: results.split_off(after.min(results.len())) })
     }
 
@@ -375,6 +460,8 @@ fn run(running: &Running, work: &Prepared) -> Ended {
                 fanout::Outcome::Failed(error) => (false, short(&error.report())),
                 fanout::Outcome::NotStarted => return,
             };
+            // Between what was done and what is known of it.
+            let _ = crash::point("op.switched");
             running.add(Outcome { name: bmc.node.clone(), ok, text });
         })
         .await

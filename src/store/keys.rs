@@ -17,6 +17,7 @@
 //! /pavo/v1/op/<id>                         how far a long change of the inventory is
 //! /pavo/v1/daemon/inventory                orders the changes of the inventory
 //! /pavo/v1/result/<id>/<n>                 what came of an order to machines
+//!     <id>/begun/<n>                       and which were begun
 //! /pavo/v1/lock/… svc/…                    which daemon is active, and which there are
 //! ```
 //!
@@ -303,6 +304,16 @@ pub fn op_results(id: u64) -> String {
 /// Some of it, as it came. Goes with the operation.
 pub fn op_result(id: u64, shard: usize) -> String {
     format!("{}{shard:06}", op_results(id))
+}
+
+/// The nodes of an order that were begun, where doing it twice is more than doing it once.
+pub fn op_begun(id: u64) -> String {
+    format!("{}begun/", op_results(id))
+}
+
+/// Some of them, written before they are touched. Goes with the operation.
+pub fn op_begun_some(id: u64, shard: usize) -> String {
+    format!("{}{shard:06}", op_begun(id))
 }
 
 /// What only one process holds at a time.

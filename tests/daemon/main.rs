@@ -6,6 +6,7 @@ mod operations;
 #[path = "../etcd/server.rs"]
 #[allow(dead_code, reason = "shared with tests/etcd")]
 mod server;
+mod sweep;
 mod world;
 
 use std::fs;

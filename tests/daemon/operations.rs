@@ -10,9 +10,9 @@ use crate::server::Cluster;
 use crate::world::{Daemon, PATIENCE, World};
 
 /// A world whose nodes have controllers of the simulator.
-struct Machines {
-    world: World,
-    bmcs: Bmcs,
+pub struct Machines {
+    pub world: World,
+    pub bmcs: Bmcs,
 }
 
 impl Machines {
@@ -21,8 +21,13 @@ impl Machines {
     }
 
     fn within(world: World, count: u32, delay: Duration) -> (Self, Daemon) {
-        let bmcs = Bmcs::start(count, delay, 0).unwrap();
         let daemon = world.active();
+        (Self::known(world, count, delay), daemon)
+    }
+
+    /// Those that an active daemon gets to know.
+    pub fn known(world: World, count: u32, delay: Duration) -> Self {
+        let bmcs = Bmcs::start(count, delay, 0).unwrap();
         let address = Bmcs::address(0).to_string();
         let base = address.rsplit_once('.').unwrap().0.to_owned();
         let mut command = world.command("node create");
@@ -34,10 +39,10 @@ impl Machines {
             format!("control/bmc_password={PASSWORD}"),
         ]);
         assert!(command.status().unwrap().success());
-        (Self { world, bmcs }, daemon)
+        Self { world, bmcs }
     }
 
-    fn are_on(&self, count: u32) -> u32 {
+    pub fn are_on(&self, count: u32) -> u32 {
         (0..count).map(|index| u32::from(self.bmcs.with(index, |bmc| bmc.on))).sum()
     }
 }

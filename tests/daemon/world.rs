@@ -125,6 +125,23 @@ impl World {
         daemon
     }
 
+    /// A daemon that comes by the moments that [`arm`](Self::arm) says.
+    pub fn start_armed(&self) -> Daemon {
+        fs::create_dir_all(self.path("crash")).unwrap();
+        let dir = self.path("crash");
+        self.start_with(&[("PAVO_CRASH_DIR", dir.to_str().unwrap())])
+    }
+
+    /// Lets a daemon be killed when it next comes by this moment.
+    pub fn arm(&self, point: &str) {
+        use std::os::unix::fs::PermissionsExt;
+        fs::create_dir_all(self.path("crash")).unwrap();
+        let (aside, file) = (self.path("crash/aside"), self.path("crash/crash-at"));
+        fs::write(&aside, format!("{point} kill\n")).unwrap();
+        fs::set_permissions(&aside, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::rename(aside, file).unwrap();
+    }
+
     /// A daemon that is active.
     pub fn active(&self) -> Daemon {
         let mut daemon = self.start();
@@ -213,6 +230,23 @@ impl Daemon {
         self.signal(nix::sys::signal::Signal::SIGTERM);
         let status = self.child.take().unwrap().wait().unwrap();
         status.code().unwrap_or(-1)
+    }
+
+    /// Waits until it was killed, by itself.
+    #[track_caller]
+    pub fn dies(mut self) {
+        use std::os::unix::process::ExitStatusExt;
+        let end = Instant::now() + PATIENCE;
+        let mut child = self.child.take().unwrap();
+        while Instant::now() < end {
+            if let Some(status) = child.try_wait().unwrap() {
+                assert_eq!(status.signal(), Some(9), "{status}");
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = child.kill();
+        panic!("it does not die");
     }
 
     /// Ends it at once.

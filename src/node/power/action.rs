@@ -35,6 +35,11 @@ impl Action {
         matches!(self, Self::Status | Self::BootDevice)
     }
 
+    /// Whether doing it a second time does no more than doing it once.
+    pub fn may_be_repeated(self) -> bool {
+        !matches!(self, Self::Soft | Self::Reset | Self::Cycle | Self::Boot)
+    }
+
     /// What it does, as in "would …".
     fn doing(self) -> String {
         match self {
