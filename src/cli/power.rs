@@ -1,11 +1,11 @@
 //! `pavo power`, `pavo bootdev`
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use clap::builder::RangedU64ValueParser;
-use clap::{Args, ValueEnum};
+use clap::Args;
+use clap::builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use futures_util::stream;
+use hyper::Method;
 
 use super::App;
 use super::op::follow;
@@ -14,19 +14,18 @@ use super::signals::Signals;
 use crate::config::BatchManager;
 use crate::error::{Error, Kind, Result};
 use crate::model::node::operation::Operation;
-use crate::model::node::request::Outcome as Missing;
-use crate::model::order::{self, Order};
-use crate::node::power::action::{Action, Patience};
-use crate::node::power::fanout::{FailLimit, Outcome, Plan, Stop, Window, run};
-use crate::node::power::{Bmc, Boot, Device, Hub};
+use crate::model::node::request::Outcome;
+use crate::model::order::{Order, Wanted};
+use crate::node::power::Hub;
+use crate::node::power::fanout::{self, FailLimit, Outcome as Node, Stop};
 use crate::ops::inventory;
 use crate::ops::keeper::Keeper;
 use crate::ops::nodesets::{self, Known};
-use crate::ops::power::{Jobs, bmc};
+use crate::ops::orders::{self, Prepared};
+use crate::ops::power::Jobs;
 use crate::ops::remote::Remote;
 use crate::store::embedded;
 use crate::store::secret::vault::Vault;
-use hyper::Method;
 
 /// Switch nodes on and off, or see whether they are
 ///
@@ -42,43 +41,45 @@ pub struct Power {
     nodes: String,
 
     /// What to do
-    #[arg(value_name = "ACTION", default_value = "status")]
-    action: Verb,
+    #[arg(value_name = "ACTION", default_value = "status", value_parser = one_of(ACTIONS))]
+    action: Wanted,
 
     #[command(flatten)]
     conduct: Conduct,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Verb {
-    /// See whether it is on
-    #[value(alias = "stat", alias = "state")]
-    Status,
-    On,
-    /// As if the cable were pulled
-    Off,
-    /// Shut the operating system down, and wait for that
-    Soft,
-    /// Press the reset button
-    Reset,
-    /// Off, and on again once it is off
-    Cycle,
-    /// On, or reset where it is on
-    Boot,
-}
+/// Words that all mean the same order, the first of them its name, and what is said of it.
+type Word = (&'static [&'static str], Wanted, &'static str);
 
-impl From<Verb> for Action {
-    fn from(verb: Verb) -> Self {
-        match verb {
-            Verb::Status => Self::Status,
-            Verb::On => Self::On,
-            Verb::Off => Self::Off,
-            Verb::Soft => Self::Soft,
-            Verb::Reset => Self::Reset,
-            Verb::Cycle => Self::Cycle,
-            Verb::Boot => Self::Boot,
-        }
-    }
+const ACTIONS: &[Word] = &[
+    (&["status", "stat", "state"], Wanted::Status, "See whether it is on"),
+    (&["on"], Wanted::On, ""),
+    (&["off"], Wanted::Off, "As if the cable were pulled"),
+    (&["soft"], Wanted::Soft, "Shut the operating system down, and wait for that"),
+    (&["reset"], Wanted::Reset, "Press the reset button"),
+    (&["cycle"], Wanted::Cycle, "Off, and on again once it is off"),
+    (&["boot"], Wanted::Boot, "On, or reset where it is on"),
+];
+
+const DEVICES: &[Word] = &[
+    (&["status", "stat", "state"], Wanted::Bootdev, "See what it is"),
+    (&["net"], Wanted::Net, ""),
+    (&["disk"], Wanted::Disk, ""),
+    (&["cdrom"], Wanted::Cdrom, ""),
+    (&["bios"], Wanted::Bios, "The set-up of the firmware"),
+    (&["default"], Wanted::Default, "What the firmware is set to"),
+];
+
+/// Reads one of these words.
+fn one_of(words: &'static [Word]) -> impl TypedValueParser<Value = Wanted> {
+    let value = |(names, _, help): &Word| {
+        let value = PossibleValue::new(names[0]).aliases(&names[1..]);
+        if help.is_empty() { value } else { value.help(help) }
+    };
+    PossibleValuesParser::new(words.iter().map(value)).try_map(|given| {
+        let word = words.iter().find(|(names, ..)| names.contains(&given.as_str()));
+        word.map(|(_, wanted, _)| *wanted).ok_or_else(|| Error::bug("a word without a meaning"))
+    })
 }
 
 /// Set what nodes boot from, or see what it is
@@ -91,7 +92,7 @@ pub struct Bootdev {
     nodes: String,
 
     /// What to boot from
-    #[arg(value_name = "DEVICE", default_value = "status")]
+    #[arg(value_name = "DEVICE", default_value = "status", value_parser = one_of(DEVICES))]
     device: Wanted,
 
     /// Not only the next time
@@ -100,20 +101,6 @@ pub struct Bootdev {
 
     #[command(flatten)]
     conduct: Conduct,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Wanted {
-    /// See what it is
-    #[value(alias = "stat", alias = "state")]
-    Status,
-    Net,
-    Disk,
-    Cdrom,
-    /// The set-up of the firmware
-    Bios,
-    /// What the firmware is set to
-    Default,
 }
 
 /// The longest time that may be asked for, in seconds: a day.
@@ -182,74 +169,23 @@ fn counts(least: u64) -> RangedU64ValueParser<u32> {
 
 impl Power {
     pub fn run(self, app: &App) -> Result<u8> {
-        self.conduct.run(app, &self.nodes, self.action.into())
+        self.conduct.run(app, self.conduct.order(self.nodes, self.action))
     }
 }
 
 impl Bootdev {
     pub fn run(self, app: &App) -> Result<u8> {
-        let device = match self.device {
-            Wanted::Status if self.always => {
-                return Err(Error::usage("`--always` without a device"));
-            }
-            Wanted::Status => return self.conduct.run(app, &self.nodes, Action::BootDevice),
-            Wanted::Net => Device::Net,
-            Wanted::Disk => Device::Disk,
-            Wanted::Cdrom => Device::Cdrom,
-            Wanted::Bios => Device::Bios,
-            Wanted::Default => Device::Default,
-        };
-        let boot = Boot { device, always: self.always };
-        self.conduct.run(app, &self.nodes, Action::SetBootDevice(boot))
+        if self.always && self.device == Wanted::Bootdev {
+            return Err(Error::usage("`--always` without a device"));
+        }
+        let order = self.conduct.order(self.nodes, self.device);
+        self.conduct.run(app, Order { always: self.always, ..order })
     }
 }
 
 impl Conduct {
-    fn plan(&self, action: Action) -> Plan {
-        let seconds = Duration::from_secs;
-        let count = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
-        let interval = seconds(self.interval);
-        let window = self.window.map(|size| Window { size: count(size), interval });
-        let patience = Patience {
-            answer: seconds(self.timeout),
-            tries: self.retries.saturating_add(1),
-            settle: seconds(self.settle),
-            ..Patience::default()
-        };
-        Plan {
-            at_once: count(self.fanout),
-            patience,
-            window,
-            fail_limit: self.fail_limit,
-            dry_run: self.dry_run,
-            ..Plan::new(action)
-        }
-    }
-
-    /// Lets the daemon do it, and tells what comes of it.
-    async fn order(&self, app: &App, remote: &Remote, names: &str, action: Action) -> Result<u8> {
-        let boot = |boot: Boot| match boot.device {
-            Device::Net => order::Wanted::Net,
-            Device::Disk => order::Wanted::Disk,
-            Device::Cdrom => order::Wanted::Cdrom,
-            Device::Bios => order::Wanted::Bios,
-            // Which is none that can be asked for.
-            Device::Default | Device::Other => order::Wanted::Default,
-        };
-        let wanted = match action {
-            Action::Status => order::Wanted::Status,
-            Action::On => order::Wanted::On,
-            Action::Off => order::Wanted::Off,
-            Action::Soft => order::Wanted::Soft,
-            Action::Reset => order::Wanted::Reset,
-            Action::Cycle => order::Wanted::Cycle,
-            Action::Boot => order::Wanted::Boot,
-            Action::BootDevice => order::Wanted::Bootdev,
-            Action::SetBootDevice(it) => boot(it),
-        };
-        let known = Known::by(Keeper::Daemon(remote.clone()));
-        let order = Order {
-            always: matches!(action, Action::SetBootDevice(it) if it.always),
+    fn order(&self, names: String, action: Wanted) -> Order {
+        Order {
             fanout: self.fanout as usize,
             timeout: self.timeout,
             retries: self.retries,
@@ -259,8 +195,14 @@ impl Conduct {
             fail_limit: self.fail_limit.map(|limit| limit.to_string()),
             dry_run: self.dry_run,
             force: self.force,
-            ..Order::new(nodesets::fill_in(names, Some(&known)).await?, wanted)
-        };
+            ..Order::new(names, action)
+        }
+    }
+
+    /// Lets the daemon do it, and tells what comes of it.
+    async fn send(&self, app: &App, remote: &Remote, mut order: Order) -> Result<u8> {
+        let known = Known::by(Keeper::Daemon(remote.clone()));
+        order.names = nodesets::fill_in(&order.names, Some(&known)).await?;
         // Which opens the files, before anything is done.
         let mut results = Results::new(&app.out, &self.results, 0)?;
         let operation: Operation = remote.send(Method::POST, "/v1/ops", &order).await?;
@@ -272,9 +214,9 @@ impl Conduct {
         results.end(code)
     }
 
-    fn run(&self, app: &App, nodes: &str, action: Action) -> Result<u8> {
+    fn run(&self, app: &App, order: Order) -> Result<u8> {
         if let Some(remote) = super::daemon::find(app)? {
-            return app.block_on(self.order(app, &remote, nodes, action));
+            return app.block_on(self.send(app, &remote, order));
         }
         if self.no_wait {
             return Err(Error::usage("`--no-wait` without a daemon: nobody would go on"));
@@ -282,30 +224,18 @@ impl Conduct {
         let dir = app.env.state_dir();
         app.block_on(async {
             let known = Known::stored(dir.clone());
-            let names = nodesets::union(&[nodes.to_owned()], &known).await?.names();
+            let names = nodesets::union(&[order.names.clone()], &known).await?;
             let (inventory, vault) = (inventory::read(&dir).await?, Vault::open(&dir)?);
-            let mut plan = self.plan(action);
-            if !self.force && !action.only_looks() {
+            let mut plan = orders::plan(&order)?;
+            if order.spares_the_busy() {
                 plan.guard = Some(Arc::new(jobs(app).await?));
             }
             let mut results = Results::new(&app.out, &self.results, names.len())?;
-            let mut bmcs = Vec::new();
-            for name in &names {
-                let Some(own) = inventory.nodes.get(name) else {
-                    results.tell(name, Err(Missing::missing(name).text));
-                    continue;
-                };
-                let allowed = match &plan.guard {
-                    Some(guard) => guard.check(name).await,
-                    None => Ok(()),
-                };
-                match allowed.and_then(|()| bmc(&inventory, &vault, name, own)) {
-                    Ok(bmc) => bmcs.push(bmc),
-                    Err(error) => results.fail(name, &error),
-                }
+            let work = orders::prepare(order, plan, names, &inventory, &vault).await;
+            for Outcome { name, text, .. } in &work.refused {
+                results.tell(name, Err(text.clone()));
             }
-            plan.failed_before = results.failed();
-            let code = act(app, &bmcs, &plan, &mut results).await?;
+            let code = act(app, &work, &mut results).await?;
             results.end(code)
         })
     }
@@ -314,9 +244,7 @@ impl Conduct {
 /// Who knows where something runs that must not be switched off.
 async fn jobs(app: &App) -> Result<Jobs> {
     if super::config::load(app)?.batch.manager == BatchManager::Slurm {
-        return Jobs::of_slurm()
-            .await
-            .map_err(|error| error.help("to do it without knowing what runs there: `--force`"));
+        return orders::jobs().await;
     }
     app.out
         .status("what runs on these nodes is not looked at: batch.yaml has no `type: slurm` here");
@@ -328,21 +256,28 @@ async fn jobs(app: &App) -> Result<Jobs> {
 }
 
 /// Does it to those that have a controller; 0, or why it ended early.
-async fn act(app: &App, bmcs: &[Bmc], plan: &Plan, results: &mut Results<'_>) -> Result<u8> {
+async fn act(app: &App, work: &Prepared, results: &mut Results<'_>) -> Result<u8> {
     let stop =
         stream::unfold((Signals::new()?, "; again: at once"), |(mut signals, more)| async move {
             let why = signals.next().await;
             app.out.status(&format!("{why}: no other node is started, others end{more}"));
             Some(((), (signals, "")))
         });
-    let report = run(bmcs, plan, &Hub::default(), stop, &mut |bmc, outcome| match outcome {
-        Outcome::Done(done) => results.tell(&bmc.node, Ok(done.to_string())),
-        Outcome::Failed(error) => results.fail(&bmc.node, error),
-        Outcome::NotStarted => {}
-    })
-    .await;
-    for (bmc, outcome) in bmcs.iter().zip(&report.outcomes) {
-        if matches!(outcome, Outcome::NotStarted) {
+    let report =
+        fanout::run(
+            &work.bmcs,
+            &work.plan,
+            &Hub::default(),
+            stop,
+            &mut |bmc, outcome| match outcome {
+                Node::Done(done) => results.tell(&bmc.node, Ok(done.to_string())),
+                Node::Failed(error) => results.fail(&bmc.node, error),
+                Node::NotStarted => {}
+            },
+        )
+        .await;
+    for (bmc, outcome) in work.bmcs.iter().zip(&report.outcomes) {
+        if matches!(outcome, Node::NotStarted) {
             results.tell(&bmc.node, Err("not started".into()));
         }
     }

@@ -115,6 +115,11 @@ impl Order {
             force: false,
         }
     }
+
+    /// Whether nodes on which something runs are to be left alone.
+    pub fn spares_the_busy(&self) -> bool {
+        !self.force && !matches!(self.action, Wanted::Status | Wanted::Bootdev)
+    }
 }
 
 /// The latest operations.

@@ -1,7 +1,6 @@
 //! An order for machines, made ready: whom it concerns, who is spared, and how it is gone about.
 
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::book::now;
@@ -16,6 +15,9 @@ use crate::node::power::action::{Action, Patience};
 use crate::node::power::fanout::{Plan, Window};
 use crate::node::power::{Bmc, Boot, Device};
 use crate::store::secret::vault::Vault;
+
+/// The longest time that may be asked for, in seconds.
+const DAY: u64 = 86_400;
 
 /// An order that may begin.
 #[derive(Debug)]
@@ -49,27 +51,16 @@ impl Prepared {
     }
 }
 
-/// Makes an order ready for these nodes. `jobs` says whether Slurm is asked who is busy.
-///
-/// # Errors
-/// When it is no order, or Slurm does not say what runs on nodes that would be changed.
+/// Makes an order ready for these nodes, with those left out that its plan's guard spares.
 pub async fn prepare(
     mut order: Order,
+    mut plan: Plan,
     names: NodeSet,
     inventory: &Inventory,
     vault: &Vault,
-    jobs: bool,
-) -> Result<Prepared> {
-    let mut plan = plan(&order)?;
+) -> Prepared {
     // As they are now: who does it again later means the same ones.
     order.names = names.to_string();
-    if jobs && !order.force && !plan.action.only_looks() {
-        let jobs = Jobs::of_slurm().await;
-        plan.guard =
-            Some(Arc::new(jobs.map_err(|error| {
-                error.help("to do it without knowing what runs there: `--force`")
-            })?));
-    }
     let (mut bmcs, mut refused) = (Vec::new(), Vec::new());
     for name in names.names() {
         let Some(own) = inventory.nodes.get(&name) else {
@@ -85,17 +76,29 @@ pub async fn prepare(
             Ok(bmc) => bmcs.push(bmc),
             Err(error) => {
                 let report = error.report();
-                let text = report.trim_start_matches("error: ").to_owned();
+                let text = report.trim_start_matches("error: ").trim_end().to_owned();
                 refused.push(Outcome { name, ok: false, text });
             }
         }
     }
     plan.failed_before = refused.len();
-    Ok(Prepared { order, plan, bmcs, refused, names })
+    Prepared { order, plan, bmcs, refused, names }
 }
 
-/// How it is gone about.
-fn plan(order: &Order) -> Result<Plan> {
+/// What runs on nodes, by Slurm.
+///
+/// # Errors
+/// When it does not say.
+pub async fn jobs() -> Result<Jobs> {
+    let jobs = Jobs::of_slurm().await;
+    jobs.map_err(|error| error.help("to do it without knowing what runs there: `--force`"))
+}
+
+/// How an order is gone about; nobody is spared yet.
+///
+/// # Errors
+/// When it is no order.
+pub fn plan(order: &Order) -> Result<Plan> {
     let boot = |device| Action::SetBootDevice(Boot { device, always: order.always });
     let action = match order.action {
         Wanted::Status => Action::Status,
@@ -126,16 +129,16 @@ fn plan(order: &Order) -> Result<Plan> {
     let seconds = |what, value, range| within(what, value, range).map(Duration::from_secs);
     let many = |what, value: usize| within(what, value as u64, 1..=100_000);
     let fail_limit = order.fail_limit.as_deref().map(str::parse).transpose()?;
-    let interval = seconds("interval", order.interval, 0..=86_400)?;
+    let interval = seconds("interval", order.interval, 0..=DAY)?;
     many("fanout", order.fanout)?;
     order.window.map_or(Ok(0), |window| many("window", window))?;
-    within("retries", order.retries.into(), 0..=100)?;
+    within("retries", order.retries.into(), 0..=100_000)?;
     Ok(Plan {
         at_once: order.fanout,
         patience: Patience {
-            answer: seconds("timeout", order.timeout, 1..=3600)?,
+            answer: seconds("timeout", order.timeout, 1..=DAY)?,
             tries: order.retries + 1,
-            settle: seconds("settle", order.settle, 0..=86_400)?,
+            settle: seconds("settle", order.settle, 0..=DAY)?,
             ..Patience::default()
         },
         window: order.window.map(|size| Window { size, interval }),

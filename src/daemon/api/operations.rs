@@ -94,9 +94,12 @@ async fn start(
     names: NodeSet,
 ) -> Result<Operation> {
     let work = async move {
+        let mut plan = orders::plan(&order)?;
+        if shared.jobs && order.spares_the_busy() {
+            plan.guard = Some(Arc::new(orders::jobs().await?));
+        }
         let inventory = active.inventory();
-        let prepared =
-            orders::prepare(order, names, &inventory, &active.vault, shared.jobs).await?;
+        let prepared = orders::prepare(order, plan, names, &inventory, &active.vault).await;
         active.desk.begin(active.ids.next(), &caller.name, prepared).await
     };
     let begun = tokio::spawn(work).await;
