@@ -8,7 +8,7 @@ use super::out::{Column, OutputArgs};
 use super::signals::Signals;
 use super::{App, daemon, duration, results as told};
 use crate::error::{Error, Kind, Result};
-use crate::model::node::operation::{Operation, State};
+use crate::model::node::operation::{Operation, State, StoppedBy};
 use crate::model::node::request::Outcome;
 use crate::model::order::Results;
 use crate::ops::book::now;
@@ -209,9 +209,7 @@ pub async fn follow(
     Ok(match operation.state {
         State::Done => 0,
         State::Failed | State::Running => Kind::Partial.exit_code(),
-        State::Aborted
-            if operation.reason.as_deref().is_some_and(|it| it.contains("fail-limit")) =>
-        {
+        State::Aborted if operation.stopped_by == Some(StoppedBy::FailLimit) => {
             Kind::FailLimit.exit_code()
         }
         State::Aborted | State::Interrupted => Kind::Interrupted.exit_code(),

@@ -23,7 +23,7 @@ use super::book::now;
 use super::orders::Prepared;
 use crate::error::{Context, Error, Result};
 use crate::host::crash;
-use crate::model::node::operation::{Operation, State};
+use crate::model::node::operation::{Operation, State, StoppedBy};
 use crate::model::node::request::Outcome;
 use crate::model::nodeset::NodeSet;
 use crate::model::nodeset::parse::parse;
@@ -198,15 +198,9 @@ impl Desk {
         for outcome in &work.refused {
             running.add(outcome.clone());
         }
-        let (end, ended) = oneshot::channel();
         let worker = running.clone();
-        let spawned = std::thread::Builder::new().name(format!("op {id}")).spawn(move || {
-            // Who waits for it is told by its being dropped, if we panic.
-            let _ = end.send(run(&worker, &work));
-        });
-        if let Err(error) = spawned {
-            running.now().operation.reason = Some(error.to_string());
-        }
+        let thread = std::thread::Builder::new().name(format!("op {id}"));
+        let ended = on(thread, move || run(&worker, &work));
         tokio::spawn(self.clone().keep(running, begins, ended));
         Ok(operation)
     }
@@ -258,9 +252,13 @@ impl Desk {
             let operation = &mut now.operation;
             operation.ended = Some(super::book::now());
             (operation.state, operation.reason) = match end {
-                Ok(Ended { stop: Some(why), .. }) => (State::Aborted, Some(why.into())),
-                Ok(_) if operation.failed == 0 => (State::Done, None),
-                Ok(_) => (State::Failed, None),
+                Ok(Ok(Some(why))) => {
+                    operation.stopped_by = Some(why);
+                    (State::Aborted, Some(why.as_str().into()))
+                }
+                Ok(Ok(None)) if operation.failed == 0 => (State::Done, None),
+                Ok(Ok(None)) => (State::Failed, None),
+                Ok(Err(why)) => (State::Interrupted, Some(why)),
                 Err(_) => (State::Interrupted, Some("a bug of ours ended it".into())),
             };
         }
@@ -302,16 +300,18 @@ impl Desk {
 
     /// Writes what is new behind the first results; how many there are then.
     async fn flush(&self, running: &Running, written: usize) -> Result<usize> {
-        let Results { operation, results } = running.after(0);
-        if results.len() == written && operation.state == State::Running {
+        // The last shard may not have been full.
+        let whole = written / SHARD;
+        let Results { operation, results } = running.after(whole * SHARD);
+        let all = whole * SHARD + results.len();
+        if all == written && operation.state == State::Running {
             return Ok(written);
         }
         let is_over = operation.state != State::Running;
         if is_over {
             crash::point("op.ended")?;
         }
-        for shard in written / SHARD..results.len().div_ceil(SHARD) {
-            let some = &results[shard * SHARD..results.len().min((shard + 1) * SHARD)];
+        for (shard, some) in (whole..).zip(results.chunks(SHARD)) {
             let key = keys::op_result(operation.id, shard);
             // A commit is not to be larger than any store takes.
             self.write(vec![Change::put_json(key, some)?]).await?;
@@ -319,7 +319,7 @@ impl Desk {
         }
         self.write(vec![Change::put_json(keys::op(operation.id), &operation)?]).await?;
         crash::point(if is_over { "op.closed" } else { "op.written" })?;
-        Ok(results.len())
+        Ok(all)
     }
 
     /// All that are remembered, the latest last.
@@ -436,17 +436,31 @@ impl Desk {
     }
 }
 
-/// How the work itself ended.
-struct Ended {
-    stop: Option<&'static str>,
+/// How the work itself ended: what stopped it, if anything did; or why it could not begin.
+type Ended = std::result::Result<Option<StoppedBy>, String>;
+
+/// Does the work on this thread. Who waits for its end is told by its being dropped, if it
+/// panics.
+fn on(
+    thread: std::thread::Builder,
+    work: impl FnOnce() -> Ended + Send + 'static,
+) -> oneshot::Receiver<Ended> {
+    let (end, ended) = oneshot::channel();
+    match thread.spawn(move || end.send(work())) {
+        Ok(_) => ended,
+        Err(error) => {
+            let (end, ended) = oneshot::channel();
+            // It is still here.
+            let _ = end.send(Err(format!("no thread for it: {error}")));
+            ended
+        }
+    }
 }
 
 /// The work, on its own thread.
 fn run(running: &Running, work: &Prepared) -> Ended {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let Ok(runtime) = runtime.while_doing(|| "starting a runtime".into()) else {
-        return Ended { stop: Some("there was no runtime for it") };
-    };
+    let runtime = runtime.map_err(|error| format!("no runtime for it: {error}"))?;
     let mut stop = running.stop.subscribe();
     let report = runtime.block_on(async {
         let told = stream::once(async {
@@ -471,15 +485,27 @@ fn run(running: &Running, work: &Prepared) -> Ended {
             running.add(Outcome { name: bmc.node.clone(), ok: false, text: "not started".into() });
         }
     }
-    Ended {
-        stop: report.stop.map(|why| match why {
-            Stop::TooManyFailed => "more failed than `--fail-limit` allows",
-            Stop::Interrupted => "it was aborted",
-        }),
-    }
+    Ok(report.stop.map(|why| match why {
+        Stop::TooManyFailed => StoppedBy::FailLimit,
+        Stop::Interrupted => StoppedBy::Request,
+    }))
 }
 
 /// An error's report as one result has it.
 fn short(report: &str) -> String {
     report.trim_start_matches("error: ").trim_end().chars().take(MAX_TEXT).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_could_not_begin_says_why_and_what_broke_off_that_it_did() {
+        let thread = std::thread::Builder::new;
+        let ended = on(thread().stack_size(usize::MAX / 2), || Ok(None)).await.unwrap();
+        assert!(ended.unwrap_err().starts_with("no thread for it: "));
+        assert_eq!(on(thread(), || Ok(None)).await.unwrap(), Ok(None));
+        on(thread(), || panic!("meant")).await.unwrap_err();
+    }
 }

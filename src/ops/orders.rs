@@ -45,6 +45,7 @@ impl Prepared {
             done: 0,
             failed: 0,
             reason: None,
+            stopped_by: None,
             writer: None,
             order: Some(self.order.clone()),
         }

@@ -29,6 +29,9 @@ pub struct Operation {
     /// Why it has failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What stopped one that is aborted. Older records do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_by: Option<StoppedBy>,
     /// What machines were told to do; a change of the inventory has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<Order>,
@@ -61,9 +64,46 @@ impl State {
     }
 }
 
+/// What stops an order before all its nodes were started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StoppedBy {
+    /// More nodes failed than it allows.
+    FailLimit,
+    /// Somebody.
+    Request,
+}
+
+impl StoppedBy {
+    /// As the reason says it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::FailLimit => "more failed than `--fail-limit` allows",
+            Self::Request => "it was aborted",
+        }
+    }
+}
+
 /// A process, of this boot of a machine or of one long ago.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Writer {
     pub boot: String,
     pub process: ProcessId,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn older_records_that_do_not_say_what_stopped_them_are_read() {
+        let text = r#"{"id": 7, "what": "power on n1", "user": "root", "total": 2, "done": 1,
+            "state": "aborted", "begun": 1, "reason": "it was aborted"}"#;
+        let mut operation: Operation = serde_json::from_str(text).unwrap();
+        assert_eq!(operation.stopped_by, None);
+        operation.stopped_by = Some(StoppedBy::FailLimit);
+        let text = serde_json::to_string(&operation).unwrap();
+        assert!(text.contains(r#""stopped_by":"fail-limit""#), "{text}");
+        assert_eq!(serde_json::from_str::<Operation>(&text).unwrap(), operation);
+    }
 }

@@ -85,6 +85,7 @@ impl Book {
             begun: now(),
             ended: None,
             reason: None,
+            stopped_by: None,
             writer: Some(Writer { boot: this_boot(), process: process::current() }),
         };
         (operation, self.too_old().into_iter().map(|id| Change::delete(keys::op(id))).collect())
