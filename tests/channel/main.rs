@@ -460,3 +460,38 @@ async fn an_identity_that_others_can_read_is_not_used() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("identity.json") && said.contains("No such file"), "{said}");
 }
+
+#[tokio::test]
+async fn a_wrong_certificate_is_refused_to_every_command() {
+    let mut vm = start().await;
+    let login = Login::of(&vm).await;
+    // Of a job that had the same id.
+    let strange = serde_json::to_vec(&Identity::generate("7").unwrap()).unwrap();
+    std::fs::write(login.dir.path().join("job/identity.json"), strange).unwrap();
+    let path = |name: &str| login.dir.path().join(name).to_str().unwrap().to_owned();
+    let (file, saved) = (path("file"), path("saved"));
+    std::fs::write(&file, "ours").unwrap();
+    for (words, code) in [
+        (&["run", "true"][..], 255),
+        (&["cp", &file, "vm0:/tmp/"], 4),
+        (&["cp", "vm0:/etc/passwd", &saved], 4),
+        (&["console"], 4),
+        (&["console", "-l"], 4),
+        (&["reset"], 4),
+        (&["pause", "vm0"], 4),
+    ] {
+        let output = login.run(words).await;
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {said}");
+        assert!(said.contains("vm0"), "{words:?}: {said}");
+        let why = format!("{}: what listens there is not of this cluster", vm.control);
+        assert!(said.contains(&why), "{words:?}: {said}");
+        assert!(output.stdout.is_empty() && !Path::new(&saved).exists(), "{words:?}");
+    }
+    // Those that are of it do not notice.
+    assert_eq!(vm.client().await.status().await.unwrap().state, VmState::Running);
+    vm.sender.send(&ToTask::Stop(Stop::Now.into())).await.unwrap();
+    let states = vm.until(VmState::Stopped).await;
+    assert_eq!(states, [VmState::Stopping, VmState::Stopped], "it has run all the time");
+    (&mut vm.task).await.unwrap().unwrap();
+}

@@ -256,8 +256,13 @@ fn a_vm_is_killed(world: &World) {
 
 /// Starts VMs of 512 MiB, of which 320 are not zero, nor anything that packs well.
 pub fn laden(world: &World, cluster: &str) -> Running {
+    laden_with(world, 320, cluster)
+}
+
+/// The same with so many MiB.
+pub fn laden_with(world: &World, mib: u64, cluster: &str) -> Running {
     let mut state = 1_u64;
-    let bytes = (0..320 << 17).flat_map(|_| {
+    let bytes = (0..mib << 17).flat_map(|_| {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
@@ -268,7 +273,8 @@ pub fn laden(world: &World, cluster: &str) -> Running {
     fs::set_permissions(&ballast, fs::Permissions::from_mode(0o644)).unwrap();
     let loader = format!("loader,file={},addr=0x1000000,force-raw=on", ballast.display());
     world.template("laden", &format!("custom-args: [-device, \"{loader}\"]"));
-    let alloc = world.alloc(&["--mem", "512", "-E", "sleep 600", cluster]);
+    let memory = (mib + 192).to_string();
+    let alloc = world.alloc(&["--mem", &memory, "-E", "sleep 600", cluster]);
     alloc.wait_for("vm[0-1] run\n");
     alloc
 }

@@ -19,6 +19,7 @@ mod display;
 mod dump;
 mod forward;
 mod ipv6;
+mod luck;
 mod networks;
 mod pcocc;
 mod probe;

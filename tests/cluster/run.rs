@@ -42,6 +42,7 @@ fn commands_run_in_all_vms_or_some_and_end_as_they_should() {
         one_that_nobody_reads(world);
         who_is_gone_runs_nothing(world);
         left_and_come_back_to(world);
+        who_has_not_answered_is_named(world);
         one_that_stands_still(world);
         one_that_is_off(world);
         the_agent_begins_anew(world);
@@ -305,6 +306,21 @@ fn left_and_come_back_to(world: &World) {
     let said = world.pavo(&["agent", "attach", "vm0", &id]);
     assert_eq!(said.code, Some(137), "{said}");
     assert_eq!(world.pavo(&["agent", "kill", "vm0", "999"]).code, Some(4));
+}
+
+/// At a terminal; it answers when it can.
+fn who_has_not_answered_is_named(world: &World) {
+    let qemu = world.process("vm1/disk.qcow2").unwrap();
+    qemu.signal(Signal::SIGSTOP);
+    let mut terminal = Terminal::new(world, &["run", "hostname"]);
+    let before = terminal.wait_for("Waiting for vm1 (");
+    assert!(!before.contains("Waiting for vm[0-1]"), "{before}");
+    terminal.wait_for(" s)");
+    qemu.signal(Signal::SIGCONT);
+    let after = terminal.wait_for("vm1\r\n");
+    assert!(after.contains("vm0"), "what has come is shown: {after}");
+    let said = terminal.program.finish();
+    assert_eq!(said.code, Some(0), "{said}");
 }
 
 fn one_that_stands_still(world: &World) {

@@ -28,7 +28,7 @@ pub fn own_images(world: &World) {
 }
 
 /// Puts bytes on a VM's disk.
-fn write(world: &World, vm: &str, what: &str) {
+pub fn write(world: &World, vm: &str, what: &str) {
     // What it says of a success goes to QEMU's own output.
     let said = world.ok(&["monitor-cmd", vm, &format!("qemu-io -d {DISK} \"write {what}\"")]);
     assert_eq!(said, "");
