@@ -9,6 +9,7 @@
 //! - [`serve`]: connections, and who is at their other end ([`caller`]);
 //! - [`api`]: HTTP and JSON, as `openapi.yaml` describes it;
 //! - [`leader`]: the lock of the one that writes;
+//! - [`follow`]: what others write meanwhile;
 //! - [`metrics`]: what is counted.
 //!
 //! Reads are answered from memory. Changes go through [`Book`], one after the
@@ -31,6 +32,7 @@ use crate::store::{Change, Check, Commit, Store, get_json, keys};
 
 mod api;
 pub mod caller;
+mod follow;
 mod leader;
 mod metrics;
 mod serve;
@@ -224,25 +226,27 @@ async fn term(config: &config::Daemon, open: &Open, shared: &Arc<Shared>) -> Res
         crash::point("lead.taken")?;
         let vault = || Vault::open(&config.state);
         own_vault(&*store, &vault()?, &fence).await?;
+        let since = follow::now(&*store).await?;
         let book = Book::over(store.clone(), vault()?, Some(fence.clone())).await?;
         let desk = Arc::new(Desk::over(store.clone(), Some(fence)).await?);
         let active = Service { active: true, ..shared.me.clone() };
         leader::record(&*store, &active, lease).await?;
         crash::point("lead.active")?;
         let nodes = book.inventory.nodes.len();
-        let active = Active {
+        let active = Arc::new(Active {
             seen: std::sync::RwLock::new(Arc::new(book.inventory.to_read())),
             vault: vault()?,
             ids: book.ids(),
             desk,
             book: Mutex::new(book),
-        };
-        shared.state.send_replace(State::Active(Arc::new(active)));
+        });
+        shared.state.send_replace(State::Active(active.clone()));
         shared.metrics.lead(true);
         shared.metrics.nodes(nodes);
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Status("active")]);
         tracing::info!(nodes, "active");
-        std::future::pending::<Result<()>>().await
+        follow::others(&*store, &active, &shared.metrics, since).await;
+        Ok(())
     };
     let ended = tokio::select! {
         outcome = lead => outcome,

@@ -9,7 +9,7 @@
 //! [`Book`] lives as long as a command, or for weeks in a daemon. What it has in memory is
 //! what the store has, also after a commit has failed; [`shown`] tells from memory alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -25,6 +25,7 @@ use crate::store::{
     Change, Check, Commit, Entry, MAX_COMMIT_BYTES, MAX_OPERATIONS, MAX_PAGE, Revision, Store, keys,
 };
 
+mod heed;
 mod journal;
 mod plan;
 mod shown;
@@ -65,17 +66,20 @@ async fn load(store: &dyn Store) -> Result<(Inventory, Option<Revision>)> {
     for noun in Noun::ALL {
         let mut take = |entry: &Entry| {
             let Some(name) = keys::parse_record(noun, &entry.key) else { return Ok(()) };
-            // One that cannot be read can be deleted, and is not the end of all others.
-            let record = Record::from_json(noun, &entry.value).or_else(|error| {
-                let what = format!("what is stored of it cannot be read: {}", error.report());
-                Record::from_tree(noun, [("notes".to_owned(), what.into())].into_iter().collect())
-            })?;
-            inventory.put_record(noun, &name, record);
+            inventory.put_record(noun, &name, record(noun, entry)?);
             Ok(())
         };
         pages(store, &keys::records(noun), &mut take).await?;
     }
     Ok((inventory, latest))
+}
+
+/// A record. One that cannot be read can be deleted, and is not the end of all others.
+fn record(noun: Noun, entry: &Entry) -> Result<Record> {
+    Record::from_json(noun, &entry.value).or_else(|error| {
+        let what = format!("what is stored of it cannot be read: {}", error.report());
+        Record::from_tree(noun, [("notes".to_owned(), what.into())].into_iter().collect())
+    })
 }
 
 /// Reads what is below a prefix, a page at a time.
@@ -104,6 +108,8 @@ pub struct Book {
     /// A commit has failed, and what it did is not known.
     in_doubt: bool,
     ops: BTreeMap<u64, Operation>,
+    /// Our latest commits.
+    own: BTreeSet<Revision>,
     ids: Ids,
     /// Who asks for changes, as operations say.
     pub user: String,
@@ -148,6 +154,7 @@ impl Book {
             latest: None,
             in_doubt: true,
             ops: BTreeMap::new(),
+            own: BTreeSet::new(),
             ids: Ids::default(),
             user: account.map_or_else(|| uid.to_string(), |account| account.name),
             inventory: Inventory::default(),
@@ -297,6 +304,7 @@ impl Book {
         match self.store.commit(&checks, &changes).await.while_doing(doing)? {
             Commit::Done(revision) => {
                 crash::point("inventory.committed")?;
+                self.own(revision);
                 self.latest = Some(revision);
                 self.in_doubt = false;
                 Ok(())

@@ -2,6 +2,7 @@
 
 mod contract;
 mod leading;
+mod luck;
 mod operations;
 #[path = "../etcd/server.rs"]
 #[allow(dead_code, reason = "shared with tests/etcd")]
