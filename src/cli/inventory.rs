@@ -5,12 +5,11 @@ use std::fmt::Write;
 use super::App;
 use super::daemon::keeper;
 use super::out::OutputArgs;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Kind, Result};
 use crate::model::node::Tree;
 use crate::model::node::request::{Format, Noun, Outcome, Request, Verb};
 use crate::model::nodeset::NodeSet;
-use crate::ops::inventory::{self, Book};
-use crate::ops::keeper::Keeper;
+use crate::ops::inventory;
 use crate::ops::nodesets::{self, Known};
 
 /// More lines than this are folded on a terminal.
@@ -71,12 +70,8 @@ pub async fn export_locked(
     passphrase: &str,
 ) -> Result<(String, Vec<Outcome>)> {
     let names = filled(app, noun, names).await?;
-    let Keeper::Here(dir) = keeper(app)? else {
-        return Err(Error::usage("the daemon gives no secrets away")
-            .help("export them where it keeps them: with its store, as its user"));
-    };
-    let book = Book::open(&dir).await?;
-    inventory::export_locked(&book, noun, &names, format, passphrase)
+    let (rows, missing) = keeper(app)?.opened(noun, &names).await?;
+    Ok((inventory::lock(noun, rows, format, passphrase)?, missing))
 }
 
 /// Does what is asked, and says what came of it.

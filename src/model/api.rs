@@ -41,6 +41,14 @@ pub struct Rows {
     pub missing: Vec<Outcome>,
 }
 
+/// Records that are wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Names {
+    /// A set of names, `node[1-25]`.
+    pub names: String,
+}
+
 /// Records as the text of a file, and what was asked for and is not there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Text {

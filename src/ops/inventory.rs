@@ -31,7 +31,7 @@ mod plan;
 mod shown;
 
 pub use journal::Ids;
-pub use shown::{Rows, export, export_locked, rows};
+pub use shown::{Rows, export, export_locked, lock, opened, rows};
 
 /// How often a change is decided anew, when others have changed what it was decided on.
 const TRIES: usize = 5;

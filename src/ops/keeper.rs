@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::inventory::{self, Book};
 use super::remote::Remote;
 use crate::error::Result;
-use crate::model::api::{Change, Outcomes, Rows, Text};
+use crate::model::api::{Change, Names, Outcomes, Rows, Text};
 use crate::model::node::operation::Operation;
 use crate::model::node::request::{Format, Noun, Outcome, Request, Verb};
 use crate::model::order::Operations;
@@ -116,6 +116,23 @@ impl Keeper {
         let query = Query { names: Some(names), format: Some(format), ..Query::default() };
         let text: Text = remote.get(&format!("/v1/{}/export", noun.plural()), &query).await?;
         Ok((text.text, text.missing, text.count))
+    }
+
+    /// Records with their secrets; see [`inventory::opened`].
+    ///
+    /// # Errors
+    /// When that may not be told, or there is nobody to tell.
+    pub async fn opened(&self, noun: Noun, names: &str) -> Result<inventory::Rows> {
+        let remote = match self {
+            Self::Here(dir) => {
+                let book = Book::open(dir).await?;
+                return inventory::opened(&book.inventory, book.vault(), noun, names);
+            }
+            Self::Daemon(remote) => remote,
+        };
+        let path = format!("/v1/{}/export", noun.plural());
+        let rows: Rows = remote.send(Method::POST, &path, &Names { names: names.into() }).await?;
+        Ok((rows.rows.into_iter().map(|row| (row.name, row.settings)).collect(), rows.missing))
     }
 
     /// The latest long work.

@@ -4,6 +4,7 @@ mod contract;
 mod leading;
 mod luck;
 mod operations;
+mod secrets;
 #[path = "../etcd/server.rs"]
 #[allow(dead_code, reason = "shared with tests/etcd")]
 mod server;
@@ -69,10 +70,10 @@ fn who_is_not_an_administrator_looks_and_changes_nothing() {
     }
     let world = World::new();
     let daemon = world.active();
-    world.ok("node create n1");
+    world.ok("node create n1 control/bmc_password=hunter2");
     fs::set_permissions(world.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let body = r#"{"names": "n2"}"#;
-    let ask = |method: &str, body: Option<&str>| {
+    let ask_at = |path: &str, method: &str, body: Option<&str>| {
         let socket = world.path("socket");
         let mut command = std::process::Command::new("setpriv");
         command.args([
@@ -84,15 +85,19 @@ fn who_is_not_an_administrator_looks_and_changes_nothing() {
             "-w",
             "\n%{http_code}",
         ]);
-        command.args(["-X", method, "--unix-socket"]).arg(socket).arg("http://pavo/v1/nodes");
+        command.args(["-X", method, "--unix-socket"]).arg(socket).arg(format!("http://pavo{path}"));
         if let Some(body) = body {
             command.args(["-H", "content-type: application/json", "-d", body]);
         }
         String::from_utf8(command.output().unwrap().stdout).unwrap()
     };
+    let ask = |method: &str, body: Option<&str>| ask_at("/v1/nodes", method, body);
     assert!(ask("GET", None).ends_with("\n200"));
     let refused = ask("POST", Some(body));
     assert!(refused.ends_with("\n403") && refused.contains("may look"), "{refused}");
+    // Nor what others may not see.
+    let secrets = ask_at("/v1/nodes/export", "POST", Some(r#"{"names": "all"}"#));
+    assert!(secrets.ends_with("\n403") && !secrets.contains("hunter2"), "{secrets}");
     // An administrator's group: nobody's, here.
     daemon.stop();
     world.configure("admin-group: nogroup\n");
@@ -138,6 +143,9 @@ fn other_hosts_show_a_token_over_tls() {
     use_token(&reader);
     assert!(run("node list").1.contains("n1"));
     let (code, text) = run("node delete n1");
+    assert!(code == 5 && text.contains("`screen` may look"), "{text}");
+    fs::copy(world.path(".pavo/daemon-token"), world.path("phrase")).unwrap();
+    let (code, text) = run("node export all --with-secrets --passphrase-file phrase");
     assert!(code == 5 && text.contains("`screen` may look"), "{text}");
     use_token("guess");
     let (code, text) = run("node list");

@@ -45,7 +45,7 @@ fn routes() -> Vec<Route> {
     vec![
         ("/v1/{kind}", get(r::list).post(r::create).patch(r::update).delete(r::delete)),
         ("/v1/{kind}/import", post(r::import)),
-        ("/v1/{kind}/export", get(r::export)),
+        ("/v1/{kind}/export", get(r::export).post(r::opened)),
         ("/v1/ops", get(o::list).post(o::begin)),
         ("/v1/ops/{id}", get(o::show)),
         ("/v1/ops/{id}/results", get(o::results)),

@@ -10,7 +10,7 @@ use super::{Answer, Asked, Query, Refusal, body};
 use crate::daemon::Shared;
 use crate::daemon::caller::Caller;
 use crate::error::{Error, Result};
-use crate::model::api::{Change, Outcomes, Row, Rows, Text};
+use crate::model::api::{Change, Names, Outcomes, Row, Rows, Text};
 use crate::model::node::request::{self, Format, Noun, Verb};
 use crate::ops::inventory;
 
@@ -134,6 +134,26 @@ pub async fn export(
     let (text, missing) = inventory::export(&inventory, noun, &exported.names, exported.format)?;
     let count = inventory.names(noun, &exported.names)?.len() - missing.len();
     Ok(Answer(Text { text, missing, count }))
+}
+
+/// Records with their secrets, for who may change them: it is no GET, which everybody may.
+pub async fn opened(
+    State(shared): State<Arc<Shared>>,
+    Extension(caller): Extension<Caller>,
+    Path(kind): Path<String>,
+    Asked(wanted): Asked<Names>,
+) -> Result<Answer<Rows>, Refusal> {
+    let noun = noun(&kind)?;
+    let active = shared.active().await?;
+    let inventory = active.inventory();
+    let work = move || inventory::opened(&inventory, &active.vault, noun, &wanted.names);
+    let opened = tokio::task::spawn_blocking(work).await;
+    let opened = opened.map_err(|error| Error::bug("an export broke off").because(error))?;
+    let (rows, missing) = opened?;
+    let (caller, records) = (caller.name, rows.len());
+    tracing::warn!(caller, kind, records, "secrets were given away");
+    let row = |(name, settings)| Row { name, settings };
+    Ok(Answer(Rows { rows: rows.into_iter().map(row).collect(), missing }))
 }
 
 /// Does it, whether or not the caller stays to hear of it.

@@ -12,7 +12,7 @@ use crate::model::node::request::{Format, Noun, Outcome};
 use crate::model::node::{Tree, edit, schema};
 use crate::model::nodeset::NodeSet;
 use crate::node::{self, groups};
-use crate::store::secret::vault::Lock;
+use crate::store::secret::vault::{Lock, Vault};
 
 /// Records as a file, and those that are not there.
 ///
@@ -42,10 +42,48 @@ pub fn export(
     Ok((text, missing))
 }
 
+/// Records with their secrets in plain text, and those that are not there: for the
+/// administrator, who [locks](lock) them.
+///
+/// # Errors
+/// When `names` is no set, or an empty one; when a secret cannot be opened.
+pub fn opened(inventory: &Inventory, vault: &Vault, noun: Noun, names: &str) -> Result<Rows> {
+    let names = inventory.names(noun, names)?;
+    let (there, missing) = found(&names, |name| inventory.get(noun, name));
+    let mut rows = Vec::new();
+    for (name, record) in there {
+        let mut tree = record.tree()?;
+        schema::secrets(noun, &mut tree, &mut |_, sealed| {
+            vault.unseal(sealed).map(|secret| Some(secret.expose().to_owned()))
+        })
+        .while_doing(|| format!("opening the secrets of `{name}`"))?;
+        rows.push((name.to_owned(), tree));
+    }
+    Ok((rows, missing))
+}
+
+/// Opened records as a file, their secrets sealed to a passphrase.
+///
+/// # Errors
+/// When they cannot be sealed, or the format is not for these.
+pub fn lock(
+    noun: Noun,
+    mut rows: Vec<(String, Tree)>,
+    format: Format,
+    passphrase: &str,
+) -> Result<String> {
+    let lock = Lock::new(passphrase)?;
+    for (_, tree) in &mut rows {
+        schema::secrets(noun, tree, &mut |_, secret| lock.seal(secret).map(Some))?;
+    }
+    let mut trees = rows.iter_mut().map(|(name, tree)| Ok((name.as_str(), std::mem::take(tree))));
+    node::write_trees(noun, format, &mut trees)
+}
+
 /// Records as a file with their secrets, sealed to a passphrase: the administrator's.
 ///
 /// # Errors
-/// Those of [`export`], and when a secret cannot be opened.
+/// Those of [`opened`] and [`lock`].
 pub fn export_locked(
     book: &Book,
     noun: Noun,
@@ -53,20 +91,8 @@ pub fn export_locked(
     format: Format,
     passphrase: &str,
 ) -> Result<(String, Vec<Outcome>)> {
-    let lock = Lock::new(passphrase)?;
-    let names = book.inventory.names(noun, names)?;
-    let (there, missing) = found(&names, |name| book.inventory.get(noun, name));
-    let mut locked = Vec::new();
-    for (name, record) in there {
-        let mut tree = record.tree()?;
-        schema::secrets(noun, &mut tree, &mut |_, sealed| {
-            lock.seal(book.vault.unseal(sealed)?.expose()).map(Some)
-        })
-        .while_doing(|| format!("opening the secrets of `{name}`"))?;
-        locked.push((name, tree));
-    }
-    let text = node::write_trees(noun, format, &mut locked.into_iter().map(Ok))?;
-    Ok((text, missing))
+    let (rows, missing) = opened(&book.inventory, &book.vault, noun, names)?;
+    Ok((lock(noun, rows, format, passphrase)?, missing))
 }
 
 /// Those that are there, and those that are not.
