@@ -224,7 +224,7 @@ impl Conduct {
         let dir = app.env.state_dir();
         app.block_on(async {
             let known = Known::stored(dir.clone());
-            let names = nodesets::union(&[order.names.clone()], &known).await?;
+            let names = nodesets::union(std::slice::from_ref(&order.names), &known).await?;
             let (inventory, vault) = (inventory::read(&dir).await?, Vault::open(&dir)?);
             let mut plan = orders::plan(&order)?;
             if order.spares_the_busy() {

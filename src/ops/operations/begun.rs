@@ -35,7 +35,7 @@ impl Begun {
 
     /// Lets it be touched, or tells why not.
     pub fn tell(self, written: &Result<()>) {
-        let written = written.as_ref().map(|()| ()).map_err(Error::to_wire);
+        let written = written.as_ref().copied().map_err(Error::to_wire);
         // It may have been interrupted.
         let _ = self.written.send(written);
     }
