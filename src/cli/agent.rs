@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::model::vmset::{VmSet, fold};
 use crate::ops::agent::hellos;
 use crate::ops::run::{Commands, Heard};
-use crate::vm::agent::{PCOCCS, QEMUS};
+use crate::vm::agent::{Answer, PCOCCS, QEMUS};
 
 /// Ask the agents in the guests, which run commands for `pavo run`
 #[derive(Debug, Subcommand)]
@@ -57,6 +57,31 @@ pub struct Ping {
     #[arg(short, long, value_name = "SECONDS", default_value_t = 2)]
     #[arg(value_parser = clap::value_parser!(u64).range(0..=30))]
     timeout: u64,
+
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// Who answered in a guest.
+#[derive(Debug, Serialize)]
+struct Pong {
+    vm: u32,
+    /// `pavo-agent`, `pcocc-agent` or `qemu-ga`; absent where none did.
+    agent: Option<String>,
+    version: Option<String>,
+    /// Why none did.
+    error: Option<String>,
+}
+
+impl Pong {
+    fn new(vm: u32, answer: &Result<Answer>) -> Self {
+        let (found, error) = match answer {
+            Ok(answer) => (Some(answer), None),
+            Err(error) => (None, Some(error.report().trim_start_matches("error: ").to_owned())),
+        };
+        let agent = found.map(|answer| answer.agent.clone());
+        Self { vm, agent, version: found.map(|answer| answer.version.clone()), error }
+    }
 }
 
 impl Ping {
@@ -66,12 +91,13 @@ impl Ping {
             let ranks = ranks(&self.vms, &job)?;
             let start = Instant::now();
             let mut missing = ranks.clone();
-            let (mut failed, mut others) =
-                (Vec::new(), [(PCOCCS, Vec::new()), (QEMUS, Vec::new())]);
+            let (mut rows, mut failed) = (Vec::new(), Vec::new());
+            let mut others = [(PCOCCS, Vec::new()), (QEMUS, Vec::new())];
             let patience = Duration::from_secs(self.timeout);
             let mut answers = pin!(hellos(known.store(), &job, &ranks, patience));
             while let Some((rank, answer)) = answers.next().await {
                 missing.retain(|other| *other != rank);
+                rows.push(Pong::new(rank, &answer));
                 match answer {
                     Ok(answer) => {
                         let other = others.iter_mut().find(|(name, _)| answer.agent == *name);
@@ -85,7 +111,13 @@ impl Ping {
             }
             let seconds = start.elapsed().as_secs_f64();
             let answered = ranks.len() - failed.len();
-            app.out.data(&format!("{answered} VMs answered in {seconds:.2}s\n"))?;
+            if self.output.output.is_some() {
+                rows.sort_by_key(|row| row.vm);
+                app.out.list(self.output, &rows, &[])?;
+            } else {
+                let vms = if answered == 1 { "VM" } else { "VMs" };
+                app.out.data(&format!("{answered} {vms} answered in {seconds:.2}s\n"))?;
+            }
             for (name, mut ranks) in others.into_iter().filter(|(_, ranks)| !ranks.is_empty()) {
                 ranks.sort_unstable();
                 let (who, whose) = (fold(&ranks), if name == QEMUS { "QEMU's" } else { "pcocc's" });
@@ -240,15 +272,18 @@ impl Kill {
             let opening = Opening::Kill { id: self.one.id, signal: self.signal };
             let mut commands = Commands::start(known.shared_store(), &job, vec![(rank, opening)]);
             match commands.next().await {
-                Some((_, Heard::Failed(failure))) => {
-                    Err(Error::not_found(format!("{} in vm{rank}", failure.why))
-                        .help(format!("see what runs: `pavo agent list vm{rank}`")))
-                }
+                Some((_, Heard::Failed(failure))) => Err(no_command(rank, &failure.why)),
                 Some((_, Heard::Lost(error))) => Err(error),
                 _ => Ok(0),
             }
         })
     }
+}
+
+/// The error where a guest has no command of a number, as its agent says it.
+pub fn no_command(rank: u32, why: &str) -> Error {
+    Error::not_found(format!("{why} in vm{rank}"))
+        .help(format!("see what runs: `pavo agent list vm{rank}`"))
 }
 
 /// Says who failed, and why, the same reason once.

@@ -9,6 +9,7 @@ use pavo_agent::{Exec, Opening};
 
 use super::App;
 use super::job::{JobSelector, Jobs, ranks};
+use super::terminal::terminal_size;
 use crate::error::{Context, Error, Kind, Result};
 use crate::model::job::JobRecord;
 use crate::model::vmset::VmSet;
@@ -199,7 +200,7 @@ impl Run {
             if !std::io::stdin().is_terminal() {
                 return Err(Error::usage("`--pty` is for a terminal, and standard input is none"));
             }
-            exec.terminal = Some(conduct::terminal_size());
+            exec.terminal = Some(terminal_size());
             exec.env.extend(exec::terminal(&here));
         }
         Ok(exec)

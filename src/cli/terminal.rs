@@ -13,6 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use pavo_agent::Size;
 use tokio::io::unix::AsyncFd;
 
 use super::out::{Out, fit};
@@ -23,6 +24,13 @@ use crate::error::{Context, Error, Result};
 pub enum Input {
     Waits(AsyncFd<File>),
     AlwaysReady(File),
+}
+
+/// The size of our terminal, as a guest is told it.
+pub fn terminal_size() -> Size {
+    let (columns, rows) =
+        terminal_size::terminal_size().map_or((80, 24), |(width, height)| (width.0, height.0));
+    Size { rows, columns }
 }
 
 /// Opens standard input.

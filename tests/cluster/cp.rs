@@ -107,7 +107,8 @@ fn names_and_sets(world: &World) {
         (&["one", "vm7:"], 4, "has no vm7"),
         (&["one", "got/../one", "vm0:"], 2, "two of the sources are called `one`"),
         (&["one", "vm0:/no/such/folder/"], 5, "vm0"),
-        (&["vm0:/no/such", "x"], 1, "vm0: `/no/such`: No such file or directory"),
+        (&["vm0:/no/such", "x"], 4, "reading `/no/such`\n  because: No such file or directory"),
+        (&["vm0:/no/such", "vm0:/etc/hostname", "."], 1, "vm0: `/no/such`: No such file"),
         (&["-u", "nobody-here", "one", "vm0:"], 5, "no user `nobody-here`"),
     ] {
         let said = cp(world, words);

@@ -79,7 +79,7 @@ fn commands_run_where_only_pcoccs_agent_answers() {
         let alloc = cluster(world);
         world.ok(&["wait", "--for", "agent"]);
         let ping = world.pavo(&["agent", "ping"]);
-        assert!(ping.stdout.starts_with("1 VMs answered in "), "{ping}");
+        assert!(ping.stdout.starts_with("1 VM answered in "), "{ping}");
         assert!(ping.stderr.contains("vm0: only pcocc's agent answers"), "{ping}");
         streams_and_codes(world);
         what_commands_are_given(world);

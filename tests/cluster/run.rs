@@ -32,6 +32,10 @@ fn commands_run_in_all_vms_or_some_and_end_as_they_should() {
         let alloc = cluster(world);
         let ping = world.ok(&["agent", "ping"]);
         assert!(ping.starts_with("2 VMs answered in "), "{ping}");
+        let rows: serde_json::Value =
+            serde_json::from_str(&world.ok(&["agent", "ping", "-o", "json"])).unwrap();
+        let row = (&rows[1]["vm"], &rows[1]["agent"]);
+        assert_eq!(row, (&1.into(), &"pavo-agent".into()), "{rows}");
         world.ok(&["wait", "--for", "agent"]);
         streams_and_codes(world);
         placement_and_what_commands_are_given(world);
@@ -305,7 +309,11 @@ fn left_and_come_back_to(world: &World) {
     world.ok(&["agent", "kill", "vm0", &id, "-s", "KILL"]);
     let said = world.pavo(&["agent", "attach", "vm0", &id]);
     assert_eq!(said.code, Some(137), "{said}");
-    assert_eq!(world.pavo(&["agent", "kill", "vm0", "999"]).code, Some(4));
+    for verb in ["kill", "attach"] {
+        let said = world.pavo(&["agent", verb, "vm0", "999"]);
+        assert!(said.stderr.starts_with("error: there is no command 999 in vm0\n"), "{said}");
+        assert_eq!(said.code, Some(4), "{said}");
+    }
 }
 
 /// At a terminal; it answers when it can.
@@ -390,7 +398,7 @@ fn a_vm_is_lost(world: &World) {
     assert!(!said.stderr.contains("vm0: the"), "{said}");
     let ping = world.pavo(&["agent", "ping", "--timeout", "0"]);
     assert_eq!(ping.code, Some(1), "{ping}");
-    assert!(ping.stdout.starts_with("1 VMs answered in "), "{ping}");
+    assert!(ping.stdout.starts_with("1 VM answered in "), "{ping}");
     let why = "vm1 has failed: QEMU was killed by signal 9";
     assert!(ping.stderr.contains(why), "{ping}");
     for words in [

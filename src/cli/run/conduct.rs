@@ -8,16 +8,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use pavo_agent::{Exec, Exit, Opening, PIECE, Size};
+use pavo_agent::{Exec, Exit, Opening, PIECE};
 use tokio::signal::unix::SignalKind;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::super::App;
-use super::super::agent::report;
+use super::super::agent::{no_command, report};
 use super::super::job::Jobs;
-use super::super::terminal::{RawTerminal, input};
+use super::super::terminal::{RawTerminal, input, terminal_size};
 use super::show::{Show, Stream, Style, openable};
 use super::signals::{HUP, INT, QUIT, Signals, TERM, listen};
 use crate::error::{Context, Error, Result};
@@ -156,13 +156,6 @@ impl Conduct {
         // It was begun without one.
         performance.perform(Input::None).await
     }
-}
-
-/// The size of our terminal.
-pub fn terminal_size() -> Size {
-    let (columns, rows) =
-        terminal_size::terminal_size().map_or((80, 24), |(width, height)| (width.0, height.0));
-    Size { rows, columns }
 }
 
 /// How far a command is.
@@ -338,6 +331,10 @@ impl<'a> Performance<'a> {
             Heard::Exit(Exit::Signal(signal)) => {
                 self.signalled[index] = Some(signal);
                 self.ended(index, 128_u8.saturating_add(signal)).await?;
+            }
+            // Only that there is none of this number is said so.
+            Heard::Failed(failure) if self.leaves && failure.code == 1 => {
+                return Err(no_command(rank, &failure.why));
             }
             Heard::Failed(failure) => {
                 self.failed.push((rank, Error::system(failure.why)));

@@ -44,6 +44,16 @@ pub enum Way {
     Out { sources: Vec<Vec<u8>>, to: PathBuf, into: bool },
 }
 
+impl Way {
+    /// What is to come of a guest, if that is one thing.
+    fn only_source(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::Out { sources, .. } if sources.len() == 1 => Some(homely(&sources[0])),
+            _ => None,
+        }
+    }
+}
+
 /// What is to be copied to or from one guest.
 #[derive(Clone, Debug)]
 pub struct Order {
@@ -135,7 +145,7 @@ impl Copies {
             all.push((order.rank, far.clone()));
             let (store, job, turns) = (store.clone(), job.clone(), turns.clone());
             let (tell, rank, stop) = (tell.clone(), order.rank, stop.subscribe());
-            let pass = pass.clone();
+            let (pass, only) = (pass.clone(), order.way.only_source());
             tasks.spawn(async move {
                 let turn = turns.acquire().await.expect("it is never closed");
                 far.moves(Some(Instant::now()));
@@ -156,8 +166,9 @@ impl Copies {
                     &mut *far.troubles.lock().unwrap_or_else(PoisonError::into_inner),
                 );
                 let troubles = told(troubles, far.more.load(Ordering::Relaxed));
+                let ended = nothing_came(Ended { rank, outcome, troubles }, only.as_deref());
                 // Who asked may have left.
-                let _ = tell.send(Ended { rank, outcome, troubles }).await;
+                let _ = tell.send(ended).await;
             });
         }
         Self { far: all, ended, stop, tasks }
@@ -208,6 +219,19 @@ async fn in_turn<T>(copy: impl Future<Output = T>, far: &Far, turn: SemaphorePer
 async fn stopped(mut stop: watch::Receiver<bool>) {
     // Where nobody can stop us any more, nobody waits either.
     let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// A copy of the only source has failed where all that is said is that there is none.
+fn nothing_came(mut ended: Ended, only: Option<&[u8]>) -> Ended {
+    let Some(only) = only else { return ended };
+    let only = String::from_utf8_lossy(only);
+    let missing = format!("`{only}`: No such file or directory");
+    if ended.outcome.is_ok() && ended.troubles == [missing] {
+        let why = std::io::Error::from_raw_os_error(nix::libc::ENOENT);
+        ended.outcome = Err(Error::not_found(format!("reading `{only}`")).because(why));
+        ended.troubles.clear();
+    }
+    ended
 }
 
 fn told(mut troubles: Vec<String>, more: u64) -> Vec<String> {

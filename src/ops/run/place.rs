@@ -122,16 +122,26 @@ fn share(processes: u32, room: &[u32], even: bool) -> Option<Vec<u32>> {
     Some(counts)
 }
 
+fn cpus(count: u32) -> String {
+    if count == 1 { "1 CPU".into() } else { format!("{count} CPUs") }
+}
+
 fn full(wish: Wish, processes: u32, cores: u32, used: &[Room]) -> Error {
     let all: u32 = used.iter().map(|vm| vm.cores).sum();
-    let each = if cores == 1 { "a CPU each".into() } else { format!("{cores} CPUs each") };
-    let vms = used.len();
-    let error = Error::usage(format!(
-        "{processes} processes with {each} do not fit: the {vms} VMs have {all} CPUs"
-    ));
+    let each = if cores == 1 { "a CPU each".into() } else { format!("{} each", cpus(cores)) };
+    let vms = match used.len() {
+        1 => "VM has".to_owned(),
+        count => format!("{count} VMs have"),
+    };
+    let all = cpus(all);
+    let what = match processes {
+        1 => format!("1 process with {each} does"),
+        _ => format!("{processes} processes with {each} do"),
+    };
+    let error = Error::usage(format!("{what} not fit: the {vms} {all}"));
     match used.iter().find(|vm| vm.cores < cores) {
         Some(vm) if wish.cores.is_some() => {
-            error.help(format!("vm{} has {} CPUs: give a smaller `-c`", vm.rank, vm.cores))
+            error.help(format!("vm{} has {}: give a smaller `-c`", vm.rank, cpus(vm.cores)))
         }
         _ => error.help("start fewer, with fewer CPUs, or a larger cluster"),
     }
