@@ -11,7 +11,7 @@ use crate::batch::slurm::Queued;
 use crate::error::{Error, Kind, Result};
 use crate::model::job::{JobRecord, VmRecord, VmState, VmStatus};
 use crate::model::vmset::fold;
-use crate::ops::watch::{Goal, Probes, missing, too_late};
+use crate::ops::watch::{Goal, HOPELESS, LATE, Probes, hint, missing, too_late};
 
 /// How often the store is looked at: it is a local file, and nobody waits for less.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -23,7 +23,8 @@ const BEGINNING: Duration = Duration::from_secs(1);
 
 /// Wait until all VMs of a cluster have got somewhere
 ///
-/// A job that still waits in Slurm's queue is waited for, too, and why it waits is shown.
+/// A job that still waits in Slurm's queue is waited for, too, and why it waits is shown. Without
+/// `--timeout`, an agent is given up once its guest has answered ssh for five minutes.
 #[derive(Debug, Args)]
 pub struct Wait {
     #[command(flatten)]
@@ -93,6 +94,7 @@ impl Wait {
                 };
                 for (vm, _) in job.vms.iter().zip(&states).filter(asked) {
                     probes.ask(vm, goal)?;
+                    probes.explain(vm, goal);
                 }
             }
             let missing = missing(&states, goal);
@@ -106,10 +108,16 @@ impl Wait {
                     goal.as_str()
                 )));
             }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Err(too_late(&job.vms, &states, goal, start.elapsed()));
+            let lacking = probes.without_agent(&missing, LATE);
+            let is_over = match deadline {
+                Some(deadline) => Instant::now() >= deadline,
+                None => !probes.without_agent(&missing, HOPELESS).is_empty(),
+            };
+            if is_over {
+                return Err(too_late(&job.vms, &states, goal, start.elapsed(), &lacking));
             }
-            let line = format!("Waiting for {} to reach `{}`…", fold(&missing), goal.as_str());
+            let (who, hint) = (fold(&missing), hint(&lacking));
+            let line = format!("Waiting for {who} to reach `{}`…{hint}", goal.as_str());
             if line != shown {
                 app.out.progress(&line);
                 shown = line;

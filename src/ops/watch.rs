@@ -69,14 +69,33 @@ pub struct Probes {
     store: Option<Arc<dyn Store>>,
     asked: Vec<bool>,
     answered: Vec<bool>,
-    tries: FuturesUnordered<BoxFuture<'static, u32>>,
+    /// Whose ssh server is asked beside, to explain why no agent answers; and since when it
+    /// answers.
+    explained: Vec<bool>,
+    ssh: Vec<Option<Instant>>,
+    tries: FuturesUnordered<BoxFuture<'static, Answer>>,
+}
+
+#[derive(Debug)]
+enum Answer {
+    /// Of what was asked for.
+    Goal(u32),
+    /// Of the ssh server beside.
+    Ssh(u32),
 }
 
 impl Probes {
     pub fn new(job: &JobRecord, store: Option<Arc<dyn Store>>) -> Self {
         let none = vec![false; job.vms.len()];
-        let job = Arc::new(job.clone());
-        Self { job, store, asked: none.clone(), answered: none, tries: FuturesUnordered::new() }
+        Self {
+            job: Arc::new(job.clone()),
+            store,
+            asked: none.clone(),
+            answered: none.clone(),
+            ssh: vec![None; none.len()],
+            explained: none,
+            tries: FuturesUnordered::new(),
+        }
     }
 
     /// Begins to ask a VM that runs for what shows that it has got to the goal. Asking again
@@ -90,15 +109,36 @@ impl Probes {
             self.asked[at] = true;
             self.tries.push(match goal {
                 Goal::Agent => {
-                    agent_answer(vm.clone(), self.job.clone(), self.store.clone()).boxed()
+                    let answer = agent_answer(vm.clone(), self.job.clone(), self.store.clone());
+                    answer.map(Answer::Goal).boxed()
                 }
                 _ => {
                     let (rank, address) = (vm.rank, published_ssh(vm)?);
-                    banner::answers(address).map(move |()| rank).boxed()
+                    banner::answers(address).map(move |()| Answer::Goal(rank)).boxed()
                 }
             });
         }
         Ok(())
+    }
+
+    /// Where an agent is asked for, looks beside whether the VM's ssh server answers.
+    pub fn explain(&mut self, vm: &VmRecord, goal: Goal) {
+        let (rank, at) = (vm.rank, vm.rank as usize);
+        if goal != Goal::Agent || self.explained[at] {
+            return;
+        }
+        if let Ok(address) = published_ssh(vm) {
+            self.explained[at] = true;
+            let answer = banner::answers(address).map(move |()| Answer::Ssh(rank));
+            self.tries.push(answer.boxed());
+        }
+    }
+
+    /// Those of whom no agent has answered, and the ssh server for so long.
+    pub fn without_agent(&self, missing: &[u32], so_long: Duration) -> Vec<u32> {
+        let lacks =
+            |rank: &u32| self.ssh[*rank as usize].is_some_and(|since| since.elapsed() >= so_long);
+        missing.iter().copied().filter(lacks).collect()
     }
 
     pub fn answered(&self, rank: u32) -> bool {
@@ -107,12 +147,15 @@ impl Probes {
 
     /// The next VM that answers; pending while none is asked. Safe to drop.
     pub async fn next(&mut self) -> u32 {
-        match self.tries.next().await {
-            Some(rank) => {
-                self.answered[rank as usize] = true;
-                rank
+        loop {
+            match self.tries.next().await {
+                Some(Answer::Goal(rank)) => {
+                    self.answered[rank as usize] = true;
+                    return rank;
+                }
+                Some(Answer::Ssh(rank)) => self.ssh[rank as usize] = Some(Instant::now()),
+                None => std::future::pending().await,
             }
-            None => std::future::pending().await,
         }
     }
 }
@@ -190,11 +233,14 @@ pub async fn wait_until(
         if missing.is_empty() {
             return Ok(());
         }
-        show(&mut shown, &cluster.book.states, &missing, goal, start, progress);
+        let lacking = probes.without_agent(&missing, LATE);
+        show(&mut shown, &cluster.book.states, (&missing, &lacking), goal, start, progress);
         if goal.shown().is_some() {
             let runs = |rank: &&u32| cluster.book.states[**rank as usize].state == VmState::Running;
             for rank in missing.iter().filter(runs) {
-                probes.ask(&cluster.book.record.vms[*rank as usize], goal)?;
+                let vm = &cluster.book.record.vms[*rank as usize];
+                probes.ask(vm, goal)?;
+                probes.explain(vm, goal);
             }
         }
         tokio::select! {
@@ -207,7 +253,7 @@ pub async fn wait_until(
             _ = ticks.tick() => {}
             () = sleep_until(deadline) => {
                 let (book, limit) = (&cluster.book, limit.unwrap_or_default());
-                return Err(too_late(&book.record.vms, &book.states, goal, limit));
+                return Err(too_late(&book.record.vms, &book.states, goal, limit, &lacking));
             }
         }
     }
@@ -217,8 +263,14 @@ pub async fn wait_until(
 const NAMED: usize = 6;
 
 /// The error of a wait that came to its end: who has not got there, where it runs, and how
-/// far it is.
-pub fn too_late(vms: &[VmRecord], states: &[VmStatus], goal: Goal, limit: Duration) -> Error {
+/// far it is; and in which VMs ssh is answered, and no agent.
+pub fn too_late(
+    vms: &[VmRecord],
+    states: &[VmStatus],
+    goal: Goal,
+    limit: Duration,
+    lacking: &[u32],
+) -> Error {
     let missing = missing(states, goal);
     let mut groups: Vec<(&str, VmState, Vec<u32>)> = Vec::new();
     for rank in &missing {
@@ -264,7 +316,17 @@ pub fn too_late(vms: &[VmRecord], states: &[VmStatus], goal: Goal, limit: Durati
             "see what its process waits for: `ps -fu $USER` there; or wait longer: `--timeout`"
         }
     };
-    Error::system(what).help(help)
+    let late = Error::system(what).help(help);
+    if lacking.is_empty() { late } else { late.because(only_ssh(lacking)) }
+}
+
+fn only_ssh(lacking: &[u32]) -> String {
+    format!("ssh is answered in {}, and no agent", fold(lacking))
+}
+
+/// What is said behind the line of a wait.
+pub fn hint(lacking: &[u32]) -> String {
+    if lacking.is_empty() { String::new() } else { format!(": {}: {NO_AGENT}", only_ssh(lacking)) }
 }
 
 async fn sleep_until(deadline: Option<Instant>) {
@@ -302,6 +364,10 @@ const SHOW: Duration = Duration::from_millis(200);
 
 /// After how long it is said that an image may have no agent.
 pub const HINT: Duration = Duration::from_secs(45);
+/// How long after its ssh server a guest's agent may answer before that is said.
+pub const LATE: Duration = Duration::from_secs(15);
+/// The same before who has set no end gives up: some agents are installed by the guest itself.
+pub const HOPELESS: Duration = Duration::from_secs(300);
 /// What to do about it.
 pub const NO_AGENT: &str = "an image without an agent needs `agent: inject` in its template";
 
@@ -317,7 +383,7 @@ struct Shown {
 fn show(
     shown: &mut Shown,
     states: &[VmStatus],
-    missing: &[u32],
+    (missing, lacking): (&[u32], &[u32]),
     goal: Goal,
     start: Instant,
     progress: Progress<'_>,
@@ -335,7 +401,9 @@ fn show(
     // Each second a terminal's line is written over; a log gets a line now and then.
     let elapsed = start.elapsed().as_secs() / progress.every * progress.every;
     let mut what = format!("{doing}… ({elapsed} s)");
-    if goal == Goal::Agent && elapsed >= HINT.as_secs() && first.state.is_up() {
+    if !lacking.is_empty() {
+        what += &hint(lacking);
+    } else if goal == Goal::Agent && elapsed >= HINT.as_secs() && first.state.is_up() {
         what += ": ";
         what += NO_AGENT;
     }
@@ -380,7 +448,11 @@ async fn agent_answer(vm: VmRecord, job: Arc<JobRecord>, store: Option<Arc<dyn S
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt;
+
     use super::*;
+    use crate::model::job::{ProcessId, PublishedPort};
+    use crate::model::owner::Owner;
 
     fn states(all: &[VmState]) -> Vec<VmStatus> {
         let status = |state: &VmState| VmStatus { state: *state, since: 0, detail: String::new() };
@@ -414,24 +486,71 @@ mod tests {
 
     #[test]
     fn who_waits_long_for_an_agent_is_told_what_may_be_missing() {
-        let said = |goal, elapsed: Duration| {
+        let said = |goal, elapsed: Duration, lacking: &[u32]| {
             let lines = std::cell::RefCell::new(Vec::new());
             let say = |line: &str| lines.borrow_mut().push(line.to_owned());
             let progress = Progress { say: &say, every: 1 };
             let all = states(&[VmState::Running]);
-            show(&mut Shown::default(), &all, &[0], goal, Instant::now() - elapsed, progress);
+            let start = Instant::now() - elapsed;
+            show(&mut Shown::default(), &all, (&[0], lacking), goal, start, progress);
             lines.into_inner().concat()
         };
-        assert!(said(Goal::Agent, HINT).contains("`agent: inject`"));
-        assert!(!said(Goal::Agent, HINT / 2).contains("inject"));
-        assert!(!said(Goal::Ssh, HINT * 2).contains("inject"));
+        assert!(said(Goal::Agent, HINT, &[]).contains("`agent: inject`"));
+        assert!(!said(Goal::Agent, HINT / 2, &[]).contains("inject"));
+        assert!(!said(Goal::Ssh, HINT * 2, &[]).contains("inject"));
+        let line = said(Goal::Agent, LATE, &[0]);
+        assert!(line.contains("ssh is answered in vm0, and no agent: an image"), "{line}");
+    }
+
+    #[tokio::test]
+    async fn who_answers_ssh_and_has_no_agent_is_found() {
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = server.local_addr().unwrap();
+        let mut vms = on(&["n1", "n1"]);
+        vms[1].ports.push(PublishedPort {
+            vm_port: 22,
+            host_address: std::net::Ipv4Addr::LOCALHOST,
+            host_port: address.port(),
+        });
+        let job = JobRecord {
+            version: JobRecord::VERSION,
+            owner: Owner::local(1),
+            name: "x".into(),
+            user: "x".into(),
+            definition: "tiny:2".into(),
+            started: 0,
+            time_limit: None,
+            launcher: ProcessId { pid: 1, start_time: 1 },
+            dir: "/nonexistent".into(),
+            host: "n1".into(),
+            vms: vms.clone(),
+        };
+        let mut probes = Probes::new(&job, None);
+        vms.iter().for_each(|vm| probes.explain(vm, Goal::Agent));
+        assert_eq!(probes.without_agent(&[0, 1], Duration::ZERO), [0_u32; 0]);
+        let greet = async {
+            let (mut stream, _) = server.accept().await.unwrap();
+            stream.write_all(b"SSH-2.0-x\r\n").await.unwrap();
+            stream.shutdown().await.unwrap();
+        };
+        let found = async {
+            while probes.without_agent(&[0, 1], Duration::ZERO).is_empty() {
+                let _ = tokio::time::timeout(Duration::from_millis(10), probes.next()).await;
+            }
+        };
+        tokio::join!(greet, found);
+        assert_eq!(probes.without_agent(&[0, 1], Duration::ZERO), [1]);
+        assert_eq!(probes.without_agent(&[0, 1], HOPELESS), [0_u32; 0]);
+        let states = states(&[VmState::Agent, VmState::Running]);
+        let late = too_late(&vms, &states, Goal::Agent, HOPELESS, &[1]).report();
+        assert!(late.contains("because: ssh is answered in vm1, and no agent"), "{late}");
     }
 
     #[test]
     fn who_is_too_late_is_named_with_its_host_and_state() {
         let vms = on(&["n1", "n1", "n2", "n2", "n3"]);
         let late = |of: &[VmState], goal| {
-            too_late(&vms, &states(of), goal, Duration::from_secs(40)).report()
+            too_late(&vms, &states(of), goal, Duration::from_secs(40), &[]).report()
         };
         let [starting, running, ssh] = [VmState::Starting, VmState::Running, VmState::Ssh];
         let report = late(&[running, running, starting, running, running], Goal::Running);
