@@ -1,9 +1,10 @@
 //! `pavo batch`: a cluster that nobody waits for, as a batch job of Slurm.
 
 use std::ffi::OsString;
+use std::io::{Seek, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use clap::Args;
 
@@ -76,17 +77,52 @@ impl Batch {
             &blueprint.definition,
             Some(&rescue),
         )?;
-        let mut command = Command::new("sbatch");
+        let script = script(&launcher, text.as_deref())?;
+        let mut command = submission(&script, text.is_some(), &wish.options())?;
+        app.out.end_progress();
+        Err(no_sbatch(command.exec()))
+    }
+}
+
+fn no_sbatch(error: std::io::Error) -> Error {
+    Error::system("sbatch cannot be run")
+        .because(error)
+        .help("is Slurm installed on this host? batch.yaml says `type: slurm`")
+}
+
+/// The sbatch that submits a script. One that holds a text of the user's goes there on standard
+/// input: what is an argument, everybody on this host can read.
+fn submission(script: &[u8], holds_text: bool, options: &[String]) -> Result<Command> {
+    let mut command = Command::new("sbatch");
+    // It takes no file with such ends of lines.
+    let is_file = !script.windows(2).any(|bytes| bytes == b"\r\n");
+    if !(holds_text && is_file) {
         // Before the user's words: an option that lacks its value must not take ours. With
         // it, sbatch refuses a word that would otherwise be a script to run instead.
-        let script = script(&launcher, text.as_deref())?;
-        command.arg(OsString::from_vec([&b"--wrap="[..], &script].concat()));
-        command.args(wish.options());
-        app.out.end_progress();
-        Err(Error::system("sbatch cannot be run")
-            .because(command.exec())
-            .help("is Slurm installed on this host? batch.yaml says `type: slurm`"))
+        command.arg(OsString::from_vec([&b"--wrap="[..], script].concat())).args(options);
+    } else if are_options(options)? {
+        let mut file = tempfile::tempfile().while_doing(|| "keeping the script".into())?;
+        let written = file.write_all(b"#!/bin/sh\n").and_then(|()| file.write_all(script));
+        written.and_then(|()| file.rewind()).while_doing(|| "keeping the script".into())?;
+        command.args(options).stdin(file);
+    } else {
+        // It says what is wrong with them, and submits nothing.
+        command.args(NOTHING).args(options);
     }
+    Ok(command)
+}
+
+/// What keeps sbatch from submitting anything, whatever follows.
+const NOTHING: [&str; 2] = ["--test-only", "--wrap=:"];
+
+/// Whether sbatch takes all these words for options and their values. It would run any other
+/// word as a script. Only sbatch knows which options have values; `--version` ends it, and it
+/// comes so far if nothing is wrong before.
+fn are_options(words: &[String]) -> Result<bool> {
+    let mut command = Command::new("sbatch");
+    command.args(NOTHING).args(words).arg("--version").stdin(Stdio::null());
+    let output = command.output().map_err(no_sbatch)?;
+    Ok(output.status.success() && output.stdout.starts_with(b"slurm"))
 }
 
 impl Batch {

@@ -51,6 +51,7 @@ fn a_batch_script_runs_in_the_first_vm_as_it_was_when_submitted() {
     for expected in ["in vm0 as 0 /root\n", "\ne\n", "Terminating the cluster...\n"] {
         assert!(said.contains(expected), "{expected} in {said}");
     }
+    nobody_reads_the_script_along(&site);
     // Cancelled while it runs.
     write("echo begun; exec sleep 600\n");
     let job = site.batch("alice", "-c1 -b script tiny");
@@ -60,11 +61,37 @@ fn a_batch_script_runs_in_the_first_vm_as_it_was_when_submitted() {
         ("-b nosuch tiny", "reading the script `nosuch`"),
         ("-b script -E true tiny", "cannot be used with"),
         ("-b /bin/true tiny", "it holds a NUL"),
+        ("-b script /bin/hostname tiny", "Script arguments not permitted"),
+        ("-b script -p nosuch tiny", "invalid partition specified: nosuch"),
+        ("-b script -p tiny", "option requires an argument -- 'p'"),
+        ("-b script --bogus tiny", "unrecognized option '--bogus'"),
     ] {
         let output = site.run("alice", &["sh", "-c", &format!("pavo batch {line}")]);
         assert!(!output.status.success() && output.stderr.contains(expected), "{output:?}");
     }
     site.nothing_left(&before);
+}
+
+/// What is said to sbatch is seen by all of the host while it submits.
+fn nobody_reads_the_script_along(site: &Site) {
+    let said = site.sh(
+        "alice",
+        r#"mkdir bin; cat >bin/sbatch <<'EOF'
+#!/bin/sh
+tr '\0' '\n' </proc/$$/cmdline >>"$HOME/seen"
+PATH=${PATH#*:} exec sbatch "$@"
+EOF
+chmod +x bin/sbatch
+printf '#!/bin/sh\n#SBATCH --bogus\necho "a se""cret, $(basename "$0")"; exit 8\n' >hidden
+PATH=$HOME/bin:$PATH pavo batch --parsable -o hidden-%j -J own -c1 -b hidden tiny"#,
+    );
+    let job: u32 = said.trim().parse().unwrap();
+    let seen = site.sh("alice", "cat seen");
+    assert!(seen.contains("--ntasks=1\n") && seen.contains("--job-name=own\n"), "{seen}");
+    assert!(!seen.contains("cret"), "{seen}");
+    site.until("alice", &format!("scontrol show job {job}"), "ExitCode=8:0");
+    let said = site.sh("alice", &format!("cat hidden-{job}"));
+    assert!(said.contains("a secret, "), "{said}");
 }
 
 fn guests_that_are_off_end_a_job_without_a_script_only(site: &Site) {
