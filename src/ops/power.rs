@@ -83,24 +83,17 @@ fn control(
         }
         "ipmitool" => {
             let mut settings = ipmitool::Settings::new(address?, user()?, secret()?);
-            settings.port = of.bmc_port.unwrap_or(settings.port);
-            settings.efi = of.bmc_efi.unwrap_or_default();
-            let cipher = of.bmc_cipher.clone().map(|suite| ["-C".to_owned(), suite]);
-            settings.options = cipher.into_iter().flatten().collect();
+            set_ipmitool(&mut settings, of);
             Control::Ipmitool(settings)
         }
         "redfish" => {
             let mut settings = redfish::Settings::new(address?, user()?, secret()?);
-            settings.trust = trust(of.bmc_trust.as_deref())?;
-            settings.port = of.bmc_port.unwrap_or(settings.port);
-            settings.system.clone_from(&of.bmc_system);
+            set_redfish(&mut settings, of)?;
             Control::Redfish(settings)
         }
         "qmp" => {
             let socket = of.qmp_socket.clone().ok_or_else(|| missing("control/qmp_socket"))?;
-            let (net, disk, cdrom) =
-                (of.qmp_net.clone(), of.qmp_disk.clone(), of.qmp_cdrom.clone());
-            Control::Qmp(qmp::Settings { socket: socket.into(), net, disk, cdrom })
+            Control::Qmp(qemu(socket, of))
         }
         "virsh" | "kvm" => Control::Virsh(libvirt(of, node)),
         "exec" => {
@@ -108,14 +101,15 @@ fn control(
             let password = password.map(|it| vault.unseal(it)).transpose()?;
             Control::Exec(site_program(words, password, node)?)
         }
-        other => {
-            let text = format!("the driver `{other}` is not there yet");
-            return Err(Error::config(text).help(format!(
-                "`redfish`, `ipmi`, `ipmitool`, `qmp`, `virsh` and `exec` are: \
-                 `pavo node update {node} mgt=redfish`"
-            )));
-        }
+        other => return Err(no_driver(other, node)),
     })
+}
+
+fn no_driver(name: &str, node: &str) -> Error {
+    Error::config(format!("the driver `{name}` is not there yet")).help(format!(
+        "`redfish`, `ipmi`, `ipmitool`, `qmp`, `virsh` and `exec` are: \
+         `pavo node update {node} mgt=redfish`"
+    ))
 }
 
 fn set_ipmi(settings: &mut ipmi::Settings, of: &node::Control) {
@@ -131,6 +125,25 @@ fn set_ipmi(settings: &mut ipmi::Settings, of: &node::Control) {
         Some("administrator") => Privilege::Administrator,
         _ => Privilege::Operator,
     };
+}
+
+fn set_ipmitool(settings: &mut ipmitool::Settings, of: &node::Control) {
+    settings.port = of.bmc_port.unwrap_or(settings.port);
+    settings.efi = of.bmc_efi.unwrap_or_default();
+    let cipher = of.bmc_cipher.clone().map(|suite| ["-C".to_owned(), suite]);
+    settings.options = cipher.into_iter().flatten().collect();
+}
+
+fn set_redfish(settings: &mut redfish::Settings, of: &node::Control) -> Result<()> {
+    settings.trust = trust(of.bmc_trust.as_deref())?;
+    settings.port = of.bmc_port.unwrap_or(settings.port);
+    settings.system.clone_from(&of.bmc_system);
+    Ok(())
+}
+
+fn qemu(socket: String, of: &node::Control) -> qmp::Settings {
+    let (net, disk, cdrom) = (of.qmp_net.clone(), of.qmp_disk.clone(), of.qmp_cdrom.clone());
+    qmp::Settings { socket: socket.into(), net, disk, cdrom }
 }
 
 fn libvirt(of: &node::Control, node: &str) -> virsh::Settings {

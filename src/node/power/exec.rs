@@ -13,7 +13,7 @@
 
 use std::time::Duration;
 
-use super::{Answer, Boot, Change, Device, Driver, Failure, Power, cannot_boot, program};
+use super::{Boot, Change, Controller, Device, Failure, Power, cannot_boot, program};
 use crate::error::Error;
 use crate::store::secret::Secret;
 
@@ -50,7 +50,9 @@ impl Exec {
         let (program, said) = (&self.settings.program, said.escape_debug());
         Error::system(format!("`{program}` says what is not understood: `{said}`")).into()
     }
+}
 
+impl Controller for Exec {
     async fn power(&self) -> Result<Power, Failure> {
         let said = self.run(&["status"]).await?;
         match said.trim() {
@@ -88,23 +90,5 @@ impl Exec {
         }
         let often = if boot.always { "always" } else { "once" };
         self.run(&["bootdev", &boot.device.to_string(), often]).await.map(drop)
-    }
-}
-
-impl Driver for Exec {
-    fn power(&self) -> Answer<'_, Power> {
-        Box::pin(self.power())
-    }
-
-    fn change(&self, change: Change) -> Answer<'_, ()> {
-        Box::pin(self.change(change))
-    }
-
-    fn boot(&self) -> Answer<'_, Boot> {
-        Box::pin(self.boot())
-    }
-
-    fn set_boot(&self, boot: Boot) -> Answer<'_, ()> {
-        Box::pin(self.set_boot(boot))
     }
 }

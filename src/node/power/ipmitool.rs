@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::ipmi::boot;
-use super::{Answer, Boot, Change, Driver, Failure, Power, cannot_boot, program};
+use super::{Boot, Change, Controller, Failure, Power, cannot_boot, program};
 use crate::error::Error;
 use crate::store::secret::Secret;
 
@@ -59,7 +59,9 @@ impl Ipmitool {
         let password = format!("{}\n", it.password.expose());
         program("ipmitool", &args, password.as_bytes(), self.limit).await
     }
+}
 
+impl Controller for Ipmitool {
     async fn power(&self) -> Result<Power, Failure> {
         let said = self.run(&["power", "status"]).await?;
         match said.trim() {
@@ -100,22 +102,4 @@ fn not_understood(said: &str) -> Failure {
     let said: String = said.trim().chars().take(200).collect();
     Error::system(format!("`ipmitool` says what is not understood: `{}`", said.escape_debug()))
         .into()
-}
-
-impl Driver for Ipmitool {
-    fn power(&self) -> Answer<'_, Power> {
-        Box::pin(self.power())
-    }
-
-    fn change(&self, change: Change) -> Answer<'_, ()> {
-        Box::pin(self.change(change))
-    }
-
-    fn boot(&self) -> Answer<'_, Boot> {
-        Box::pin(self.boot())
-    }
-
-    fn set_boot(&self, boot: Boot) -> Answer<'_, ()> {
-        Box::pin(self.set_boot(boot))
-    }
 }

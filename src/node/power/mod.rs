@@ -171,11 +171,22 @@ impl From<Error> for Failure {
     }
 }
 
+/// What is asked of a controller. Each call is a conversation of its own; dropping its future
+/// ends it.
+trait Controller: fmt::Debug + Send + Sync {
+    fn power(&self) -> impl Future<Output = Result<Power, Failure>> + Send;
+
+    fn change(&self, change: Change) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    fn boot(&self) -> impl Future<Output = Result<Boot, Failure>> + Send;
+
+    fn set_boot(&self, boot: Boot) -> impl Future<Output = Result<(), Failure>> + Send;
+}
+
 /// What a driver answers, later.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'a>>;
 
-/// What is asked of a controller. Each call is a conversation of its own; dropping its future
-/// ends it.
+/// A controller of any kind.
 pub trait Driver: fmt::Debug + Send + Sync {
     fn power(&self) -> Answer<'_, Power>;
 
@@ -184,6 +195,24 @@ pub trait Driver: fmt::Debug + Send + Sync {
     fn boot(&self) -> Answer<'_, Boot>;
 
     fn set_boot(&self, boot: Boot) -> Answer<'_, ()>;
+}
+
+impl<T: Controller> Driver for T {
+    fn power(&self) -> Answer<'_, Power> {
+        Box::pin(Controller::power(self))
+    }
+
+    fn change(&self, change: Change) -> Answer<'_, ()> {
+        Box::pin(Controller::change(self, change))
+    }
+
+    fn boot(&self) -> Answer<'_, Boot> {
+        Box::pin(Controller::boot(self))
+    }
+
+    fn set_boot(&self, boot: Boot) -> Answer<'_, ()> {
+        Box::pin(Controller::set_boot(self, boot))
+    }
 }
 
 /// What the conversations with all controllers share. It lives in one asynchronous runtime.

@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::{Answer, Boot, Change, Device, Driver, Failure, Power, cannot_boot};
+use super::{Boot, Change, Controller, Device, Failure, Power, cannot_boot};
 use crate::error::{Context, Error};
 
 /// The longest line that QEMU may say.
@@ -69,6 +69,12 @@ impl Qmp {
             Err(Failure::unconfirmed(Error::system(format!("no answer within {limit} s"))))
         });
         result.map_err(|failure| failure.while_doing(format!("asking QEMU at `{socket}`")))
+    }
+}
+
+impl Controller for Qmp {
+    async fn power(&self) -> Result<Power, Failure> {
+        self.talk(async |monitor| monitor.power().await).await
     }
 
     async fn change(&self, change: Change) -> Result<(), Failure> {
@@ -185,23 +191,5 @@ impl Monitor {
     async fn set_place(&mut self, id: &str, place: i64) -> Result<(), Error> {
         let arguments = json!({ "path": id, "property": "bootindex", "value": place });
         self.run("qom-set", arguments).await.map(drop)
-    }
-}
-
-impl Driver for Qmp {
-    fn power(&self) -> Answer<'_, Power> {
-        Box::pin(self.talk(async |monitor| monitor.power().await))
-    }
-
-    fn change(&self, change: Change) -> Answer<'_, ()> {
-        Box::pin(self.change(change))
-    }
-
-    fn boot(&self) -> Answer<'_, Boot> {
-        Box::pin(self.boot())
-    }
-
-    fn set_boot(&self, boot: Boot) -> Answer<'_, ()> {
-        Box::pin(self.set_boot(boot))
     }
 }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Answer, Boot, Change, Device, Driver, Failure, Power, cannot_boot, program};
+use super::{Boot, Change, Controller, Device, Failure, Power, cannot_boot, program};
 use crate::error::Error;
 
 #[derive(Clone, Debug)]
@@ -76,6 +76,12 @@ impl Virsh {
         self.run(&[words, &["--domain", &self.settings.domain]].concat(), "").await
     }
 
+    async fn definition(&self) -> Result<String, Failure> {
+        self.of_domain(&["dumpxml", "--inactive", "--security-info"]).await
+    }
+}
+
+impl Controller for Virsh {
     async fn power(&self) -> Result<Power, Failure> {
         let said = self.of_domain(&["domstate"]).await?;
         match said.trim() {
@@ -94,10 +100,6 @@ impl Virsh {
             (Change::Reset, _) => "reset",
         };
         self.of_domain(&[word]).await.map(drop)
-    }
-
-    async fn definition(&self) -> Result<String, Failure> {
-        self.of_domain(&["dumpxml", "--inactive", "--security-info"]).await
     }
 
     async fn boot(&self) -> Result<Boot, Failure> {
@@ -155,24 +157,6 @@ fn with_boot(definition: &str, device: Option<&str>) -> Option<String> {
     let kept: String = system.split_inclusive('\n').filter(|line| !is_boot(line)).collect();
     let boot = device.map_or(String::new(), |device| format!("  <boot dev='{device}'/>\n  "));
     Some(format!("{before}{kept}{boot}{after}"))
-}
-
-impl Driver for Virsh {
-    fn power(&self) -> Answer<'_, Power> {
-        Box::pin(self.power())
-    }
-
-    fn change(&self, change: Change) -> Answer<'_, ()> {
-        Box::pin(self.change(change))
-    }
-
-    fn boot(&self) -> Answer<'_, Boot> {
-        Box::pin(self.boot())
-    }
-
-    fn set_boot(&self, boot: Boot) -> Answer<'_, ()> {
-        Box::pin(self.set_boot(boot))
-    }
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ pub use port::Port;
 
 use self::session::Session;
 use self::wire::Command;
-use super::{Answer, Boot, Change, Driver, Failure, Power, cannot_boot};
+use super::{Boot, Change, Controller, Failure, Power, cannot_boot};
 use crate::error::{Context, Error, Result};
 use crate::store::secret::Secret;
 
@@ -149,7 +149,9 @@ impl Ipmi {
         run(&mut session, "taking the privilege", raise).await?;
         Ok(session)
     }
+}
 
+impl Controller for Ipmi {
     async fn power(&self) -> Result<Power, Failure> {
         let mut session = self.open().await?;
         let command = Command { function: CHASSIS, command: 1, data: &[] };
@@ -213,22 +215,4 @@ fn completed(what: &str, answer: Result<Vec<u8>, u8>) -> Result<Vec<u8>, Failure
         // Who gave up may have begun.
         Failure { again, perhaps_done: code == 0xc3, error }
     })
-}
-
-impl Driver for Ipmi {
-    fn power(&self) -> Answer<'_, Power> {
-        Box::pin(self.power())
-    }
-
-    fn change(&self, change: Change) -> Answer<'_, ()> {
-        Box::pin(self.change(change))
-    }
-
-    fn boot(&self) -> Answer<'_, Boot> {
-        Box::pin(self.boot())
-    }
-
-    fn set_boot(&self, boot: Boot) -> Answer<'_, ()> {
-        Box::pin(self.set_boot(boot))
-    }
 }

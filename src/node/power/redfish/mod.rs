@@ -17,7 +17,7 @@ pub use http::{Certificates, Trust, config as tls};
 
 use self::http::Connection;
 use self::model::{PRESS, Reset, State, System};
-use super::{Answer, Boot, Change, Device, Driver, Failure, Power, cannot_boot};
+use super::{Boot, Change, Controller, Device, Failure, Power, cannot_boot};
 use crate::error::Error;
 use crate::store::secret::Secret;
 
@@ -133,6 +133,16 @@ impl Redfish {
             }
         }
     }
+}
+
+impl Controller for Redfish {
+    async fn power(&self) -> Result<Power, Failure> {
+        self.talk(async |_, system| {
+            let unsaid = || Error::system("the system does not say whether it is on");
+            Ok(system.state.ok_or_else(unsaid)?.power())
+        })
+        .await
+    }
 
     async fn change(&self, change: Change) -> Result<(), Failure> {
         let late = Instant::now() + self.limit * 3 / 4;
@@ -166,6 +176,10 @@ impl Redfish {
         .await
     }
 
+    async fn boot(&self) -> Result<Boot, Failure> {
+        self.talk(async |_, system| Ok(system.boot)).await
+    }
+
     async fn set_boot(&self, boot: Boot) -> Result<(), Failure> {
         if boot.device == Device::Other {
             return Err(cannot_boot(boot).into());
@@ -175,26 +189,5 @@ impl Redfish {
             connection.patch(&system.path, &body).await
         })
         .await
-    }
-}
-
-impl Driver for Redfish {
-    fn power(&self) -> Answer<'_, Power> {
-        Box::pin(self.talk(async |_, system| {
-            let unsaid = || Error::system("the system does not say whether it is on");
-            Ok(system.state.ok_or_else(unsaid)?.power())
-        }))
-    }
-
-    fn change(&self, change: Change) -> Answer<'_, ()> {
-        Box::pin(self.change(change))
-    }
-
-    fn boot(&self) -> Answer<'_, Boot> {
-        Box::pin(self.talk(async |_, system| Ok(system.boot)))
-    }
-
-    fn set_boot(&self, boot: Boot) -> Answer<'_, ()> {
-        Box::pin(self.set_boot(boot))
     }
 }
