@@ -158,10 +158,19 @@ pub fn on(state: State, event: Event) -> (State, Vec<Action>) {
         (state, Event::Asked(Order::Stop(stop))) => on_stop(state, stop),
         (state, Event::Deadline) => on_deadline(state),
 
+        (state, event @ Event::Asked(Order::Hold | Order::Release))
+        | (
+            state @ (State::Held | State::HeldPaused),
+            event @ (Event::Resumed | Event::Suspended { .. }),
+        ) => on_hold(state, event),
+        (
+            state,
+            event @ (Event::PoweredOff { .. } | Event::ShuttingDown { .. } | Event::Broken { .. }),
+        ) => on_end(state, event),
+
         (State::Preparing, Event::Started) => {
             (State::Starting, vec![Report(VmState::Starting, String::new()), Arm(START)])
         }
-        (State::Preparing, Event::Broken { why }) => failed(why),
 
         (State::Starting, Event::Loading) => {
             (State::Starting, vec![Disarm, Report(VmState::Starting, "its memory is read".into())])
@@ -187,7 +196,17 @@ pub fn on(state: State, event: Event) -> (State, Vec<Action>) {
         (State::Starting | State::Paused | State::Running, Event::Suspended { why }) => {
             (State::Paused, vec![Report(VmState::Paused, why)])
         }
+        // Its reset button was pressed.
+        (State::Off, Event::Resumed) => {
+            (State::Running, vec![Report(VmState::Running, String::new())])
+        }
+        (state, _) => (state, vec![]),
+    }
+}
 
+/// The job is suspended, or let go on: what its guest does is held, and kept as it was.
+fn on_hold(state: State, event: Event) -> (State, Vec<Action>) {
+    match (state, event) {
         (State::Paused, Event::Asked(Order::Hold)) => (State::HeldPaused, vec![]),
         (State::HeldPaused, Event::Asked(Order::Release)) => (State::Paused, vec![]),
         (State::HeldPaused, Event::Resumed) => (State::Held, vec![Disarm, Pause]),
@@ -203,7 +222,14 @@ pub fn on(state: State, event: Event) -> (State, Vec<Action>) {
         (State::Held, Event::Resumed) => {
             (State::Running, vec![Report(VmState::Running, String::new())])
         }
+        (state, _) => (state, vec![]),
+    }
+}
 
+/// The guest has powered off, or QEMU ends, or is of no use any more.
+fn on_end(state: State, event: Event) -> (State, Vec<Action>) {
+    match (state, event) {
+        (State::Preparing, Event::Broken { why }) => failed(why),
         (
             State::Starting
             | State::Paused
@@ -213,10 +239,6 @@ pub fn on(state: State, event: Event) -> (State, Vec<Action>) {
             | State::HeldPaused,
             Event::PoweredOff { why },
         ) => (State::Off, vec![Disarm, Report(VmState::Off, why)]),
-        // Its reset button was pressed.
-        (State::Off, Event::Resumed) => {
-            (State::Running, vec![Report(VmState::Running, String::new())])
-        }
         // QEMU was told to stay when its machine ends (see `args`): this time it is not to.
         (
             State::Starting
@@ -255,7 +277,6 @@ pub fn on(state: State, event: Event) -> (State, Vec<Action>) {
         (State::Leaving { door: Door::Powerdown, fault }, Event::Broken { .. }) => {
             (State::Leaving { door: Door::Quit, fault }, vec![Arm(QUIT)])
         }
-
         (state, _) => (state, vec![]),
     }
 }
