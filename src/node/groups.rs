@@ -1,5 +1,6 @@
 //! ClusterShell's files of groups: `rack1: node[1-4]`, a group a line.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 
 use super::{Mistake, told, without_mark};
@@ -16,21 +17,24 @@ use crate::model::nodeset::parse::parse;
 
 /// The members of each group that nodes are in.
 pub fn members<'a>(
-    nodes: impl Iterator<Item = (&'a str, &'a Settings)>,
-) -> BTreeMap<&'a str, NodeSet> {
-    let mut names: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    nodes: impl Iterator<Item = (&'a str, impl Borrow<Settings>)>,
+) -> BTreeMap<String, NodeSet> {
+    let mut names: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for (name, settings) in nodes {
-        for group in &settings.groups {
-            names.entry(group).or_default().push(name);
+        for group in &settings.borrow().groups {
+            match names.get_mut(group) {
+                Some(names) => names.push(name),
+                None => drop(names.insert(group.clone(), vec![name])),
+            }
         }
     }
     names.into_iter().map(|(group, names)| (group, names.into_iter().collect())).collect()
 }
 
 /// The groups as such a file.
-pub fn write<'a>(nodes: impl Iterator<Item = (&'a str, &'a Settings)>) -> String {
+pub fn write<'a>(nodes: impl Iterator<Item = (&'a str, impl Borrow<Settings>)>) -> String {
     let members = members(nodes);
-    lines(members.iter().map(|(group, nodes)| (*group, nodes)))
+    lines(members.iter().map(|(group, nodes)| (group.as_str(), nodes)))
 }
 
 /// A line for each group.

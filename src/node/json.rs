@@ -9,7 +9,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::{Draft, Give, Mistake, Trees, older, titles, without_mark};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::model::node::Tree;
 use crate::model::node::request::Noun;
 
@@ -134,7 +134,7 @@ pub fn write(noun: Noun, records: &mut Trees<'_, '_>) -> Result<String> {
         text += if index == 0 { "\n" } else { ",\n" };
         let (name, tree) = record?;
         let tree = older::write(noun, name, tree);
-        text += &Value::Object(tree).to_string();
+        text += &serde_json::to_string(&tree).while_doing(|| "writing a record".into())?;
     }
     Ok(text + "\n]}\n")
 }

@@ -22,7 +22,7 @@ fn inventory(nodes: &BTreeMap<String, Settings>) -> Inventory {
 fn take(format: Format, text: &str) -> Result<BTreeMap<String, Settings>> {
     let mut nodes = BTreeMap::new();
     let mut keep = |name: String, record: Record| {
-        nodes.insert(name, (**record.settings().unwrap()).clone());
+        nodes.insert(name, record.settings().unwrap().open());
     };
     let mut read = super::take(Noun::Node, format, text, &mut no_secret, &mut keep)?;
     match read.mistakes.is_empty() {

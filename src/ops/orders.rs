@@ -64,7 +64,7 @@ pub async fn prepare(
     order.names = names.to_string();
     let (mut bmcs, mut refused) = (Vec::new(), Vec::new());
     for name in names.names() {
-        let Some(own) = inventory.nodes.get(&name) else {
+        let Some(own) = inventory.nodes.get(name.as_str()) else {
             refused.push(Outcome::missing(name));
             continue;
         };

@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 use super::queue;
 use crate::error::{Context, Error, Result};
 use crate::model::node::inventory::Inventory;
-use crate::model::node::{self, Settings};
+use crate::model::node::{self, Packed, Settings};
 use crate::node::power::fanout::{Checked, Guard};
 use crate::node::power::ipmi::{Privilege, Suite, SuiteChoice};
 use crate::node::power::redfish::{self, Trust};
@@ -22,7 +22,7 @@ use crate::store::secret::vault::Vault;
 ///
 /// # Errors
 /// When the inventory does not say what it takes, with the command that would.
-pub fn bmc(inventory: &Inventory, vault: &Vault, node: &str, own: &Settings) -> Result<Bmc> {
+pub fn bmc(inventory: &Inventory, vault: &Vault, node: &str, own: &Packed) -> Result<Bmc> {
     let settings = inventory.effective(own)?;
     let account = account(inventory, &settings)?;
     let control = control(&settings, account, vault, node)?;

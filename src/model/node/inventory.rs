@@ -1,6 +1,6 @@
 //! All nodes, and what is shared among them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -9,7 +9,7 @@ use super::claims::{self, Claim, Claims};
 use super::records::{Network, Passwd, Project, Record};
 use super::request::Noun;
 use super::schema::{self, Attribute, Found, Kind};
-use super::{Settings, Tree, edit};
+use super::{Packed, Settings, Tree, edit};
 use crate::error::{Error, Result};
 use crate::model::nodeset::NodeSet;
 use crate::model::nodeset::expr::Test;
@@ -18,8 +18,10 @@ use crate::model::nodeset::expr::Test;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Inventory {
     /// Changed by [`put`](Self::put) and [`remove`](Self::remove) only.
-    pub nodes: BTreeMap<String, Arc<Settings>>,
+    pub nodes: BTreeMap<Arc<str>, Packed>,
     claims: Claims,
+    /// Who is in which group, so that nobody looks at all nodes for that.
+    pub(super) members: BTreeMap<Arc<str>, Arc<BTreeSet<Arc<str>>>>,
     /// What members have in common; a group that only members name has no entry.
     pub groups: BTreeMap<String, Arc<Settings>>,
     pub profiles: BTreeMap<String, Arc<Settings>>,
@@ -40,7 +42,16 @@ impl Inventory {
     /// A copy for who only reads.
     #[must_use]
     pub fn to_read(&self) -> Self {
-        Self { claims: Claims::default(), ..self.clone() }
+        Self {
+            nodes: self.nodes.clone(),
+            claims: Claims::default(),
+            members: self.members.clone(),
+            groups: self.groups.clone(),
+            profiles: self.profiles.clone(),
+            networks: self.networks.clone(),
+            passwords: self.passwords.clone(),
+            projects: self.projects.clone(),
+        }
     }
 
     /// All nodes.
@@ -50,15 +61,18 @@ impl Inventory {
 
     /// The members of a group.
     pub fn members(&self, group: &str) -> NodeSet {
-        let is_in =
-            |(_, node): &(&String, &Arc<Settings>)| node.groups.iter().any(|it| it == group);
-        self.nodes.iter().filter(is_in).map(|(name, _)| name).collect()
+        self.members.get(group).into_iter().flat_map(|names| names.iter()).collect()
+    }
+
+    /// The groups that nodes are in, with their members.
+    pub fn memberships(&self) -> impl Iterator<Item = (&str, NodeSet)> {
+        self.members.iter().map(|(group, names)| (&**group, names.iter().collect()))
     }
 
     /// The groups that there are.
     pub fn group_names(&self) -> Vec<&str> {
-        let of_nodes = self.nodes.values().flat_map(|node| &node.groups);
-        let mut names: Vec<&str> = of_nodes.chain(self.groups.keys()).map(String::as_str).collect();
+        let stored = self.groups.keys().map(String::as_str);
+        let mut names: Vec<&str> = self.members.keys().map(|it| &**it).chain(stored).collect();
         names.sort_unstable();
         names.dedup();
         names
@@ -69,23 +83,37 @@ impl Inventory {
     ///
     /// # Errors
     /// Never for settings that were checked.
-    pub fn effective(&self, node: &Settings) -> Result<Settings> {
-        let groups: Vec<&Arc<Settings>> =
-            node.groups.iter().filter_map(|name| self.groups.get(name)).collect();
-        let profiles = node.profiles.iter().chain(groups.iter().flat_map(|it| &it.profiles));
-        let profiles = profiles.filter_map(|name| self.profiles.get(name));
-        let above: Vec<&Arc<Settings>> = groups.iter().copied().chain(profiles).collect();
-        if above.is_empty() {
-            return Ok(node.clone());
+    pub fn effective(&self, node: &Packed) -> Result<Settings> {
+        match (self.groups.is_empty(), self.profiles.is_empty()) {
+            (true, true) => Ok(node.open()),
+            _ => Settings::from_tree(self.inherited(node.tree()?)?),
         }
-        let mut tree = node.tree()?;
+    }
+
+    /// A node's own tree with what it inherits.
+    fn inherited(&self, mut tree: Tree) -> Result<Tree> {
+        let names = |tree: &Tree, key| -> Vec<String> {
+            let list = tree.get(key).and_then(Value::as_array);
+            let texts = list.into_iter().flatten().filter_map(Value::as_str);
+            texts.map(str::to_owned).collect()
+        };
+        let groups = names(&tree, "groups");
+        let groups: Vec<_> = groups.iter().filter_map(|name| self.groups.get(name)).collect();
+        let own = names(&tree, "profiles");
+        let profiles = own.iter().chain(groups.iter().flat_map(|it| &it.profiles));
+        let profiles = profiles.filter_map(|name| self.profiles.get(name));
+        let above: Vec<_> = groups.iter().copied().chain(profiles).collect();
+        if above.is_empty() {
+            return Ok(tree);
+        }
         for settings in above {
             let mut inherited = settings.tree()?;
             // Membership is a node's own.
             inherited.remove("groups");
             inherit(&mut tree, inherited);
         }
-        Settings::from_tree(tree)
+        // In the order in which all are.
+        Settings::from_tree(tree)?.tree()
     }
 
     /// What holds for a record; only nodes inherit.
@@ -94,7 +122,7 @@ impl Inventory {
     /// Never for settings that were checked.
     pub fn whole(&self, noun: Noun, record: &Record) -> Result<Tree> {
         match record.settings() {
-            Some(settings) if noun == Noun::Node => self.effective(settings)?.tree(),
+            Some(settings) if noun == Noun::Node => self.inherited(settings.tree()?),
             _ => record.tree(),
         }
     }
@@ -104,10 +132,10 @@ impl Inventory {
         match noun {
             Noun::Node => self.nodes.get(name).cloned().map(Record::Settings),
             Noun::Group => match self.groups.get(name) {
-                Some(group) => Some(Record::Settings(group.clone())),
+                Some(group) => Some(Record::from(&**group)),
                 None => self.has_members(name).then(|| Record::empty(noun)),
             },
-            Noun::Profile => self.profiles.get(name).cloned().map(Record::Settings),
+            Noun::Profile => self.profiles.get(name).map(|it| Record::from(&**it)),
             Noun::Net => self.networks.get(name).cloned().map(Record::Network),
             Noun::Passwd => self.passwords.get(name).cloned().map(Record::Passwd),
             Noun::Project => self.projects.get(name).cloned().map(Record::Project),
@@ -115,13 +143,13 @@ impl Inventory {
     }
 
     fn has_members(&self, group: &str) -> bool {
-        self.nodes.values().any(|node| node.groups.iter().any(|it| it == group))
+        self.members.contains_key(group)
     }
 
     /// The names of all records of a kind that are stored, in the order of their letters.
     pub fn stored(&self, noun: Noun) -> Box<dyn Iterator<Item = &str> + '_> {
         match noun {
-            Noun::Node => Box::new(self.nodes.keys().map(String::as_str)),
+            Noun::Node => Box::new(self.nodes.keys().map(|name| &**name)),
             Noun::Group => Box::new(self.groups.keys().map(String::as_str)),
             Noun::Profile => Box::new(self.profiles.keys().map(String::as_str)),
             Noun::Net => Box::new(self.networks.keys().map(String::as_str)),
@@ -135,8 +163,10 @@ impl Inventory {
         let key = || name.to_owned();
         match (noun, record) {
             (Noun::Node, Record::Settings(it)) => self.put(name, it),
-            (Noun::Group, Record::Settings(it)) => drop(self.groups.insert(key(), it)),
-            (_, Record::Settings(it)) => drop(self.profiles.insert(key(), it)),
+            (Noun::Group, Record::Settings(it)) => {
+                self.groups.insert(key(), it.open().into());
+            }
+            (_, Record::Settings(it)) => drop(self.profiles.insert(key(), it.open().into())),
             (_, Record::Network(it)) => drop(self.networks.insert(key(), it)),
             (_, Record::Passwd(it)) => drop(self.passwords.insert(key(), it)),
             (_, Record::Project(it)) => drop(self.projects.insert(key(), it)),
@@ -218,19 +248,41 @@ impl Inventory {
 
     /// Takes a node, instead of its old settings. Who changes the inventory asks first for the
     /// [`problems`](Self::problems) there would be.
-    pub fn put(&mut self, name: &str, settings: Arc<Settings>) {
-        self.remove(name);
-        self.claims.add(name, &settings);
-        self.nodes.insert(name.to_owned(), settings);
+    pub fn put(&mut self, name: &str, settings: Packed) {
+        let name = self.take_out(name).unwrap_or_else(|| name.into());
+        let node = settings.glance();
+        self.claims.add(&name, &node);
+        for group in &node.groups {
+            match self.members.get_mut(&**group) {
+                Some(members) => drop(Arc::make_mut(members).insert(name.clone())),
+                None => {
+                    let members = BTreeSet::from([name.clone()]);
+                    self.members.insert((**group).into(), members.into());
+                }
+            }
+        }
+        self.nodes.insert(name, settings);
     }
 
     /// Removes a node; whether there was one.
     pub fn remove(&mut self, name: &str) -> bool {
-        let old = self.nodes.remove(name);
-        if let Some(old) = &old {
-            self.claims.remove(name, old);
+        self.take_out(name).is_some()
+    }
+
+    /// Removes a node, and gives its name as the others have it.
+    fn take_out(&mut self, name: &str) -> Option<Arc<str>> {
+        let (name, old) = self.nodes.remove_entry(name)?;
+        let old = old.glance();
+        self.claims.remove(&name, &old);
+        for group in &old.groups {
+            let Some(members) = self.members.get_mut(&**group) else { continue };
+            let left = Arc::make_mut(members);
+            left.remove(&name);
+            if left.is_empty() {
+                self.members.remove(&**group);
+            }
         }
-        old.is_some()
+        Some(name)
     }
 
     /// What no two nodes may have and these would, were they as this says.
@@ -239,7 +291,7 @@ impl Inventory {
         let mut fresh: HashMap<Claim, &'a str> = HashMap::new();
         for (name, record) in new {
             let Some(node) = record.settings() else { continue };
-            for claim in claims::of(node) {
+            for claim in claims::of(&node.glance()) {
                 // What a node had that is changed, too, counts no more.
                 let held = || self.claims.holder(&claim).filter(|it| !new.contains_key(*it));
                 match fresh.get(&claim).copied().or_else(held) {

@@ -69,44 +69,59 @@ impl Kind {
     /// # Errors
     /// Saying what it should be.
     pub fn keep(self, value: Value) -> Result<Value, String> {
-        let shown = match &value {
-            Value::String(text) => text.clone(),
+        match self {
+            Self::Free if super::schema::is_deep(&value, 0) => {
+                return Err("it is too deep".into());
+            }
+            Self::Free if value.is_object() => return Ok(value),
+            _ if self.is_list() => return list(value, self.part()),
+            _ => {}
+        }
+        let is_one = !value.is_object() && !value.is_array();
+        let shown = match value {
+            Value::String(text) => text,
             other => other.to_string(),
         };
-        let short: String = shown.chars().take(60).collect();
-        let wrong = |what: &str| Err(format!("`{}` is not {what}", short.escape_debug()));
-        let text = || Value::String(shown.clone());
+        self.keep_one(shown, is_one)
+    }
+
+    /// The same of what is no list: its text, and whether it is one value.
+    fn keep_one(self, shown: String, is_one: bool) -> Result<Value, String> {
+        let wrong = |what: &str| {
+            let short: String = shown.chars().take(60).collect();
+            Err(format!("`{}` is not {what}", short.escape_debug()))
+        };
+        let text = |shown| Ok(Value::String(shown));
         match self {
-            Self::Free if super::schema::is_deep(&value, 0) => Err("it is too deep".into()),
-            Self::Free if value.is_object() => Ok(value),
             Self::Free => wrong("`{…}`"),
-            _ if self.is_list() => list(value, self.part()),
-            Self::Secret if shown.starts_with(SEALED) => Ok(text()),
+            Self::Secret if shown.starts_with(SEALED) => text(shown),
             // The text itself must not be repeated.
             Self::Secret => Err("this secret is not sealed".into()),
-            _ if value.is_object() || value.is_array() => wrong("one value"),
+            _ if !is_one => wrong("one value"),
             Self::Text if shown.len() > MAX_TEXT => wrong("so short as it must be"),
             Self::Text if shown.contains(|c: char| c.is_control() && !matches!(c, '\n' | '\t')) => {
                 wrong("a text that can be shown")
             }
-            Self::Text => Ok(text()),
-            Self::Name if is_name(&shown) => Ok(text()),
+            Self::Text => text(shown),
+            Self::Name if is_name(&shown) => text(shown),
             Self::Name => wrong("a name"),
-            Self::Group if is_group(&shown) => Ok(text()),
+            Self::Group if is_group(&shown) => text(shown),
             Self::Group => wrong("a group's name, of letters, digits and `-_+`"),
-            Self::Choice(words) if words.contains(&shown.as_str()) => Ok(text()),
+            Self::Choice(words) if words.contains(&shown.as_str()) => text(shown),
             Self::Choice(words) => match nearest(&shown, words.iter().copied()) {
                 Some(near) => wrong(&format!("known; did you mean `{near}`?")),
                 None => wrong(&format!("one of {}", words.join(", "))),
             },
-            Self::Host if shown.parse::<IpAddr>().is_ok() => Ok(text()),
-            Self::Host if name::wrong_with(&shown).is_none() => Ok(text()),
+            Self::Host if shown.parse::<IpAddr>().is_ok() => text(shown),
+            Self::Host if name::wrong_with(&shown).is_none() => text(shown),
             Self::Host => wrong("an address or a host's name"),
             Self::Ip => match shown.parse::<IpAddr>() {
                 Ok(ip) => Ok(Value::String(ip.to_string())),
                 Err(_) => wrong("an IP address"),
             },
-            Self::Mac => mac(&shown).map_or_else(|| wrong("a MAC address"), |it| Ok(it.into())),
+            Self::Mac => {
+                mac(&shown).map_or_else(|| wrong("a MAC address"), |it| Ok(mac_text(it).into()))
+            }
             Self::Port => match shown.parse::<u16>() {
                 Ok(port @ 1..) => Ok(port.into()),
                 _ => wrong("a port, 1 to 65535"),
@@ -132,18 +147,22 @@ impl Kind {
     }
 }
 
-/// Six bytes, in lower case with colons; the older system's `42:87:0a:05:65:0` is one, too.
-fn mac(text: &str) -> Option<String> {
-    let mut bytes = Vec::new();
-    for part in text.split([':', '-']) {
+/// Six bytes; the older system's `42:87:0a:05:65:0` is one, too.
+pub(super) fn mac(text: &str) -> Option<[u8; 6]> {
+    let (mut bytes, mut parts) = ([0; 6], text.split([':', '-']));
+    for byte in &mut bytes {
+        let part = parts.next()?;
         let fits = matches!(part.len(), 1 | 2) && part.bytes().all(|it| it.is_ascii_hexdigit());
-        bytes.push(u8::from_str_radix(part, 16).ok().filter(|_| fits)?);
+        *byte = u8::from_str_radix(part, 16).ok().filter(|_| fits)?;
     }
     // That of a group (an odd first byte) no card has, but the older system's examples do.
-    if bytes.len() != 6 || bytes.iter().all(|it| *it == 0) {
-        return None;
-    }
-    Some(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":"))
+    let is_one = parts.next().is_none() && bytes != [0; 6];
+    is_one.then_some(bytes)
+}
+
+/// A MAC address as it is kept: in lower case, with colons.
+pub(super) fn mac_text([a, b, c, d, e, f]: [u8; 6]) -> String {
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
 }
 
 /// Whether a set of nodes can name a group of this name: `@a.b` is a file, `@a:b` a source.

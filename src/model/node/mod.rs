@@ -16,6 +16,7 @@
 //! - [`schema`]: the settings there are; checks of a tree of them, all mistakes at once;
 //! - [`template`]: values that differ from node to node;
 //! - [`edit`]: changes, as `path=value`;
+//! - [`packed`]: settings as they lie in memory, and `glance`, what is often looked at of them;
 //! - [`inventory`]: all nodes, groups, profiles, networks, password records, projects;
 //! - [`names`]: what the text of a set stands for, in an inventory;
 //! - [`uses`]: what records name others, and what is wrong with that;
@@ -33,11 +34,13 @@ use crate::error::{Context, Result};
 
 pub mod claims;
 pub mod edit;
+mod glance;
 pub mod inventory;
 pub mod kinds;
 pub mod names;
 mod nics;
 pub mod operation;
+pub mod packed;
 pub mod records;
 pub mod request;
 pub mod schema;
@@ -45,6 +48,7 @@ pub mod template;
 pub mod uses;
 
 pub use nics::Nics;
+pub use packed::Packed;
 
 /// Settings as a tree, as they are edited, imported and merged.
 pub type Tree = Map<String, Value>;

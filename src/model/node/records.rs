@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::request::Noun;
-use super::{Settings, Tree, is_default, kinds};
+use super::{Packed, Settings, Tree, is_default, kinds};
 use crate::error::{Context, Error, Result};
 
 /// A network of nodes.
@@ -85,15 +85,15 @@ pub struct Quota {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
     /// Of a node, a group or a profile.
-    Settings(Arc<Settings>),
+    Settings(Packed),
     Network(Arc<Network>),
     Passwd(Arc<Passwd>),
     Project(Arc<Project>),
 }
 
-impl From<Arc<Settings>> for Record {
-    fn from(settings: Arc<Settings>) -> Self {
-        Self::Settings(settings)
+impl From<&Settings> for Record {
+    fn from(settings: &Settings) -> Self {
+        Self::Settings(settings.into())
     }
 }
 
@@ -101,7 +101,7 @@ impl Record {
     /// One that says nothing.
     pub fn empty(noun: Noun) -> Self {
         match noun {
-            Noun::Node | Noun::Group | Noun::Profile => Self::Settings(Arc::default()),
+            Noun::Node | Noun::Group | Noun::Profile => Self::Settings(Packed::default()),
             Noun::Net => Self::Network(Arc::default()),
             Noun::Passwd => Self::Passwd(Arc::default()),
             Noun::Project => Self::Project(Arc::default()),
@@ -114,7 +114,7 @@ impl Record {
     /// Never for what was read.
     pub fn tree(&self) -> Result<Tree> {
         let value = match self {
-            Self::Settings(record) => serde_json::to_value(&**record),
+            Self::Settings(record) => return record.tree(),
             Self::Network(record) => serde_json::to_value(&**record),
             Self::Passwd(record) => serde_json::to_value(&**record),
             Self::Project(record) => serde_json::to_value(&**record),
@@ -130,15 +130,17 @@ impl Record {
     /// # Errors
     /// When it is not right.
     pub fn from_tree(noun: Noun, tree: Tree) -> Result<Self> {
-        fn read<T: DeserializeOwned>(tree: Tree) -> Result<Arc<T>> {
+        fn read<T: DeserializeOwned>(tree: Tree) -> Result<T> {
             let read = serde_json::from_value(Value::Object(tree));
-            read.map(Arc::new).while_doing(|| "reading a record".into())
+            read.while_doing(|| "reading a record".into())
         }
         Ok(match noun {
-            Noun::Node | Noun::Group | Noun::Profile => Self::Settings(read(tree)?),
-            Noun::Net => Self::Network(read(tree)?),
-            Noun::Passwd => Self::Passwd(read(tree)?),
-            Noun::Project => Self::Project(read(tree)?),
+            Noun::Node | Noun::Group | Noun::Profile => {
+                Self::Settings(Packed::from(&read::<Settings>(tree)?))
+            }
+            Noun::Net => Self::Network(Arc::new(read(tree)?)),
+            Noun::Passwd => Self::Passwd(Arc::new(read(tree)?)),
+            Noun::Project => Self::Project(Arc::new(read(tree)?)),
         })
     }
 
@@ -148,7 +150,7 @@ impl Record {
     /// Never for what was read.
     pub fn to_json(&self) -> Result<Vec<u8>> {
         let json = match self {
-            Self::Settings(record) => serde_json::to_vec(&**record),
+            Self::Settings(record) => return Ok(record.json().into()),
             Self::Network(record) => serde_json::to_vec(&**record),
             Self::Passwd(record) => serde_json::to_vec(&**record),
             Self::Project(record) => serde_json::to_vec(&**record),
@@ -165,7 +167,7 @@ impl Record {
             serde_json::from_slice(json).map(Arc::new).while_doing(|| "reading a record".into())
         }
         Ok(match noun {
-            Noun::Node | Noun::Group | Noun::Profile => Self::Settings(read(json)?),
+            Noun::Node | Noun::Group | Noun::Profile => Self::Settings(Packed::read(json)?),
             Noun::Net => Self::Network(read(json)?),
             Noun::Passwd => Self::Passwd(read(json)?),
             Noun::Project => Self::Project(read(json)?),
@@ -173,7 +175,7 @@ impl Record {
     }
 
     /// What a node, a group or a profile says.
-    pub fn settings(&self) -> Option<&Arc<Settings>> {
+    pub fn settings(&self) -> Option<&Packed> {
         match self {
             Self::Settings(settings) => Some(settings),
             _ => None,

@@ -28,10 +28,41 @@ pub struct Attribute {
     pub unique: bool,
 }
 
-impl Attribute {
-    /// A part of its path, or nothing behind the last.
-    fn part(&self, depth: usize) -> &'static str {
-        self.path.split('/').nth(depth).unwrap_or("")
+/// The settings whose paths begin alike.
+#[derive(Clone, Copy)]
+struct Below {
+    all: &'static [Attribute],
+    /// How much of their paths is alike, with the `/` behind it.
+    at: usize,
+}
+
+impl Below {
+    /// The next part of a path, or nothing behind the last.
+    fn part(self, attribute: &Attribute) -> &'static str {
+        let rest = attribute.path.get(self.at..).unwrap_or("");
+        rest.split('/').next().unwrap_or("")
+    }
+
+    /// The only one, if nothing is below it.
+    fn lone(self) -> Option<&'static Attribute> {
+        match self.all {
+            [attribute] if attribute.path.len() < self.at => Some(attribute),
+            _ => None,
+        }
+    }
+
+    /// Those that go on with this part.
+    fn step(self, part: &str) -> Option<Self> {
+        let fits = |attribute: &Attribute| {
+            let rest = attribute.path.get(self.at..).unwrap_or("").as_bytes();
+            let is_it = rest.starts_with(part.as_bytes())
+                && rest.get(part.len()).is_none_or(|next| *next == b'/');
+            (is_it && !part.is_empty()) || (rest.first() == Some(&b'*') && is_name(part))
+        };
+        let first = self.all.iter().position(fits)?;
+        let length = self.all[first..].iter().take_while(|it| fits(it)).count();
+        let all = &self.all[first..first + length];
+        Some(Self { all, at: self.at + self.part(&all[0]).len() + 1 })
     }
 }
 
@@ -172,40 +203,41 @@ fn refused(noun: Noun, attribute: &Attribute) -> bool {
 /// # Errors
 /// Saying which part of it is no setting, and naming the nearest that is.
 pub fn find(noun: Noun, path: &[impl AsRef<str>]) -> Result<Found, String> {
-    let shown =
-        |depth: usize| path[..depth].iter().map(AsRef::as_ref).collect::<Vec<&str>>().join("/");
     if path.len() > MAX_DEPTH {
         return Err("it is too deep".into());
     }
-    let mut under = attributes(noun);
-    for (depth, part) in path.iter().enumerate() {
-        // Anything below is everybody's own business.
-        if under.len() == 1 && under[0].part(depth).is_empty() {
-            if under[0].kind == Kind::Free {
-                return Ok(Found::Inside);
-            }
-            return Err(format!("`{}` has nothing below it", shown(depth)));
+    let mut below = Below { all: attributes(noun), at: 0 };
+    for depth in 0..path.len() {
+        match step(below, &path[..=depth])? {
+            Some(next) => below = next,
+            None => return Ok(Found::Inside),
         }
-        let fits = |attribute: &Attribute| {
-            let known = attribute.part(depth);
-            known == part.as_ref() || (known == "*" && is_name(part.as_ref()))
-        };
-        let Some(first) = under.iter().position(fits) else {
-            return Err(unknown(
-                &shown(depth),
-                part.as_ref(),
-                under.iter().map(|it| it.part(depth)),
-            ));
-        };
-        let length = under[first..].iter().take_while(|it| fits(it)).count();
-        under = &under[first..first + length];
     }
-    match under {
-        [attribute] if attribute.part(path.len()).is_empty() => match refused(noun, attribute) {
-            true => Err(format!("it is a node's alone: no {} can have it", noun.as_str())),
-            false => Ok(Found::Setting(attribute)),
-        },
-        _ => Ok(Found::Group),
+    found(noun, below)
+}
+
+/// A step down to the end of a path; nothing, where all is everybody's own business.
+fn step(below: Below, path: &[impl AsRef<str>]) -> Result<Option<Below>, String> {
+    let Some((part, above)) = path.split_last() else { return Ok(Some(below)) };
+    let shown = || above.iter().map(AsRef::as_ref).collect::<Vec<&str>>().join("/");
+    match below.lone() {
+        Some(attribute) if attribute.kind == Kind::Free => return Ok(None),
+        Some(_) => return Err(format!("`{}` has nothing below it", shown())),
+        None => {}
+    }
+    let known = below.all.iter().map(|it| below.part(it));
+    let next = below.step(part.as_ref());
+    next.map(Some).ok_or_else(|| unknown(&shown(), part.as_ref(), known))
+}
+
+/// What is there.
+fn found(noun: Noun, below: Below) -> Result<Found, String> {
+    match below.lone() {
+        Some(attribute) if refused(noun, attribute) => {
+            Err(format!("it is a node's alone: no {} can have it", noun.as_str()))
+        }
+        Some(attribute) => Ok(Found::Setting(attribute)),
+        None => Ok(Found::Group),
     }
 }
 
@@ -299,12 +331,14 @@ pub fn check(noun: Noun, tree: Tree) -> Result<Tree, Vec<(String, String)>> {
         let what = format!("{bytes} bytes, and {MAX_RECORD} are the most");
         return Err(vec![("all of it".into(), what)]);
     }
-    let tree = check_below(noun, &mut Vec::new(), tree, &mut wrong);
+    let below = Below { all: attributes(noun), at: 0 };
+    let tree = check_below(noun, below, &mut Vec::new(), tree, &mut wrong);
     if wrong.is_empty() { Ok(tree) } else { Err(wrong) }
 }
 
 fn check_below(
     noun: Noun,
+    below: Below,
     path: &mut Vec<String>,
     tree: Tree,
     wrong: &mut Vec<(String, String)>,
@@ -315,15 +349,19 @@ fn check_below(
             continue;
         }
         path.push(key);
-        let result = match (find(noun, path), value) {
-            (Err(what), _) => Err(what),
-            (Ok(Found::Setting(attribute)), value) => attribute.kind.keep(value),
-            (Ok(Found::Group), Value::Object(below)) => {
-                Ok(Value::Object(check_below(noun, path, below, wrong)))
-            }
-            (Ok(Found::Inside), value) => Ok(value),
-            // It may hold a secret in a wrong place: it is not repeated.
-            (Ok(Found::Group), _) => Err("it has settings of its own, `{…}`".into()),
+        let result = match step(below, &path[..]) {
+            Err(what) => Err(what),
+            Ok(None) => Ok(value),
+            Ok(Some(below)) => match (found(noun, below), value) {
+                (Err(what), _) => Err(what),
+                (Ok(Found::Setting(attribute)), value) => attribute.kind.keep(value),
+                (Ok(Found::Inside), value) => Ok(value),
+                (Ok(Found::Group), Value::Object(tree)) => {
+                    Ok(Value::Object(check_below(noun, below, path, tree, wrong)))
+                }
+                // It may hold a secret in a wrong place: it is not repeated.
+                (Ok(Found::Group), _) => Err("it has settings of its own, `{…}`".into()),
+            },
         };
         let key = path.pop().unwrap_or_default();
         match result {

@@ -187,14 +187,54 @@ fn nodes_are_found_by_groups_and_by_what_they_inherit() {
 }
 
 #[test]
+fn who_is_in_a_group_is_known_after_every_change() {
+    let mut inventory = inventory();
+    let before = inventory.to_read();
+    inventory.put("n1", node(&["groups=gpu,new"]).into());
+    let of = |inventory: &Inventory, group| inventory.members(group).fold(Style::Slurm);
+    assert_eq!(of(&inventory, "gpu"), "n[1-2]");
+    assert_eq!(of(&inventory, "rack1"), "n2");
+    assert_eq!(inventory.group_names(), ["gpu", "new", "rack1"]);
+    assert!(inventory.remove("n1") && inventory.remove("n2"));
+    // One that only members name is gone with the last of them.
+    assert_eq!(inventory.group_names(), ["gpu", "rack1"]);
+    assert!(inventory.get(Noun::Group, "new").is_none());
+    assert!(inventory.get(Noun::Group, "gpu").is_some());
+    assert_eq!(of(&inventory, "gpu"), "");
+    assert_eq!((of(&before, "gpu"), of(&before, "rack1")), ("n2".into(), "n[1-2]".into()));
+}
+
+#[test]
+fn settings_are_kept_as_they_are_stored() {
+    let settings = node(&["groups=a,b", "nics/e/network=x", "project=p", "control/passwd=w"]);
+    let packed = Packed::from(&settings);
+    assert_eq!(packed.open(), settings);
+    assert_eq!(packed.tree().unwrap(), settings.tree().unwrap());
+    assert_eq!(Packed::read(packed.json().as_bytes()).unwrap(), packed);
+    for wrong in ["", "[]", r#"{"arhc": "x"}"#, r#"{"nics": null}"#] {
+        assert!(Packed::read(wrong.as_bytes()).is_err(), "{wrong}");
+    }
+    assert!(Packed::read(b"{\"notes\": \"\xff\"}").is_err());
+    // What can be read is looked at, whoever wrote it: here, a name with an escape.
+    let odd =
+        br#"{"nics": {"e\"0": {"network": "\u0078\n", "extra": {"a": [1, {}]}}}, "console": {}}"#;
+    let new = [("n9".to_owned(), Record::from_json(Noun::Node, odd).unwrap())].into();
+    let problems = Inventory::default().problems(Noun::Node, &new);
+    assert_eq!(
+        problems.iter().map(|it| &*it.what).collect::<Vec<_>>(),
+        ["there is no network `x\n`"]
+    );
+}
+
+#[test]
 fn what_only_one_can_have_and_two_do_is_found() {
     let inventory = inventory();
-    let record = |(name, node): (&String, &Arc<Settings>)| (name.clone(), node.clone().into());
+    let record =
+        |(name, node): (&Arc<str>, &Packed)| (name.to_string(), Record::Settings(node.clone()));
     let all: BTreeMap<String, Record> = inventory.nodes.iter().map(record).collect();
     assert_eq!(inventory.problems(Noun::Node, &all), []);
     let mut new: BTreeMap<String, Record> = BTreeMap::new();
-    let mut add =
-        |name: &str, edits: &[&str]| new.insert(name.into(), Arc::new(node(edits)).into());
+    let mut add = |name: &str, edits: &[&str]| new.insert(name.into(), Record::from(&node(edits)));
     add("n4", &["nics/eth7/mac=42-00-00-00-00-01", "control/bmc_address=BMC1"]);
     add("n5", &["nics/eth0/ip=10.0.0.2", "control/bmc_address=bmc1"]);
     add("n6", &["control/bmc_address=bmc1", "control/bmc_port=6230", "profiles=bas"]);
@@ -219,13 +259,13 @@ fn what_only_one_can_have_and_two_do_is_found() {
         ("n1", node(&["nics/eth0/ip=10.0.0.2"])),
         ("n2", node(&["nics/eth0/mac=42:00:00:00:00:01"])),
     ]
-    .map(|(name, node)| (name.to_owned(), Arc::new(node).into()))
+    .map(|(name, node)| (name.to_owned(), Record::from(&node)))
     .into();
     assert_eq!(inventory.problems(Noun::Node, &swap), []);
     let mut swapped = inventory.clone();
     swap.iter().for_each(|(name, node)| swapped.put_record(Noun::Node, name, node.clone()));
     let third: BTreeMap<String, Record> =
-        [("n3".to_owned(), Arc::new(node(&["nics/eth0/mac=42:00:00:00:00:01"])).into())].into();
+        [("n3".to_owned(), Record::from(&node(&["nics/eth0/mac=42:00:00:00:00:01"])))].into();
     assert_eq!(swapped.problems(Noun::Node, &third).len(), 1);
     assert!(swapped.remove("n2") && !swapped.remove("n2"));
     assert_eq!(swapped.problems(Noun::Node, &third), []);

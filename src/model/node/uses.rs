@@ -1,9 +1,10 @@
 //! What records name others: those must be there, and are not deleted under them.
 
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 
-use super::Settings;
+use super::Packed;
+use super::glance::Glance;
 use super::inventory::{Inventory, Problem};
 use super::records::{Project, Record};
 use super::request::Noun;
@@ -14,11 +15,11 @@ use crate::model::nodeset::NodeSet;
 const SHOWN: usize = 60;
 
 /// What a node, a group or a profile names, each with its kind.
-fn named(settings: &Settings) -> impl Iterator<Item = (Noun, &str)> {
-    let profiles = settings.profiles.iter().map(|it| (Noun::Profile, it.as_str()));
-    let networks = settings.nics.values().filter_map(|nic| nic.network.as_deref());
-    let passwd = settings.control.passwd.as_deref().map(|it| (Noun::Passwd, it));
-    let project = settings.project.as_deref().map(|it| (Noun::Project, it));
+fn named<'n>(node: &'n Glance<'_>) -> impl Iterator<Item = (Noun, &'n str)> {
+    let profiles = node.profiles.iter().map(|it| (Noun::Profile, &**it));
+    let networks = node.nics.0.iter().filter_map(|(_, nic)| nic.network.as_deref());
+    let passwd = node.control.passwd.as_deref().map(|it| (Noun::Passwd, it));
+    let project = node.project.as_deref().map(|it| (Noun::Project, it));
     profiles.chain(networks.map(|it| (Noun::Net, it))).chain(passwd).chain(project)
 }
 
@@ -31,10 +32,11 @@ impl Inventory {
             Noun::Node => self.conflicts(new),
             _ => Vec::new(),
         };
+        let nodes = LazyCell::new(|| self.of_projects(|_| true));
         for (name, record) in new {
             let mut wrong = |what: String| problems.push(Problem { name: name.clone(), what });
             match record {
-                Record::Settings(settings) => self.check_settings(settings, &mut wrong),
+                Record::Settings(it) => self.check_settings(&it.glance(), &mut wrong),
                 Record::Network(network) => {
                     network.wrong().into_iter().for_each(&mut wrong);
                     self.check_addresses(name, network, &mut wrong);
@@ -46,8 +48,7 @@ impl Inventory {
                         wrong(self.absent(Noun::Net, network));
                     }
                     if project.quota.nodes.is_some() {
-                        let ours = |it: &&Arc<Settings>| it.project.as_deref() == Some(name);
-                        let nodes = self.nodes.values().filter(ours).count();
+                        let nodes = nodes.get(name).copied().unwrap_or(0);
                         project.too_many(nodes).into_iter().for_each(&mut wrong);
                     }
                 }
@@ -79,17 +80,18 @@ impl Inventory {
         format!("there is no {} `{name}`{near}", noun.what())
     }
 
-    fn check_settings(&self, settings: &Settings, wrong: &mut dyn FnMut(String)) {
-        for (noun, name) in named(settings).filter(|(noun, name)| !self.is_stored(*noun, name)) {
+    fn check_settings(&self, node: &Glance<'_>, wrong: &mut dyn FnMut(String)) {
+        for (noun, name) in named(node).filter(|(noun, name)| !self.is_stored(*noun, name)) {
             wrong(self.absent(noun, name));
         }
-        for (name, nic) in settings.nics.iter() {
-            let network = nic.network.as_ref().and_then(|it| Some((it, self.networks.get(it)?)));
+        for (name, nic) in &node.nics.0 {
+            let network = nic.network.as_deref();
+            let network = network.and_then(|it| Some((it, self.networks.get(it)?)));
             let (Some((network, record)), Some(ip)) = (network, nic.ip) else { continue };
             if record.holds(ip) == Some(false) {
-                wrong(format!("nics/{name}/ip: {ip} is not in the network `{network}`"));
+                wrong(format!("nics/{}/ip: {ip} is not in the network `{network}`", &**name));
             } else if record.is_dynamic(ip) {
-                wrong(format!("nics/{name}/ip: {ip} is in the dynamic range of `{network}`"));
+                wrong(format!("nics/{}/ip: {ip} is in the dynamic range of `{network}`", &**name));
             }
         }
     }
@@ -102,13 +104,17 @@ impl Inventory {
         wrong: &mut dyn FnMut(String),
     ) {
         let (mut outside, mut dynamic) = (Vec::new(), Vec::new());
-        for (node, settings) in &self.nodes {
-            let ours = settings.nics.values().filter(|nic| nic.network.as_deref() == Some(name));
+        // Most nodes are passed over unopened: a name is written as it is, or with an escape.
+        let may_be = |it: &Packed| it.json().contains(name) || it.json().contains('\\');
+        for (node, settings) in self.nodes.iter().filter(|(_, it)| may_be(it)) {
+            let glance = settings.glance();
+            let nics = glance.nics.0.iter().map(|(_, nic)| nic);
+            let ours = nics.filter(|nic| nic.network.as_deref() == Some(name));
             for ip in ours.filter_map(|nic| nic.ip) {
                 if network.holds(ip) == Some(false) {
-                    outside.push(node);
+                    outside.push(&**node);
                 } else if network.is_dynamic(ip) {
-                    dynamic.push(node);
+                    dynamic.push(&**node);
                 }
             }
         }
@@ -121,19 +127,22 @@ impl Inventory {
 
     /// Whether projects have more nodes than they may.
     fn check_quotas(&self, new: &BTreeMap<String, Record>, problems: &mut Vec<Problem>) {
-        let of = |settings: &Settings| settings.project.clone();
-        let mut more: HashMap<String, &str> = HashMap::new();
-        for (name, record) in new {
-            let project = record.settings().and_then(|it| of(it));
-            let Some(project) = project.filter(|it| self.quota_of(it).is_some()) else { continue };
-            more.entry(project).or_insert(name);
+        if self.projects.values().all(|it| it.quota.nodes.is_none()) {
+            return;
         }
-        for (project, first) in more {
-            let is_ours = |it: &Settings| it.project.as_deref() == Some(project.as_str());
-            let stay =
-                self.nodes.iter().filter(|(name, it)| is_ours(it) && !new.contains_key(*name));
-            let come = new.values().filter(|it| it.settings().is_some_and(|it| is_ours(it)));
-            let count = stay.count() + come.count();
+        let mut more: HashMap<String, (&str, usize)> = HashMap::new();
+        for (name, record) in new {
+            let project = record.settings().and_then(|it| it.glance().project);
+            let project = project.map(|it| it.to_string());
+            let Some(project) = project.filter(|it| self.quota_of(it).is_some()) else { continue };
+            more.entry(project).or_insert((name, 0)).1 += 1;
+        }
+        if more.is_empty() {
+            return;
+        }
+        let stay = self.of_projects(|name| !new.contains_key(name));
+        for (project, (first, come)) in more {
+            let count = stay.get(&project).copied().unwrap_or(0) + come;
             if let Some(what) = self.quota_of(&project).and_then(|it| it.too_many(count)) {
                 let what = format!("the project `{project}`: {what}");
                 problems.push(Problem { name: first.to_owned(), what });
@@ -141,36 +150,47 @@ impl Inventory {
         }
     }
 
+    /// How many of some nodes each project has.
+    fn of_projects(&self, which: impl Fn(&str) -> bool) -> HashMap<String, usize> {
+        let mut counts = HashMap::new();
+        for (_, node) in self.nodes.iter().filter(|(name, _)| which(name)) {
+            if let Some(project) = node.glance().project {
+                *counts.entry(project.to_string()).or_insert(0) += 1;
+            }
+        }
+        counts
+    }
+
     fn quota_of(&self, project: &str) -> Option<&Project> {
         self.projects.get(project).map(|it| &**it).filter(|it| it.quota.nodes.is_some())
     }
 
     /// Who names records of a kind: for each that is named, a text.
-    pub fn users(&self, noun: Noun) -> HashMap<&str, String> {
-        let mut users: HashMap<&str, BTreeMap<Noun, Vec<&String>>> = HashMap::new();
-        let each: [(Noun, &BTreeMap<String, Arc<Settings>>); 3] = [
-            (Noun::Node, &self.nodes),
-            (Noun::Group, &self.groups),
-            (Noun::Profile, &self.profiles),
-        ];
-        for (of, records) in each {
+    pub fn users(&self, noun: Noun) -> HashMap<String, String> {
+        let mut users = Users::new();
+        if noun == Noun::Group {
+            for (group, names) in &self.members {
+                names.iter().for_each(|name| note(&mut users, group, Noun::Node, name));
+            }
+        } else {
+            for (name, node) in &self.nodes {
+                let node = node.glance();
+                let used = named(&node).filter(|(it, _)| *it == noun);
+                used.for_each(|(_, used)| note(&mut users, used, Noun::Node, name));
+            }
+        }
+        for (of, records) in [(Noun::Group, &self.groups), (Noun::Profile, &self.profiles)] {
             for (name, settings) in records {
-                let groups = settings.groups.iter().filter(|_| of == Noun::Node);
-                let groups = groups.map(|it| (Noun::Group, it.as_str()));
-                for (_, used) in named(settings).chain(groups).filter(|(it, _)| *it == noun) {
-                    let names = users.entry(used).or_default().entry(of).or_default();
-                    if names.last() != Some(&name) {
-                        names.push(name);
-                    }
-                }
+                let settings = Packed::from(&**settings);
+                let glance = settings.glance();
+                let used = named(&glance).filter(|(it, _)| *it == noun);
+                used.for_each(|(_, used)| note(&mut users, used, of, name));
             }
         }
         for (name, project) in self.projects.iter().filter(|_| noun == Noun::Net) {
-            for network in &project.networks {
-                users.entry(network).or_default().entry(Noun::Project).or_default().push(name);
-            }
+            project.networks.iter().for_each(|it| note(&mut users, it, Noun::Project, name));
         }
-        let text = |by: BTreeMap<Noun, Vec<&String>>| {
+        let text = |by: BTreeMap<Noun, Vec<&str>>| {
             let texts: Vec<String> = by.iter().map(|(noun, it)| counted(*noun, it)).collect();
             texts.join(" and ")
         };
@@ -178,8 +198,21 @@ impl Inventory {
     }
 }
 
+/// Who names what, by kind.
+type Users<'a> = HashMap<String, BTreeMap<Noun, Vec<&'a str>>>;
+
+fn note<'a>(users: &mut Users<'a>, used: &str, of: Noun, name: &'a str) {
+    if !users.contains_key(used) {
+        users.insert(used.to_owned(), BTreeMap::new());
+    }
+    let Some(names) = users.get_mut(used).map(|by| by.entry(of).or_default()) else { return };
+    if names.last() != Some(&name) {
+        names.push(name);
+    }
+}
+
 /// `3 nodes: n[1-3]`
-fn counted(noun: Noun, names: &[&String]) -> String {
+fn counted(noun: Noun, names: &[&str]) -> String {
     let many = if names.len() == 1 { "" } else { "s" };
     let set: NodeSet = names.iter().copied().collect();
     let text = set.to_string();

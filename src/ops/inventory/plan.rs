@@ -203,21 +203,28 @@ impl Book {
 
     /// Nodes that a file of groups, called `what`, says are in groups.
     fn plan_join(&self, text: &str, what: &str) -> Result<Plan> {
-        let mut new: BTreeMap<String, Record> = BTreeMap::new();
+        let mut joined: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (group, nodes) in groups::read(text, what, &self.inventory)? {
-            for name in nodes.names() {
-                let Some(old) = self.inventory.nodes.get(&name) else { continue };
-                let record = new.entry(name).or_insert_with(|| Record::Settings(old.clone()));
-                let Record::Settings(settings) = record else { continue };
+            nodes.each(|name| match joined.get_mut(name) {
+                Some(groups) => groups.push(group.clone()),
+                None => drop(joined.insert(name.to_owned(), vec![group.clone()])),
+            });
+        }
+        let (mut outcomes, mut new) = (Vec::new(), BTreeMap::new());
+        for (name, groups) in joined {
+            let Some(old) = self.inventory.nodes.get(name.as_str()) else { continue };
+            outcomes.push(Outcome::ok(&name, "updated"));
+            let mut settings = old.open();
+            let count = settings.groups.len();
+            for group in groups {
                 if !settings.groups.contains(&group) {
-                    std::sync::Arc::make_mut(settings).groups.push(group.clone());
+                    settings.groups.push(group);
                 }
             }
+            if settings.groups.len() > count {
+                new.insert(name, Record::from(&settings));
+            }
         }
-        let outcomes = new.keys().map(|name| Outcome::ok(name, "updated")).collect();
-        new.retain(|name, record| {
-            self.inventory.get(Noun::Node, name).is_none_or(|old| old != *record)
-        });
         Ok(Plan::of(outcomes, new))
     }
 

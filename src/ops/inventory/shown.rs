@@ -26,14 +26,14 @@ pub fn export(
 ) -> Result<(String, Vec<Outcome>)> {
     let names = inventory.names(noun, names)?;
     if format == Format::Groups && noun == Noun::Group {
-        let members = members(inventory);
+        let members: BTreeMap<&str, NodeSet> = inventory.memberships().collect();
         let (there, missing) = found(&names, |name| members.get(name));
         return Ok((groups::lines(there.into_iter()), missing));
     }
     let (there, missing) = found(&names, |name| inventory.get(noun, name));
     let text = match (format, noun) {
         (Format::Groups, Noun::Node) => {
-            let each = there.iter().filter_map(|(name, it)| Some((*name, &**it.settings()?)));
+            let each = there.iter().filter_map(|(name, it)| Some((*name, it.settings()?.open())));
             groups::write(each)
         }
         (Format::Groups, _) => return Err(Error::usage("only nodes are in groups")),
@@ -107,11 +107,6 @@ fn found<T>(names: &[String], get: impl Fn(&str) -> Option<T>) -> (Vec<(&str, T)
     (there, missing)
 }
 
-fn members(inventory: &Inventory) -> BTreeMap<&str, NodeSet> {
-    let each = inventory.nodes.iter().map(|(name, it)| (name.as_str(), &**it));
-    groups::members(each)
-}
-
 /// A part of a record that is to be told.
 enum Field {
     Name,
@@ -159,7 +154,7 @@ pub fn rows(
     };
     let wants_members = fields.is_empty() || fields.iter().any(|it| matches!(it, Field::Members));
     let members = match noun == Noun::Group && wants_members {
-        true => members(inventory),
+        true => inventory.memberships().collect(),
         false => BTreeMap::new(),
     };
     let (mut rows, mut missing) = (Vec::new(), Vec::new());

@@ -288,7 +288,7 @@ async fn a_change_that_breaks_in_the_middle_says_how_far_it_is() {
     // The second, which is done nevertheless.
     world.store.fail(1, 1, true);
     world.wrong(Noun::Node, update("all", &["arch=ppc64le"])).await;
-    let new = |it: &&Arc<crate::model::node::Settings>| it.arch.as_deref() == Some("ppc64le");
+    let new = |it: &&crate::model::node::Packed| it.open().arch.as_deref() == Some("ppc64le");
     let changed = world.book.inventory.nodes.values().filter(new).count();
     let op = world.book.ops().next_back().unwrap();
     assert_eq!((op.state, op.done), (State::Failed, changed));
@@ -400,7 +400,7 @@ async fn what_cannot_be_read_can_be_deleted() {
     let put = [put, Change::put_json(keys::inventory_counter(), &()).unwrap()];
     assert!(matches!(world.store.store.commit(&[], &put).await.unwrap(), Commit::Done(_)));
     let mut book = Book::open(world.dir.path()).await.unwrap();
-    let notes = book.inventory.nodes["n1"].notes.clone().unwrap();
+    let notes = book.inventory.nodes["n1"].open().notes.unwrap();
     assert!(notes.contains("cannot be read") && notes.contains("recursion limit"), "{notes}");
     let request = Request { noun: Noun::Node, verb: delete("n1"), dry_run: false };
     assert_eq!(book.apply(&request).await.unwrap()[0].text, "deleted");
