@@ -333,6 +333,9 @@ impl Folder {
         if let Err(error) = marked {
             // Then it is the other's.
             std::mem::forget(folder);
+            if error.kind() == ErrorKind::AlreadyExists {
+                check_empty(path).while_doing(doing)?;
+            }
             return Err(error).while_doing(doing);
         }
         Ok(folder)

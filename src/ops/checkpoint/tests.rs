@@ -233,3 +233,27 @@ fn a_folder_that_others_could_write_to_is_closed_to_them() {
     drop(folder);
     assert_eq!(mode(), 0o2777, "it is as it was");
 }
+
+#[test]
+fn of_many_at_once_in_a_folder_one_is_the_first_and_the_others_are_told_so() {
+    let temp = tempfile::tempdir().unwrap();
+    for round in 0..100 {
+        let path = temp.path().join(round.to_string());
+        let all = std::sync::Barrier::new(4);
+        let made = std::thread::scope(|scope| {
+            let make = || {
+                all.wait();
+                let made = Folder::make(&path);
+                // Who has failed early must not make room for one who comes late.
+                all.wait();
+                made.map(Folder::keep).map_err(|error| error.report())
+            };
+            let threads = [(); 4].map(|()| scope.spawn(make));
+            threads.map(|thread| thread.join().unwrap())
+        });
+        assert_eq!(made.iter().filter(|made| made.is_ok()).count(), 1, "{made:?}");
+        for why in made.iter().filter_map(|made| made.as_ref().err()) {
+            assert!(why.contains("a checkpoint is being taken there"), "{why}");
+        }
+    }
+}
