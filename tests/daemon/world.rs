@@ -237,16 +237,15 @@ impl Daemon {
     pub fn dies(mut self) {
         use std::os::unix::process::ExitStatusExt;
         let end = Instant::now() + PATIENCE;
-        let mut child = self.child.take().unwrap();
-        while Instant::now() < end {
-            if let Some(status) = child.try_wait().unwrap() {
+        loop {
+            if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
+                self.child = None;
                 assert_eq!(status.signal(), Some(9), "{status}");
                 return;
             }
+            assert!(Instant::now() < end, "it does not die");
             std::thread::sleep(Duration::from_millis(20));
         }
-        let _ = child.kill();
-        panic!("it does not die");
     }
 
     /// Ends it at once.
