@@ -20,10 +20,9 @@ impl Packed {
     /// # Errors
     /// When these are no settings.
     pub fn read(json: &[u8]) -> Result<Self> {
-        let doing = || "reading a record".to_owned();
-        let text = std::str::from_utf8(json).while_doing(doing)?;
-        serde_json::from_str::<Settings>(text).while_doing(doing)?;
-        Ok(Self(text.into()))
+        // Written anew: there are other texts of the same settings, and trees of some are others.
+        let settings = serde_json::from_slice::<Settings>(json);
+        settings.map(Self::from).while_doing(|| "reading a record".into())
     }
 
     /// As they are stored.

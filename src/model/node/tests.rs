@@ -211,7 +211,11 @@ fn settings_are_kept_as_they_are_stored() {
     assert_eq!(packed.open(), settings);
     assert_eq!(packed.tree().unwrap(), settings.tree().unwrap());
     assert_eq!(Packed::read(packed.json().as_bytes()).unwrap(), packed);
-    for wrong in ["", "[]", r#"{"arhc": "x"}"#, r#"{"nics": null}"#] {
+    // An odd text of nothing, which would be no tree.
+    let odd = Packed::read(br#"{"console": [], "control": [], "groups": []}"#).unwrap();
+    assert_eq!((odd.json(), odd.tree().unwrap()), ("{}", Tree::new()));
+    assert_eq!(Packed::read(b"[]").unwrap(), Packed::default());
+    for wrong in ["", "0", r#"{"arhc": "x"}"#, r#"{"nics": null}"#] {
         assert!(Packed::read(wrong.as_bytes()).is_err(), "{wrong}");
     }
     assert!(Packed::read(b"{\"notes\": \"\xff\"}").is_err());
