@@ -37,7 +37,9 @@ pub async fn others(store: &dyn Store, active: &Arc<Active>, metrics: &Metrics, 
             None => Ok(()),
         };
         if let Err(error) = ended {
-            tracing::warn!("what others write is not heard of: {}", error.report());
+            let report = error.report();
+            let report = report.trim_start_matches("error: ");
+            tracing::warn!("what others write is not heard of: {report}");
         }
         sleep(REST).await;
         // Something may have been missed: all of it is read.

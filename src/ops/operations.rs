@@ -15,7 +15,6 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::stream;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
@@ -23,24 +22,21 @@ use super::book::now;
 use super::orders::Prepared;
 use crate::error::{Context, Error, Result};
 use crate::host::crash;
-use crate::model::node::operation::{Operation, State, StoppedBy};
+use crate::model::node::operation::{Operation, State};
 use crate::model::node::request::Outcome;
 use crate::model::nodeset::NodeSet;
 use crate::model::nodeset::parse::parse;
 use crate::model::order::{Order, Results};
-use crate::node::power::Hub;
-use crate::node::power::fanout::{self, Stop};
 use crate::store::{Change, Check, Commit, Store, get_json, keys, list_all};
 
 use begun::{Begins, Begun};
+use work::{Ended, on, run};
 
 mod begun;
+mod work;
 
 /// How many results one entry of the store has.
 const SHARD: usize = 500;
-
-/// The longest text of a result that is kept.
-const MAX_TEXT: usize = 1000;
 
 /// What is said of a node that was begun, and nobody knows more.
 const UNKNOWN: &str = "the daemon ended meanwhile: whether it was done is not known";
@@ -137,7 +133,8 @@ impl Desk {
         operation.done = results.iter().filter(|it| it.ok).count();
         operation.failed = results.len() - operation.done;
         crash::point("op.buried")?;
-        self.flush(&Running::new(operation, results), written).await.map(drop)
+        let running = Running::new(operation.clone(), results);
+        self.flush(&running, written, Some(&operation)).await.map(drop)
     }
 
     /// What the store has of an operation: what came of nodes, and which were begun.
@@ -238,7 +235,7 @@ impl Desk {
                 () = sleep_until(due) => due = Instant::now() + EACH,
             }
             // What cannot be written now is written later, or by nobody: the store is away.
-            match self.flush(&running, written).await {
+            match self.flush(&running, written, None).await {
                 Ok(now) => written = now,
                 Err(error) if !said => {
                     said = true;
@@ -247,32 +244,32 @@ impl Desk {
                 Err(_) => {}
             }
         };
-        {
-            let mut now = running.now();
-            let operation = &mut now.operation;
-            operation.ended = Some(super::book::now());
-            (operation.state, operation.reason) = match end {
-                Ok(Ok(Some(why))) => {
-                    operation.stopped_by = Some(why);
-                    (State::Aborted, Some(why.as_str().into()))
-                }
-                Ok(Ok(None)) if operation.failed == 0 => (State::Done, None),
-                Ok(Ok(None)) => (State::Failed, None),
-                Ok(Err(why)) => (State::Interrupted, Some(why)),
-                Err(_) => (State::Interrupted, Some("a bug of ours ended it".into())),
-            };
-        }
+        // Nobody is told that it is over before the journal says so.
+        let mut operation = running.now().operation.clone();
+        operation.ended = Some(super::book::now());
+        (operation.state, operation.reason) = match end {
+            Ok(Ok(Some(why))) => {
+                operation.stopped_by = Some(why);
+                (State::Aborted, Some(why.as_str().into()))
+            }
+            Ok(Ok(None)) if operation.failed == 0 => (State::Done, None),
+            Ok(Ok(None)) => (State::Failed, None),
+            Ok(Err(why)) => (State::Interrupted, Some(why)),
+            Err(_) => (State::Interrupted, Some("a bug of ours ended it".into())),
+        };
         for wait in [0, 1, 5, 20] {
             sleep(Duration::from_secs(wait)).await;
-            match self.flush(&running, written).await {
+            match self.flush(&running, written, Some(&operation)).await {
                 Ok(_) => break,
                 Err(error) => {
                     tracing::warn!("an operation's end is not recorded: {}", error.report())
                 }
             }
         }
+        let id = operation.id;
+        running.now().operation = operation;
         running.news.send_replace(());
-        self.running().remove(&running.now().operation.id);
+        self.running().remove(&id);
     }
 
     /// Writes which nodes are to be touched now, and then lets them be.
@@ -298,17 +295,21 @@ impl Desk {
         some.into_iter().for_each(|it| it.tell(&outcome));
     }
 
-    /// Writes what is new behind the first results; how many there are then.
-    async fn flush(&self, running: &Running, written: usize) -> Result<usize> {
+    /// Writes what is new behind the first results, and how it has ended; how many there are then.
+    async fn flush(
+        &self,
+        running: &Running,
+        written: usize,
+        last: Option<&Operation>,
+    ) -> Result<usize> {
         // The last shard may not have been full.
         let whole = written / SHARD;
         let Results { operation, results } = running.after(whole * SHARD);
         let all = whole * SHARD + results.len();
-        if all == written && operation.state == State::Running {
+        if all == written && last.is_none() {
             return Ok(written);
         }
-        let is_over = operation.state != State::Running;
-        if is_over {
+        if last.is_some() {
             crash::point("op.ended")?;
         }
         for (shard, some) in (whole..).zip(results.chunks(SHARD)) {
@@ -317,8 +318,9 @@ impl Desk {
             self.write(vec![Change::put_json(key, some)?]).await?;
             crash::point("op.shard")?;
         }
-        self.write(vec![Change::put_json(keys::op(operation.id), &operation)?]).await?;
-        crash::point(if is_over { "op.closed" } else { "op.written" })?;
+        let now = last.unwrap_or(&operation);
+        self.write(vec![Change::put_json(keys::op(now.id), now)?]).await?;
+        crash::point(if last.is_some() { "op.closed" } else { "op.written" })?;
         Ok(all)
     }
 
@@ -433,79 +435,5 @@ impl Desk {
         while !self.running().is_empty() {
             sleep(Duration::from_millis(20)).await;
         }
-    }
-}
-
-/// How the work itself ended: what stopped it, if anything did; or why it could not begin.
-type Ended = std::result::Result<Option<StoppedBy>, String>;
-
-/// Does the work on this thread. Who waits for its end is told by its being dropped, if it
-/// panics.
-fn on(
-    thread: std::thread::Builder,
-    work: impl FnOnce() -> Ended + Send + 'static,
-) -> oneshot::Receiver<Ended> {
-    let (end, ended) = oneshot::channel();
-    match thread.spawn(move || end.send(work())) {
-        Ok(_) => ended,
-        Err(error) => {
-            let (end, ended) = oneshot::channel();
-            // It is still here.
-            let _ = end.send(Err(format!("no thread for it: {error}")));
-            ended
-        }
-    }
-}
-
-/// The work, on its own thread.
-fn run(running: &Running, work: &Prepared) -> Ended {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| format!("no runtime for it: {error}"))?;
-    let mut stop = running.stop.subscribe();
-    let report = runtime.block_on(async {
-        let told = stream::once(async {
-            // Its sender lives as long as we do.
-            let _ = stop.wait_for(|stop| *stop).await;
-        });
-        let hub = Hub::default();
-        fanout::run(&work.bmcs, &work.plan, &hub, told, &mut |bmc, outcome| {
-            let (ok, text) = match outcome {
-                fanout::Outcome::Done(done) => (true, done.to_string()),
-                fanout::Outcome::Failed(error) => (false, short(&error.report())),
-                fanout::Outcome::NotStarted => return,
-            };
-            // Between what was done and what is known of it.
-            let _ = crash::point("op.switched");
-            running.add(Outcome { name: bmc.node.clone(), ok, text });
-        })
-        .await
-    });
-    for (bmc, outcome) in work.bmcs.iter().zip(&report.outcomes) {
-        if matches!(outcome, fanout::Outcome::NotStarted) {
-            running.add(Outcome { name: bmc.node.clone(), ok: false, text: "not started".into() });
-        }
-    }
-    Ok(report.stop.map(|why| match why {
-        Stop::TooManyFailed => StoppedBy::FailLimit,
-        Stop::Interrupted => StoppedBy::Request,
-    }))
-}
-
-/// An error's report as one result has it.
-fn short(report: &str) -> String {
-    report.trim_start_matches("error: ").trim_end().chars().take(MAX_TEXT).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn what_could_not_begin_says_why_and_what_broke_off_that_it_did() {
-        let thread = std::thread::Builder::new;
-        let ended = on(thread().stack_size(usize::MAX / 2), || Ok(None)).await.unwrap();
-        assert!(ended.unwrap_err().starts_with("no thread for it: "));
-        assert_eq!(on(thread(), || Ok(None)).await.unwrap(), Ok(None));
-        on(thread(), || panic!("meant")).await.unwrap_err();
     }
 }

@@ -121,7 +121,7 @@ fn without_etcd_the_daemon_says_so_and_comes_back() {
     etcd.members[0].kill();
     // What is in memory is read for as long as the lead is certain.
     assert_eq!(world.ok("node list").lines().count(), 3);
-    daemon.says("WARN");
+    daemon.says("WARN error: keeping a lease");
     let error = world.refused("node list", 5);
     assert!(error.contains("etcd") || error.contains("store"), "{error}");
     etcd.run(0);
