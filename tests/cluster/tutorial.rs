@@ -92,6 +92,7 @@ fn the_tutorials_session() {
         patiently(world, &["wait", "--for", "agent"]);
         let said = patiently(world, &["run", "systemctl", "is-enabled", "pavo-agent"]);
         assert_eq!(said, "enabled\n");
+        our_agent_brings_its_disks_to_rest(world, &vm0);
         // It is another VM: cloud-init has done its work again.
         assert_eq!(vm0("cloud-init status --wait >/dev/null; cat /root/done"), "set up on vm0\n");
         end(world, alloc);
@@ -199,6 +200,16 @@ fn qemus_agent_serves_where_ours_is_missing(world: &World, stop: impl Fn()) {
     let said = world.pavo(&["run", "--cwd", "/", "--input-none", "true"]);
     assert_eq!(said.code, Some(255), "{said}");
     assert!(said.stderr.contains("only QEMU's agent answers in this guest"), "{said}");
+}
+
+/// With nobody else to ask, and a root file system in use.
+fn our_agent_brings_its_disks_to_rest(world: &World, vm0: &dyn Fn(&str) -> String) {
+    vm0("systemctl stop qemu-guest-agent");
+    vm0("echo at rest >/root/rest");
+    let saved = world.pavo(&["save", "-s", "-d", "user:rested", "vm0"]);
+    assert_eq!(saved.code, Some(0), "{saved}");
+    // It writes again.
+    vm0("echo on >/root/on && sync");
 }
 
 /// Gives the world the image `debian`, in a repository of its own.
