@@ -1,8 +1,8 @@
 //! The map of pavo: one line per module, the layers, and where to add things.
 //!
 //! ```text
-//!  4  cli            one file per verb or noun; parses, calls, prints through `cli::out`
-//!     daemon         the one that writes the inventory: connections, API, the lock of the one
+//!  5  cli            one file per verb or noun; parses, calls, prints through `cli::out`
+//!  4  daemon         the one that writes the inventory: connections, API, the lock of the one
 //!                    that is active
 //!  3  ops            operations that join the peers below: launch here or as a step of Slurm,
 //!                    root's set-up of a host, the site's store, sweep, wait, save, run, copy
